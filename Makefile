@@ -1,0 +1,38 @@
+# make setup | demo | test | check | lock      Needs Python 3.11, pip and make; nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check lock clean
+
+setup: $(READY)
+
+# torch first, and never a CUDA build where there is no NVIDIA driver (.ci/install_torch.py says what it chose).
+$(READY): pyproject.toml constraints.txt .ci/install_torch.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python .ci/install_torch.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python benchmarks/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Resolve every extra anew; torch stays at the newest version that the registries in use offer without CUDA.
+lock:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --constraint - --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt
+
+clean:
+	rm -rf $(VENV) runs

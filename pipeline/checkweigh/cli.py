@@ -1,0 +1,193 @@
+"""Command line: parse, call one use case, map to an exit code. For people on stderr, for programs on stdout.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+from checkweigh import __version__
+from checkweigh.errors import CheckweighError, ExitCode
+
+if TYPE_CHECKING:
+    from checkweigh.progress import Bars
+
+app = typer.Typer(
+    name="checkweigh",
+    help="The gate that decides whether a change to a served language model may ship.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manifest, NAME.yaml")]
+Baseline = Annotated[Path, typer.Argument(metavar="BASELINE", help="manifest of what serves now")]
+Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
+PolicyPath = Annotated[Path, typer.Option("--policy", metavar="P", help="checks and margins")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+
+
+@app.command()
+def gate(
+    baseline: Baseline,
+    candidate: Candidate,
+    policy: PolicyPath = Path("gates/default.yaml"),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/CANDIDATE-NAME")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
+    from checkweigh.usecases.gate import gate as run
+    from checkweigh.usecases.gate import read_inputs
+
+    out = out or Path("runs") / candidate.stem
+    with _bars() as bars:
+        inputs = read_inputs(baseline, candidate, policy, bars.update)
+        decision = run(inputs, out, bars.update)
+    _show(decision, out, as_json)
+    raise typer.Exit(decision.exit_code)
+
+
+@app.command()
+def pin(manifest: ManifestPath, as_json: AsJson = False) -> None:
+    """Write the digests of everything the manifest names to NAME.lock.json."""
+    from checkweigh.sources.pin import lock_path
+    from checkweigh.sources.pin import pin as run
+
+    with _bars() as bars:
+        lock = run(manifest, bars.update)
+    if as_json:
+        print(lock.model_dump_json(indent=2))
+    _say(f"pinned {lock.name}: {len(lock.pins.weights)} weight files -> {lock_path(manifest)}")
+
+
+@app.command()
+def verify(manifest: ManifestPath, as_json: AsJson = False) -> None:
+    """Check that what is there is what is pinned. Exit 2 and every difference otherwise."""
+    from checkweigh.sources.pin import verify as run
+
+    with _bars() as bars:
+        resolved = run(manifest, bars.update)
+    if as_json:
+        print(resolved.pins.model_dump_json(indent=2))
+    _say(f"verified {resolved.manifest.name}: everything is what the lock says")
+
+
+@app.command()
+def diff(baseline: Baseline, candidate: Candidate, as_json: AsJson = False) -> None:
+    """Show which pins changed, and which metrics that leaves comparable."""
+    import json
+
+    from checkweigh.usecases.diff import diff as run
+
+    with _bars() as bars:
+        difference = run(baseline, candidate, bars.update)
+    if as_json:
+        print(json.dumps(difference.as_json(), indent=2))
+    else:
+        _console().print(difference.text(), markup=False, highlight=False)
+    raise typer.Exit(ExitCode.BAD_INPUT if difference.undeclared else ExitCode.PASS)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a gate, with its decision.json")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a stored decision again; the exit code is the gate's."""
+    from checkweigh.usecases.stored import read_decision
+
+    decision = read_decision(run)
+    _show(decision, run, as_json)
+    raise typer.Exit(decision.exit_code)
+
+
+@app.command()
+def schema(kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, lock or decision")]) -> None:
+    """Print the JSON Schema of a document, for editors."""
+    import json
+
+    from checkweigh.usecases.stored import json_schema
+
+    print(json.dumps(json_schema(kind), indent=2))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def _console():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _bars() -> Bars:
+    from checkweigh.progress import Bars
+
+    return Bars(_console())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _show(decision, out: Path, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    from checkweigh.report.terminal import print_decision
+
+    if as_json:
+        print(decision.model_dump_json(indent=2))
+    print_decision(decision, _console())
+    _say(f"report: {out / 'report.html'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. Any error that is not a verdict is 2 or 4, never 0 or 1."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except CheckweighError as error:
+        _say(f"checkweigh: {error}")
+        tail = getattr(error, "log_tail", "")
+        if tail:
+            _say(tail)
+        return int(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return int(ExitCode.BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        _say("checkweigh: interrupted; the same command goes on where it stopped")
+        return int(ExitCode.BROKEN)
+    return int(result) if isinstance(result, int) else int(ExitCode.PASS)
+
+
+def entry() -> None:
+    """Console script: like ``main``, and an unexpected crash exits 4, not Python's 1."""
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(ExitCode.BROKEN)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        _say("checkweigh: this is a fault of the tool, not a verdict")
+        code = int(ExitCode.BROKEN)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

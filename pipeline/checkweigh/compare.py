@@ -1,0 +1,270 @@
+"""A check and its paired sample -> a Comparison. Pure; chooses the estimator, nothing else.
+
+1. A sample with problems, too few items or clusters, or constant graded scores is ``Inestimable``.
+2. Two executions with equal raw outputs on every item are ``Identical`` (event indicators are not: all-zero
+   events in both arms have a score interval of their own).
+3. Otherwise the metric's estimator runs twice: on complete pairs (estimate, block test) and, where an item
+   failed, with a candidate's failure as the worst value and a baseline's as the best (pass test). Metrics
+   without a worst value cannot pass above 0.5% failures. (STATISTICS.md, "Failed items".)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from checkweigh.pairing import Bools, Floats, PairedSample
+from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
+from checkweigh.records.measurement import PairedRun
+from checkweigh.records.metrics import METRICS
+from checkweigh.records.policy import Check
+from checkweigh.stats import (
+    MIN_BLOCKS,
+    MIN_EFFECTIVE_CLUSTERS,
+    Evidence,
+    Partition,
+    block_log_ratio,
+    clustered_mean,
+    clustered_proportion,
+    clustered_tango,
+    differing_share_upper,
+    effective_binary_n,
+    least_n_without_flips,
+    ratio_difference,
+)
+
+MAX_UNBOUNDED_FAILURES = 0.005
+EVENTS = frozenset({"bad_ending", "truncated", "empty", "looping", "failed"})
+
+
+def margin_of(check: Check) -> float:
+    """The margin on the scale of the comparison: a relative one becomes the log ratio."""
+    return float(np.log1p(check.margin)) if check.scale == "relative" else check.margin
+
+
+def compare(check: Check, sample: PairedSample, *, alpha: float) -> Comparison:
+    """What the sample says about the check, with one-sided level ``alpha`` for the pass test."""
+    failed_b, failed_c = sample.failed
+    complete = ~(failed_b | failed_c)
+    if _paired_binary(sample):
+        sample = replace(sample, weights=np.ones_like(sample.weights))
+    means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
+    reason = _unusable(check, sample, complete)
+    if reason is None and sample.identical and check.metric not in EVENTS and check.kind != "absolute":
+        return _identical(check, sample)
+    if reason is not None:
+        return Inestimable(reason=reason, baseline=means[0], candidate=means[1])
+    block = _estimate(check, _take(sample, complete), alpha)
+    passing, exclusions = _pass_side(check, sample, complete, block, alpha)
+    reason = _degenerate(check, sample, block)
+    if reason is not None:
+        return Inestimable(reason=reason, baseline=means[0], candidate=means[1])
+    record = _record(check, sample, block, passing, exclusions, alpha)
+    if check.kind != "equivalence":
+        return record
+    opposite = _mirror(check)
+    block = _estimate(opposite, _take(sample, complete), alpha)
+    passing, _ = _pass_side(opposite, sample, complete, block, alpha)
+    return _both_sides(record, _record(opposite, sample, block, passing, exclusions, alpha))
+
+
+def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float) -> Comparison:
+    """Timing and memory: log ratios of block values, one datum for each pair of blocks."""
+    if run is None:
+        return Inestimable(reason="timing was not measured")
+    key = check.metric if check.metric == "peak_memory" else f"{check.metric}.{check.statistic}"
+    rows = [(b.baseline.get(key, np.nan), b.candidate.get(key, np.nan)) for b in run.blocks]
+    values = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    if len(values) < max(MIN_BLOCKS, check.min_clusters):
+        return Inestimable(reason=f"{len(values)} pairs of blocks, {max(MIN_BLOCKS, check.min_clusters)} needed")
+    if sum(b.requests for b in run.blocks) < check.min_items:
+        return Inestimable(reason=f"{sum(b.requests for b in run.blocks)} requests, {check.min_items} needed")
+    if not np.isfinite(values).all() or (values <= 0).any():
+        return Inestimable(reason=f"'{key}' is missing or not positive in some blocks")
+    d = _sign(check) * np.log(values[:, 1] / values[:, 0])
+    evidence = block_log_ratio(d, margin=margin_of(check), alpha=alpha)
+    if not evidence.estimable.all():
+        return Inestimable(reason="the blocks do not differ at all; the clock is too coarse")
+    means = float(np.median(values[:, 0])), float(np.median(values[:, 1]))
+    record = _to_record(check, evidence, evidence, alpha, pairs=len(values), means=means)
+    if check.kind != "equivalence":
+        return record
+    evidence = block_log_ratio(-d, margin=margin_of(check), alpha=alpha)
+    return _both_sides(record, _to_record(check, evidence, evidence, alpha, pairs=len(values), means=means))
+
+
+def _paired_binary(sample: PairedSample) -> bool:
+    """Whether every value is 0 or 1: then flips are counted, and items weigh the same."""
+    values = np.concatenate([sample.baseline, sample.candidate])
+    bounded = METRICS[sample.metric].estimator in ("graded", "binary")
+    return bounded and bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
+
+
+def _mirror(check: Check) -> Check:
+    """The same check looking the other way."""
+    return check.model_copy(update={"direction": "lower" if check.direction == "higher" else "higher"})
+
+
+def _both_sides(record: Estimate, mirrored: Estimate) -> Estimate:
+    """Two one-sided tests (Schuirmann 1987): equivalence needs both; either side may block."""
+    return record.model_copy(
+        update={"p_pass": max(record.p_pass, mirrored.p_pass), "p_better": mirrored.p_worse}
+    )
+
+
+def _sign(check: Check) -> float:
+    return 1.0 if check.direction == "higher" else -1.0
+
+
+def _mean(sample: PairedSample, values: Floats) -> float | None:
+    """The arm's own level, for people: weighted mean, or total over total size."""
+    usable = np.isfinite(values) & np.isfinite(sample.size)
+    if not usable.any():
+        return None
+    if METRICS[sample.metric].estimator == "ratio":
+        total = float(sample.size[usable].sum())
+        return float(values[usable].sum()) / total if total > 0 else None
+    return float(np.average(values[usable], weights=sample.weights[usable]))
+
+
+def _unusable(check: Check, sample: PairedSample, complete: Bools) -> str | None:
+    if sample.problems:
+        return "; ".join(sample.problems)
+    n, labels = len(sample.clusters), len(set(sample.clusters))
+    if n < check.min_items:
+        return f"{n} items, {check.min_items} needed"
+    if labels < check.min_clusters:
+        return f"{labels} clusters, {check.min_clusters} needed"
+    if not complete.any():
+        return "every item failed in one arm or the other"
+    if check.metric in EVENTS:
+        return None
+    for arm, values in (("baseline", sample.baseline), ("candidate", sample.candidate)):
+        scores = values[complete] / sample.size[complete]
+        if np.ptp(scores) == 0:
+            return f"the {arm}'s scores are all {scores[0]:g}; a constant says nothing"
+    return None
+
+
+def _take(sample: PairedSample, keep: Bools) -> PairedSample:
+    return replace(
+        sample,
+        baseline=sample.baseline[keep], candidate=sample.candidate[keep],
+        size=sample.size[keep], weights=sample.weights[keep],
+        clusters=tuple(label for label, k in zip(sample.clusters, keep, strict=True) if k),
+        batches=tuple(label for label, k in zip(sample.batches, keep, strict=True) if k),
+    )  # fmt: skip
+
+
+def _identical(check: Check, sample: PairedSample) -> Comparison:
+    clusters = len(set(sample.clusters))
+    mean = _mean(sample, sample.baseline)
+    assert mean is not None
+    return Identical(
+        pairs=len(sample.clusters), clusters=clusters, baseline=mean, candidate=mean,
+        differing_share_upper=differing_share_upper(clusters),
+    )  # fmt: skip
+
+
+def _estimate(check: Check, sample: PairedSample, alpha: float) -> Evidence:
+    """The metric's estimator on a sample without failures."""
+    partition = Partition.from_labels(sample.clusters)
+    margin, sign = margin_of(check), _sign(check)
+    if check.kind == "absolute":
+        return _absolute(check, sample, partition, alpha)
+    if _paired_binary(sample):
+        pair = (sample.baseline, sample.candidate)
+        first, second = pair if sign > 0 else pair[::-1]
+        return clustered_tango(first, second, partition, margin=margin, alpha=alpha)
+    delta = sign * (sample.candidate - sample.baseline)
+    if METRICS[check.metric].estimator == "ratio":
+        return ratio_difference(delta, sample.size, partition, margin=margin, alpha=alpha)
+    return clustered_mean(delta, partition, margin=margin, alpha=alpha, weights=_weights(sample))
+
+
+def _absolute(check: Check, sample: PairedSample, partition: Partition, alpha: float) -> Evidence:
+    """The candidate alone against the limit ``check.margin``; effect = how far it is on the good side."""
+    sign, limit = _sign(check), check.margin
+    if _paired_binary(sample):
+        return clustered_proportion(sample.candidate, partition, limit=limit, sign=sign, alpha=alpha)
+    if METRICS[check.metric].estimator == "ratio":
+        over = sign * (sample.candidate - limit * sample.size)
+        return ratio_difference(over, sample.size, partition, margin=0.0, alpha=alpha)
+    return clustered_mean(
+        sign * (sample.candidate - limit), partition, margin=0.0, alpha=alpha, weights=_weights(sample)
+    )
+
+
+def _weights(sample: PairedSample) -> Floats | None:
+    return None if np.ptp(sample.weights) == 0 else sample.weights
+
+
+def _pass_side(
+    check: Check, sample: PairedSample, complete: Bools, block: Evidence, alpha: float
+) -> tuple[Evidence | None, tuple[str, ...]]:
+    """Evidence for the pass test, None when failures forbid a pass, and what was excluded."""
+    failed_b, failed_c = sample.failed
+    if complete.all():
+        return block, ()
+    note = (f"{int(failed_b.sum())} items failed in the baseline, {int(failed_c.sum())} in the candidate",)
+    if METRICS[check.metric].estimator in ("graded", "binary"):
+        best = 1.0 if check.direction == "higher" else 0.0
+        filled = replace(
+            sample,
+            baseline=np.where(failed_b, best, sample.baseline),
+            candidate=np.where(failed_c, 1.0 - best, sample.candidate),
+        )
+        return _estimate(check, filled, alpha), note
+    if 1 - complete.mean() > MAX_UNBOUNDED_FAILURES:
+        return None, (*note, f"more than {MAX_UNBOUNDED_FAILURES:.1%} failures: no pass")
+    return block, note
+
+
+def _degenerate(check: Check, sample: PairedSample, evidence: Evidence) -> str | None:
+    if not evidence.estimable.all():
+        return "the differences do not vary, or too few clusters are left; no interval can be stated"
+    partition = Partition.from_labels(sample.clusters)
+    if evidence.g_eff < MIN_EFFECTIVE_CLUSTERS:
+        return f"{evidence.g_eff:.0f} effective clusters, {MIN_EFFECTIVE_CLUSTERS} needed"
+    if _paired_binary(sample) and check.kind != "absolute":
+        have, need = effective_binary_n(partition), least_n_without_flips(margin_of(check))
+        if have < need:
+            return f"{have:.0f} effective items, {need} needed before any data could pass at this margin"
+    return None
+
+
+def _record(
+    check: Check, sample: PairedSample, block: Evidence, passing: Evidence | None,
+    exclusions: Sequence[str], alpha: float,
+) -> Estimate:  # fmt: skip
+    failed_b, failed_c = sample.failed
+    means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
+    assert means[0] is not None
+    assert means[1] is not None
+    record = _to_record(check, block, passing, alpha, pairs=block.n, means=(means[0], means[1]))
+    return record.model_copy(
+        update={
+            "failed_baseline": int(failed_b.sum()),
+            "failed_candidate": int(failed_c.sum()),
+            "exclusions": tuple(exclusions),
+        }
+    )
+
+
+def _to_record(
+    check: Check, block: Evidence, passing: Evidence | None, alpha: float, *, pairs: int, means: tuple[float, float]
+) -> Estimate:
+    usable = passing is not None and bool(passing.estimable.all())
+    return Estimate(
+        effect=float(block.effect), low=float(passing.lower) if passing and usable else None,
+        high=float(block.upper), confidence=1 - alpha, method=block.method, pairs=pairs, clusters=block.clusters,
+        effective_clusters=float(block.g_eff), design_effect=float(block.design_effect), se=float(block.se),
+        flips=None if block.flips is None else int(block.flips),
+        p_pass=float(passing.p_superior if check.kind == "superiority" else passing.p_noninferior)
+        if passing and usable else 1.0,
+        p_worse=float(block.p_worse),
+        baseline=means[0], candidate=means[1],
+    )  # fmt: skip
+

@@ -1,0 +1,156 @@
+"""Policy + comparisons -> decision. Pure: no IO, no clock; the rules of STATISTICS.md, numbered.
+
+1. Every policy has an implicit critical check on failed items.
+2. p-values of deterioration are adjusted by Holm over all gating checks, the number of which is fixed by the
+   policy; an inestimable check counts with p = 1 and an equivalence check counts twice.
+3. A check *blocks* when its adjusted p is at most the block level and the estimate is beyond the margin.
+4. It is *anomalous* when an implausible quality gain is certain: lower bound > 2 m and estimate > 3 m.
+5. It *passes* when its pass test rejects at the false-pass level; a significant decline inside the margin
+   passes with a *warning*. Identical arms pass when at most 5% of clusters could differ.
+6. Everything else is inconclusive.
+7. The verdict is the worst of its parts: any block blocks; otherwise a critical check that did not pass, a
+   supporting check that cannot be estimated, or an anomaly makes it inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from checkweigh.compare import EVENTS, margin_of
+from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
+from checkweigh.records.decision import CheckResult, Outcome, Verdict
+from checkweigh.records.metrics import METRICS
+from checkweigh.records.policy import FAILURES, Check, Policy
+from checkweigh.sentences import sentence
+from checkweigh.stats import MIN_CLUSTERS, holm, items_to_settle
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Verdict, reasons and results of one gate."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    results: tuple[CheckResult, ...]
+
+
+def checks_of(policy: Policy) -> tuple[Check, ...]:
+    """The policy's checks and the implicit one on failed items, over every set the policy uses."""
+    implicit = Check(
+        id=FAILURES, metric="failed", evalset=policy.evalsets(), direction="lower", margin=policy.failure_margin,
+        because="implicit in every policy: an item without a result is evidence, never dropped",
+        min_items=300, tier="critical",
+    )  # fmt: skip
+    return (*policy.checks, implicit) if policy.evalsets() else policy.checks
+
+
+def declared(check: Check, intends: Sequence[str]) -> bool:
+    """Whether the candidate's manifest declares the change that this check looks for."""
+    if METRICS[check.metric].estimator != "log_length":
+        return False
+    return ("longer" if check.direction == "lower" else "shorter") in intends
+
+
+def decide(policy: Policy, comparisons: Mapping[str, Comparison], intends: Sequence[str] = ()) -> Judgement:
+    """The judgement on ``comparisons`` (check id -> comparison); a check without one is inestimable."""
+    checks = checks_of(policy)
+    missing = Inestimable(reason="no comparison was made")
+    found = {check.id: comparisons.get(check.id, missing) for check in checks}
+    gating = [check for check in checks if check.tier != "advisory" and not declared(check, intends)]
+    adjusted = _adjust(gating, found)
+    results = tuple(_result(policy, check, found[check.id], adjusted, intends) for check in checks)
+    verdict, reasons = _verdict(results)
+    return Judgement(verdict, reasons, results)
+
+
+def _adjust(gating: Sequence[Check], found: Mapping[str, Comparison]) -> dict[str, float]:
+    """Holm-adjusted p of deterioration for each gating check; the smaller of an equivalence check's two."""
+    names: list[str] = []
+    p: list[float] = []
+    for check in gating:
+        comparison = found[check.id]
+        estimate = comparison if isinstance(comparison, Estimate) else None
+        names.append(check.id)
+        p.append(estimate.p_worse if estimate else 1.0)
+        if check.kind == "equivalence":
+            names.append(check.id)
+            p.append(estimate.p_better if estimate and estimate.p_better is not None else 1.0)
+    adjusted: dict[str, float] = {}
+    for name, value in zip(names, holm(np.array(p)), strict=True) if p else ():
+        adjusted[name] = min(float(value), adjusted.get(name, 1.0))
+    return adjusted
+
+
+def _result(
+    policy: Policy, check: Check, comparison: Comparison, adjusted: Mapping[str, float], intends: Sequence[str]
+) -> CheckResult:
+    margin, budget = margin_of(check), policy.error_budget
+    outcome = _outcome(check, comparison, margin, adjusted.get(check.id), budget.false_pass, budget.false_block)
+    settle = None
+    if isinstance(comparison, Estimate) and outcome == "inconclusive" and check.kind == "non_inferiority":
+        settle = items_to_settle(
+            comparison.effect, comparison.se, comparison.pairs, margin, budget.false_pass,
+            checks=max(1, len(adjusted)), block_alpha=budget.false_block,
+        ) if comparison.se > 0 else None  # fmt: skip
+    result = CheckResult(
+        check=check, implicit=check.id == FAILURES, declared=declared(check, intends), outcome=outcome,
+        margin=margin, comparison=comparison, p_adjusted=adjusted.get(check.id), information=1.0,
+        items_to_settle=settle, sentence="",
+    )  # fmt: skip
+    return result.model_copy(update={"sentence": sentence(result)})
+
+
+def _outcome(
+    check: Check, comparison: Comparison, margin: float, p_adjusted: float | None, alpha: float, alpha_block: float
+) -> Outcome:
+    """Steps 3 to 6 for one check; an advisory check is judged alone, unadjusted, and never gates."""
+    if isinstance(comparison, Inestimable):
+        return "inconclusive"
+    if isinstance(comparison, Identical):
+        enough = comparison.clusters >= MIN_CLUSTERS and check.kind in ("non_inferiority", "equivalence")
+        return "passed" if enough else "inconclusive"
+    limit = 0.0 if check.kind == "absolute" else margin
+    p_worse = comparison.p_worse if p_adjusted is None else p_adjusted
+    beyond = -comparison.effect >= limit
+    if check.kind == "equivalence":
+        beyond = abs(comparison.effect) >= limit
+        if p_adjusted is None and comparison.p_better is not None:
+            p_worse = min(p_worse, comparison.p_better)
+    if beyond and p_worse <= alpha_block:
+        return "blocked"
+    quality = METRICS[check.metric].estimator in ("ratio", "graded", "binary") and check.metric not in EVENTS
+    low = comparison.low
+    if quality and check.kind == "non_inferiority" and low is not None:
+        if low > 2 * margin and comparison.effect > 3 * margin:
+            return "anomalous"
+    if comparison.p_pass < alpha and low is not None:
+        return "warning" if p_worse <= alpha_block else "passed"
+    return "inconclusive"
+
+
+def _verdict(results: Sequence[CheckResult]) -> tuple[Verdict, tuple[str, ...]]:
+    """Step 7."""
+    blocked = [r for r in results if r.gating and r.outcome == "blocked"]
+    if blocked:
+        return Verdict.BLOCK, tuple(r.sentence for r in blocked)
+    open_ = [
+        r
+        for r in results
+        if r.gating
+        and (
+            r.outcome == "anomalous"
+            or (r.check.tier == "critical" and r.outcome not in ("passed", "warning"))
+            or (r.check.tier == "supporting" and isinstance(r.comparison, Inestimable))
+        )
+    ]
+    if open_:
+        return Verdict.INCONCLUSIVE, tuple(r.sentence for r in open_)
+    passed = [r for r in results if r.gating and r.check.tier == "critical"]
+    if not passed:
+        return Verdict.INCONCLUSIVE, ("no critical check is left to pass: every one is declared by intends",)
+    warned = [r.sentence for r in results if r.gating and r.outcome == "warning"]
+    summary = f"all {len(passed)} critical checks show the candidate to be no worse than their margins allow"
+    return Verdict.PASS, (summary, *warned)

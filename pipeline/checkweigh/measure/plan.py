@@ -1,0 +1,54 @@
+"""The batch plan: which items run together, and in which order. A pure function of set and settings.
+
+Items are sorted by length, so that little is padded; a batch is the atomic unit of storage and is redone whole
+after an interruption, because in bf16 another batching moves the numbers (ENGINES: up to half a nat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from checkweigh import canonical
+from checkweigh.records.evalset import Choice, EvalSet, Item, Text
+from checkweigh.records.manifest import Engine
+
+BYTES_PER_TOKEN = 3  # a cautious guess, only used to group items; English prose has about 4.5
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items that run together."""
+
+    index: int
+    items: tuple[Item, ...]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the item ids in order; a stored batch must have been made of the same."""
+        return canonical.digest([item.id for item in self.items])
+
+
+def plan(evalset: EvalSet, engine: Engine) -> tuple[Batch, ...]:
+    """Batches of similar length, within ``engine.max_batch`` items and ``max_batch_tokens`` padded tokens."""
+    order = sorted(evalset.items, key=lambda item: (-_length(item), item.id))
+    batches: list[Batch] = []
+    start = 0
+    while start < len(order):
+        fits = max(1, engine.max_batch_tokens * BYTES_PER_TOKEN // max(1, _length(order[start])))
+        size = min(fits, engine.max_batch)
+        batches.append(Batch(len(batches), tuple(order[start : start + size])))
+        start += size
+    return tuple(batches)
+
+
+def _length(item: Item) -> int:
+    """UTF-8 bytes that one item puts into a batch."""
+    if isinstance(item, Text):
+        return len(item.text.encode())
+    context = sum(len(message.content.encode()) for message in item.messages)
+    return context + (sum(_bytes(item.choices)) if isinstance(item, Choice) else 0)
+
+
+def _bytes(texts: Sequence[str]) -> list[int]:
+    return [len(text.encode()) for text in texts]

@@ -1,0 +1,183 @@
+"""Quality of one arm on one set: batches through an engine, one observation for each item.
+
+Every number is checked where it enters: prompt ids against the pinned rendering, counts and ids of results,
+finiteness. What an engine cannot answer becomes a ``Failed`` observation; an engine that answers something
+else than it was asked is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from checkweigh import canonical
+from checkweigh.engines.protocol import (
+    Engine,
+    GenerateRequest,
+    GenerateResult,
+    ItemFailure,
+    ScoreRequest,
+    ScoreResult,
+)
+from checkweigh.errors import EngineError, PinMismatch, Problem
+from checkweigh.measure.plan import Batch
+from checkweigh.records.evalset import Choice, Generation, Item, Message, Text
+from checkweigh.records.manifest import Manifest
+from checkweigh.records.measurement import Failed, Observation, Scored
+from checkweigh.scoring.choices import choice_scores
+from checkweigh.scoring.replies import looping, score_reply
+
+Render = Callable[[Sequence[Message]], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One running engine with what its manifest pins. ``prefix_id`` starts raw text."""
+
+    manifest: Manifest
+    engine: Engine
+    render: Render
+    prefix_id: int
+
+
+def run_batch(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
+    """Observations of one batch in the batch's order, and the number of tokens computed."""
+    if isinstance(batch.items[0], Generation):
+        return _generate(arm, batch, replicate)
+    return _score(arm, batch, replicate)
+
+
+def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
+    requests = [_score_request(arm, item) for item in batch.items]
+    results = arm.engine.score(requests)
+    _same_ids([request.id for request in requests], [result.id for result in results])
+    observations, tokens = [], 0
+    for item, request, result in zip(batch.items, requests, results, strict=True):
+        if isinstance(result, ItemFailure):
+            observations.append(_failed(item, replicate, batch, result))
+            continue
+        _check_prompt(arm, item, request.messages, result.prompt_ids)
+        if len(result.continuations) != len(request.continuations):
+            raise EngineError(f"item {item.id}: {len(request.continuations)} scores asked, not as many answered")
+        tokens += sum(len(c.token_ids) for c in result.continuations)
+        observations.append(_scored(item, replicate, batch, result))
+    return observations, tokens
+
+
+def _score_request(arm: Arm, item: Item) -> ScoreRequest:
+    if isinstance(item, Text):
+        return ScoreRequest(id=item.id, messages=None, continuations=(item.text,))
+    assert isinstance(item, Choice)
+    return ScoreRequest(
+        id=item.id, messages=arm.manifest.prompts.compose(item.messages), continuations=item.choices
+    )
+
+
+def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Observation:
+    logprobs = [np.asarray(c.logprobs, dtype=np.float64) for c in result.continuations]
+    if any(lp.shape != (len(c.token_ids),) or not lp.size for lp, c in zip(logprobs, result.continuations, strict=True)):
+        raise EngineError(f"item {item.id}: another number of log-probabilities than of tokens")
+    finite = all(np.isfinite(lp).all() and (lp <= 1e-3).all() for lp in logprobs)
+    if not finite:
+        failure = ItemFailure(id=item.id, reason="non_finite", detail="log-probabilities that are NaN or above 0")
+        return _failed(item, replicate, batch, failure)
+    raw = b"".join(np.asarray(c.logprobs, dtype="<f4").tobytes() for c in result.continuations)
+    ids = canonical.dumps([list(result.prompt_ids), [list(c.token_ids) for c in result.continuations]])
+    if isinstance(item, Text):
+        outcome = Scored(
+            values={"nll": -float(logprobs[0].sum())},
+            weights={"tokens": float(len(logprobs[0])), "bytes": float(len(item.text.encode()))},
+        )
+    else:
+        assert isinstance(item, Choice)
+        score, correct = choice_scores([float(lp.sum()) for lp in logprobs], item.answer)
+        outcome = Scored(values={"score": score, "correct": correct}, weights={"items": 1.0})
+    return Observation(
+        item=item.id, replicate=replicate, batch=batch.index, outcome=outcome,
+        raw=canonical.digest_bytes(ids.encode() + raw),
+    )  # fmt: skip
+
+
+def _generate(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
+    items = [item for item in batch.items if isinstance(item, Generation)]
+    prompts = arm.manifest.prompts
+    requests = [GenerateRequest(id=item.id, messages=prompts.compose(item.messages)) for item in items]
+    results = arm.engine.generate(requests)
+    _same_ids([request.id for request in requests], [result.id for result in results])
+    observations, tokens = [], 0
+    for item, request, result in zip(items, requests, results, strict=True):
+        if isinstance(result, ItemFailure):
+            observations.append(_failed(item, replicate, batch, result))
+            continue
+        _check_prompt(arm, item, request.messages, result.prompt_ids)
+        tokens += len(result.token_ids)
+        observations.append(_replied(item, replicate, batch, result))
+    return observations, tokens
+
+
+def _replied(item: Generation, replicate: int, batch: Batch, result: GenerateResult) -> Observation:
+    check = item.check
+    values = {
+        "score": score_reply(check.kind, check.values, check.pattern, result.text),
+        "truncated": float(result.finish == "length"),
+        "empty": float(not result.text.strip()),
+        "looping": float(looping(result.token_ids)),
+    }
+    return Observation(
+        item=item.id, replicate=replicate, batch=batch.index, outcome=Scored(values=values, weights={"items": 1.0}),
+        raw=canonical.digest([list(result.prompt_ids), list(result.token_ids), result.finish]),
+        text=result.text, output_tokens=len(result.token_ids), finish=result.finish,
+    )  # fmt: skip
+
+
+def _failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Observation:
+    return Observation(
+        item=item.id, replicate=replicate, batch=batch.index,
+        outcome=Failed(reason=failure.reason, detail=failure.detail[:500]), raw=None,
+    )  # fmt: skip
+
+
+def _same_ids(asked: Sequence[str], answered: Sequence[str]) -> None:
+    if list(asked) != list(answered):
+        raise EngineError("the engine answered other requests than it was asked")
+
+
+def _check_prompt(arm: Arm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]) -> None:
+    """The ids the engine served must be those the pinned tokenizer and template give."""
+    pinned = (arm.prefix_id,) if messages is None else arm.render(messages)
+    if found != pinned:
+        at = next((i for i, (a, b) in enumerate(zip(pinned, found, strict=False)) if a != b), min(len(pinned), len(found)))
+        raise PinMismatch(
+            [
+                Problem(
+                    file=arm.manifest.name, line=None, path=f"prompt of item {item.id}, token {at}",
+                    expected=f"{len(pinned)} pinned ids, here {pinned[at : at + 5]}",
+                    found=f"{len(found)} ids, here {found[at : at + 5]}: the engine renders another prompt",
+                )
+            ]
+        )  # fmt: skip
+
+
+def check_identity(arm: Arm) -> None:
+    """What the engine reports against what its manifest declares; raises PinMismatch with all differences."""
+    manifest, identity = arm.manifest, arm.engine.identity
+    quantization = manifest.quantization
+    wanted = "none" if quantization.method == "none" else f"{quantization.method} {quantization.type}"
+    declared: Mapping[str, tuple[object, object]] = {
+        "engine.kind": (manifest.engine.kind, identity.kind),
+        "engine.version": (manifest.engine.version, identity.version),
+        "engine.dtype": (manifest.engine.dtype, identity.dtype),
+        "engine.device": (manifest.engine.device, identity.device),
+        "engine.threads": (manifest.engine.threads, identity.threads),
+        "quantization": (wanted, identity.quantization.partition(":")[0]),
+        "limits.max_sequence": (manifest.limits.max_sequence, identity.max_sequence),
+    }
+    problems = [
+        Problem(file=manifest.name, line=None, path=path, expected=str(want), found=f"{have} (the engine says)")
+        for path, (want, have) in declared.items()
+        if want != have
+    ]
+    if problems:
+        raise PinMismatch(problems)

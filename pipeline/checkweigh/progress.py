@@ -1,0 +1,43 @@
+"""Progress for people: bars on a terminal, one line a stage where there is none."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class Bars:
+    """``update(label, done, total)`` draws; a label's first call opens its bar."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.tasks: dict[str, TaskID] = {}
+        self.begun: dict[str, float] = {}
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop()
+
+    def update(self, label: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps of ``label`` are behind us."""
+        if not self.console.is_terminal:
+            self._line(label, done, total)
+            return
+        if label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(label, total=total)
+        self.bars.update(self.tasks[label], completed=done, total=total)
+
+    def _line(self, label: str, done: int, total: int) -> None:
+        begun = self.begun.setdefault(label, time.monotonic())
+        if done >= total:
+            seconds = time.monotonic() - begun
+            self.console.print(f"{label}: {total} in {seconds:.0f} s", markup=False, highlight=False)

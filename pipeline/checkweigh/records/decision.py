@@ -1,0 +1,104 @@
+"""Decision: the verdict, every check's result in a sentence, and all digests behind it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from checkweigh.errors import ExitCode
+from checkweigh.records.base import Digest, Record
+from checkweigh.records.comparison import Comparison
+from checkweigh.records.measurement import PairedRun, Provenance, Stage
+from checkweigh.records.policy import Check
+
+
+class Verdict(StrEnum):
+    """PASS < INCONCLUSIVE < BLOCK; ERROR replaces all of them."""
+
+    PASS = "pass"
+    INCONCLUSIVE = "inconclusive"
+    BLOCK = "block"
+    ERROR = "error"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The process's exit code for this verdict."""
+        return {
+            Verdict.PASS: ExitCode.PASS,
+            Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+            Verdict.BLOCK: ExitCode.BLOCK,
+            Verdict.ERROR: ExitCode.BROKEN,
+        }[self]
+
+
+Outcome = Literal["passed", "warning", "blocked", "inconclusive", "anomalous"]
+
+
+class CheckResult(Record):
+    """What one check came to."""
+
+    check: Check
+    implicit: bool = False
+    declared: bool = Field(default=False, description="the manifest declares this change (intends); not gating")
+    outcome: Outcome
+    margin: float = Field(description="the margin on the scale of the comparison")
+    comparison: Comparison
+    p_adjusted: float | None = Field(description="Holm over all gating checks; None for advisory ones")
+    information: float = Field(description="information fraction of this look")
+    items_to_settle: int | None = None
+    sentence: str
+
+    @property
+    def gating(self) -> bool:
+        """Whether it can change the verdict."""
+        return self.check.tier != "advisory" and not self.declared
+
+
+class Arm(Record):
+    """One arm of a decision."""
+
+    name: str
+    manifest: Digest
+    pins: Digest
+    measurements: dict[str, Digest] = Field(description="set -> key of the measurement in the store")
+    identity: Digest | None = None
+    replicate: int = 0
+    unsafe: tuple[str, ...] = ()
+
+
+class Change(Record):
+    """One thing that differs between the manifests."""
+
+    path: str
+    baseline: str
+    candidate: str
+
+
+class Decision(Record):
+    """The answer of one gate. ``decision.json``."""
+
+    schema_: Literal["checkweigh/decision@1"] = Field(default="checkweigh/decision@1", alias="schema")
+    verdict: Verdict
+    reasons: tuple[str, ...] = Field(min_length=1)
+    checks: tuple[CheckResult, ...]
+    baseline: Arm
+    candidate: Arm
+    changes: tuple[Change, ...]
+    intends: tuple[str, ...] = ()
+    policy: Digest
+    policy_name: str
+    on_inconclusive: Literal["hold", "block"] = "hold"
+    evalsets: dict[str, Digest]
+    guarantees: tuple[str, ...]
+    timing: PairedRun | None = None
+    stages: tuple[Stage, ...] = ()
+    provenance: Provenance
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Exit code; an inconclusive gate under ``on_inconclusive: block`` exits as a block."""
+        if self.verdict is Verdict.INCONCLUSIVE and self.on_inconclusive == "block":
+            return ExitCode.BLOCK
+        return self.verdict.exit_code

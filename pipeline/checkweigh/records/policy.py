@@ -1,0 +1,111 @@
+"""Policy: the checks a candidate must pass, their margins, and why each margin is what it is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from checkweigh.records.base import Name, Record
+from checkweigh.records.metrics import METRICS, Scale, Statistic
+
+Tier = Literal["critical", "supporting", "advisory"]
+CheckKind = Literal["non_inferiority", "superiority", "equivalence", "absolute"]
+FAILURES = "failures"  # id of the implicit check every policy has
+
+
+class Check(Record):
+    """One comparison and what it must show."""
+
+    id: Name
+    metric: str
+    evalset: tuple[Name, ...] = Field(default=(), description="sets pooled with equal weight for each stratum")
+    statistic: Statistic = "mean"
+    kind: CheckKind = "non_inferiority"
+    direction: Literal["higher", "lower"]
+    margin: float = Field(ge=0, description="in the metric's unit; a share for relative, a log ratio for log")
+    scale: Scale = "absolute"
+    because: str = Field(min_length=10)
+    min_items: int = Field(default=100, ge=1)
+    min_clusters: int = Field(default=40, ge=2)
+    tier: Tier
+    where: dict[str, str] = Field(default_factory=dict, description="only items with these tags; {stratum: name}")
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METRICS:
+            raise ValueError(f"one of {', '.join(METRICS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Check:
+        metric = METRICS.get(self.metric)
+        if metric is None:
+            return self
+        if self.margin == 0 and self.kind in ("non_inferiority", "equivalence"):
+            raise ValueError("a margin above zero: nothing can be shown to be no worse by less than nothing")
+        if self.kind != "absolute" and self.scale not in metric.scales:
+            raise ValueError(f"scale {' or '.join(metric.scales)} for {self.metric}")
+        if self.kind == "absolute" and (self.scale != "absolute" or metric.estimator in ("blocks", "log_length")):
+            raise ValueError(f"an absolute check takes scale absolute, and no timing, memory or length ({self.metric})")
+        if self.statistic not in metric.statistics:
+            raise ValueError(f"statistic {' or '.join(metric.statistics)} for {self.metric}")
+        if bool(self.evalset) != bool(metric.kinds):
+            raise ValueError(f"{'an' if metric.kinds else 'no'} evalset for {self.metric}")
+        if set(self.where) - {"stratum"}:
+            raise ValueError("where may name: stratum")
+        if metric.estimator != "log_length" and self.direction != metric.better:
+            raise ValueError(f"direction {metric.better} for {self.metric}")
+        return self
+
+
+class ErrorBudget(Record):
+    """Error rates for the whole policy (STATISTICS.md, verdict rule)."""
+
+    false_pass: float = Field(default=0.05, gt=0, le=0.2, description="one-sided, for each critical check")
+    false_block: float = Field(default=0.01, gt=0, le=0.2, description="for the whole policy, Holm over all checks")
+
+
+class Timing(Record):
+    """How latency and memory are measured: alternating blocks of requests."""
+
+    pairs: int = Field(default=20, ge=6, le=2000)
+    requests: int = Field(default=1, ge=1, le=10_000, description="requests a block")
+    output_tokens: int = Field(default=16, ge=2, le=4096)
+    max_seconds: float = Field(default=60, gt=0)
+
+
+class Policy(Record):
+    """All checks of one gate."""
+
+    schema_: Literal["checkweigh/policy@1"] = Field(alias="schema")
+    name: Name
+    because: str = ""
+    error_budget: ErrorBudget = ErrorBudget()
+    looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(1.0,), description="shares of each set; only one look, at 1.0, until adaptive looks are built"
+    )
+    on_inconclusive: Literal["hold", "block"] = "hold"
+    max_minutes: float = Field(default=60, gt=0)
+    seed: int = Field(default=0, ge=0)
+    timing: Timing = Timing()
+    failure_margin: float = Field(default=0.01, gt=0, le=0.2, description="implicit critical check on failed items")
+    checks: tuple[Check, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Policy:
+        ids = [check.id for check in self.checks]
+        if len(set(ids)) != len(ids):
+            raise ValueError("check ids that are all different")
+        if FAILURES in ids:
+            raise ValueError(f"no check named '{FAILURES}': it is implicit in every policy")
+        if not any(check.tier == "critical" for check in self.checks):
+            raise ValueError("at least one critical check: a policy of advisory checks gates nothing")
+        if self.looks != (1.0,):
+            raise ValueError("looks: [1.0]: adaptive looks are not built yet")
+        return self
+
+    def evalsets(self) -> tuple[str, ...]:
+        """Names of all sets the checks use, in order of first use."""
+        return tuple(dict.fromkeys(name for check in self.checks for name in check.evalset))

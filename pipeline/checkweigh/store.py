@@ -1,0 +1,145 @@
+"""Measurement store: content-addressed by measurement key, written by rename, checked when read.
+
+::
+
+    ROOT/<hex of the key's digest>/
+        batches/0000.json ...    while it is measured: one file a batch, with its digest inside
+        observations.parquet     all observations
+        record.json              the rest, with the Parquet file's digest; written last
+
+A record without a sound ``record.json`` does not exist. A killed run leaves batches, and the next one goes on
+from them. One process at a time measures a key; others wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from checkweigh import canonical
+from checkweigh.errors import StoreError
+from checkweigh.files import lock, write_atomic
+from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
+
+_OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
+
+
+class Store:
+    """A store below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _folder(self, key: MeasurementKey) -> Path:
+        return self.root / key.record_digest().removeprefix("sha256:")
+
+    def exists(self, key: MeasurementKey) -> bool:
+        """Whether a complete record is there."""
+        return (self._folder(key) / "record.json").is_file()
+
+    def read(self, key: MeasurementKey) -> MeasurementSet:
+        """The record of a key. StoreError when it is damaged, or is not what its address says."""
+        folder = self._folder(key)
+        try:
+            data = json.loads((folder / "record.json").read_bytes())
+            parquet = (folder / "observations.parquet").read_bytes()
+            if data.pop("parquet") != canonical.digest_bytes(parquet):
+                raise ValueError("observations.parquet is not the file that was written")
+            data["observations"] = _from_parquet(parquet)
+            record = MeasurementSet.model_validate_json(json.dumps(data))
+            if record.key != key or record.planned != len(record.observations):
+                raise ValueError("the record does not belong to its address or is not complete")
+        except (OSError, ValueError, KeyError, ValidationError) as error:
+            raise StoreError(f"{folder}: damaged record ({error}); remove this folder to measure again") from error
+        return record
+
+    def write(self, record: MeasurementSet) -> None:
+        """Publish a record; its batches are removed afterwards. Writing a key twice keeps the first."""
+        folder = self._folder(record.key)
+        if self.exists(record.key):
+            return
+        parquet = _to_parquet(record.observations)
+        data = record.model_dump(mode="json", exclude={"observations"})
+        data["parquet"] = canonical.digest_bytes(parquet)
+        write_atomic(folder / "observations.parquet", parquet)
+        write_atomic(folder / "record.json", canonical.dumps(data).encode())
+        shutil.rmtree(folder / "batches", ignore_errors=True)
+
+    def read_batch(self, key: MeasurementKey, index: int, digest: str) -> tuple[list[Observation], int, float] | None:
+        """Observations, tokens and seconds of a batch kept earlier; None if it is absent or not whole."""
+        path = self._folder(key) / "batches" / f"{index:04d}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(path.read_bytes())
+            body = data["body"]
+            if data["digest"] == canonical.digest(body) and body["batch"] == digest:
+                observations = _OBSERVATIONS.validate_json(json.dumps(body["observations"]))
+                return observations, int(body["tokens"]), float(body["seconds"])
+        return None
+
+    def write_batch(
+        self, key: MeasurementKey, index: int, digest: str, done: tuple[Sequence[Observation], int, float]
+    ) -> None:
+        """Keep one batch: (observations, tokens, seconds)."""
+        observations, tokens, seconds = done
+        body = {
+            "batch": digest,
+            "observations": [o.model_dump(mode="json") for o in observations],
+            "tokens": tokens,
+            "seconds": seconds,
+        }
+        text = canonical.dumps({"digest": canonical.digest(body), "body": body})
+        write_atomic(self._folder(key) / "batches" / f"{index:04d}.json", text.encode())
+
+    @contextmanager
+    def measuring(self, key: MeasurementKey) -> Iterator[None]:
+        """Held while a key is measured, so that two gates do not measure the same thing at once."""
+        with lock(self._folder(key).with_suffix(".lock"), timeout_s=3600, what="measures the same thing"):
+            yield
+
+
+def _to_parquet(observations: Sequence[Observation]) -> bytes:
+    """One row an observation; readable with datasets, DuckDB and pandas."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = pa.map_(pa.string(), pa.float64())
+    schema = pa.schema(
+        [
+            ("item", pa.string()), ("replicate", pa.int64()), ("batch", pa.int64()), ("outcome", pa.string()),
+            ("values", numbers), ("weights", numbers), ("reason", pa.string()), ("detail", pa.string()),
+            ("raw", pa.string()), ("text", pa.string()), ("output_tokens", pa.int64()), ("finish", pa.string()),
+        ]
+    )  # fmt: skip
+    rows = []
+    for observation in observations:
+        row = observation.model_dump(mode="json")
+        outcome = row.pop("outcome")
+        row["outcome"] = outcome.pop("kind")
+        row |= {name: list(outcome[name].items()) for name in ("values", "weights") if name in outcome}
+        row |= {name: outcome[name] for name in ("reason", "detail") if name in outcome}
+        rows.append(row)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return bytes(sink.getvalue())
+
+
+def _from_parquet(data: bytes) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    observations = []
+    for row in pq.read_table(pa.BufferReader(data)).to_pylist():
+        kind = row.pop("outcome")
+        fields = {name: row.pop(name) for name in ("values", "weights", "reason", "detail")}
+        if kind == "scored":
+            outcome = {name: dict(fields[name]) for name in ("values", "weights")}
+        else:
+            outcome = {name: fields[name] for name in ("reason", "detail")}
+        observations.append({**row, "outcome": {"kind": kind, **outcome}})
+    return observations

@@ -1,0 +1,47 @@
+"""What changed between two manifests, and which comparisons that leaves valid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkweigh.records.decision import Change
+from checkweigh.sources.diff import changes, comparable, undeclared
+from checkweigh.sources.pin import verify
+from checkweigh.usecases.arms import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Declared changes, pins that differ undeclared, and metric -> 'yes' or why not."""
+
+    changes: tuple[Change, ...]
+    undeclared: tuple[str, ...]
+    comparable: dict[str, str]
+
+    def as_json(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "changes": [change.model_dump() for change in self.changes],
+            "undeclared": list(self.undeclared),
+            "comparable": self.comparable,
+        }
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{c.path}: {c.baseline} -> {c.candidate}" for c in self.changes] or ["nothing is declared to change"]
+        lines += [f"UNDECLARED: {text}" for text in self.undeclared]
+        ok = [metric for metric, answer in self.comparable.items() if answer == "yes"]
+        lines.append("comparable: " + ", ".join(ok))
+        lines += [f"not comparable: {m}: {answer}" for m, answer in self.comparable.items() if answer != "yes"]
+        return "\n".join(lines)
+
+
+def diff(baseline: Path, candidate: Path, progress: Progress) -> Difference:
+    """Verify both manifests, then compare them. Raises BadInput when a lock is missing, stale or wrong."""
+    first, second = verify(baseline, progress), verify(candidate, progress)
+    return Difference(
+        changes(first.manifest, second.manifest),
+        tuple(undeclared(first.manifest, first.pins, second.manifest, second.pins)),
+        comparable(first.manifest, first.pins, second.manifest, second.pins),
+    )

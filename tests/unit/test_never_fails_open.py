@@ -1,0 +1,241 @@
+"""A row for every way in which a gate has been seen to fail open (STYLE rule 11; PEERS, measured list).
+
+Each candidate that is shown here is 20 points worse than its baseline, or was not measured at all. Not one of
+them may pass. The rows that need a running engine, a file or the command line stand in
+tests/unit/test_gate_fails_closed.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from checkweigh.compare import compare_blocks
+from checkweigh.decide import decide
+from checkweigh.errors import BadDocument
+from checkweigh.records.decision import Verdict
+from checkweigh.records.measurement import Failed, Scored
+from tests.builders import check, evalset, judge, measured, policy, with_observations
+
+N = 600
+SET = evalset("generation", N)
+RNG = np.random.default_rng(7)
+GOOD = (RNG.random(N) < 0.6).astype(float)
+WORSE = np.where(RNG.random(N) < 0.33, 0.0, GOOD)
+BASELINE = measured(SET, GOOD)
+CANDIDATE = measured(SET, WORSE, arm="candidate")
+
+
+def test_the_plain_case_blocks() -> None:
+    """The same candidate, measured as it should be: what the rows below must not turn into a pass."""
+    assert judge(policy(), SET, BASELINE, CANDIDATE).verdict is Verdict.BLOCK
+
+
+def test_failed_items_absent_from_the_candidates_file() -> None:
+    kept = with_observations(
+        CANDIDATE,
+        lambda rows: [row for row, ok in zip(rows, WORSE >= GOOD, strict=True) if ok],
+    )
+    judgement = judge(policy(), SET, BASELINE, kept)
+    assert judgement.verdict is Verdict.BLOCK
+    assert "failures" in judgement.reasons[0]
+
+
+def test_failed_items_marked_as_failed() -> None:
+    values = np.where(WORSE < GOOD, np.nan, np.clip(WORSE + RNG.normal(0, 0.01, N), 0, 1))
+    judgement = judge(policy(), SET, BASELINE, values)
+    assert judgement.verdict is Verdict.BLOCK
+    quality = judgement.results[0].comparison
+    assert quality.kind == "estimate"
+    assert quality.low is not None
+    assert quality.low < -0.1, "a candidate's failure counts as the worst score for the pass test"
+
+
+def test_a_few_failures_do_not_pass_an_unbounded_metric() -> None:
+    text = evalset("text", 200)
+    nll = RNG.normal(3, 0.3, 200)
+    candidate = nll + RNG.normal(0, 0.01, 200)
+    candidate[:3] = np.nan
+    rules = policy(check(metric="log_perplexity", direction="lower", margin=0.03, scale="log"))
+    judgement = judge(rules, text, nll, candidate)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("n", [1, 5, 10, 58])
+def test_few_identical_items(n: int) -> None:
+    few = evalset("choice", n)
+    scores = RNG.random(n)
+    rules = policy(check(min_items=1, min_clusters=2))
+    assert judge(rules, few, scores, scores).verdict is Verdict.INCONCLUSIVE
+
+
+def test_identical_constant_scores() -> None:
+    assert judge(policy(), SET, np.zeros(N), np.zeros(N)).verdict is Verdict.INCONCLUSIVE
+    assert judge(policy(), SET, np.ones(N), np.ones(N)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_constant_shift_has_no_zero_width_interval() -> None:
+    base = RNG.random(N) * 0.5
+    judgement = judge(policy(), SET, base, base + 0.25)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+
+
+def test_duplicated_ids_with_a_better_second_copy() -> None:
+    doubled = with_observations(CANDIDATE, lambda rows: rows + list(BASELINE.observations))
+    assert judge(policy(), SET, BASELINE, doubled).verdict is Verdict.INCONCLUSIVE
+    replaced = with_observations(CANDIDATE, lambda rows: list(BASELINE.observations) + rows)
+    assert judge(policy(), SET, BASELINE, replaced).verdict is Verdict.INCONCLUSIVE
+
+
+def test_candidate_in_percent_and_baseline_in_fractions() -> None:
+    judgement = judge(policy(), SET, BASELINE, WORSE * 100)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "percent" in judgement.reasons[0]
+
+
+def test_the_score_misnamed_on_both_sides() -> None:
+    def rename(rows):  # type: ignore[no-untyped-def]
+        return [
+            row.model_copy(update={"outcome": Scored(values={"scroe": row.outcome.values["score"]}, weights={})})
+            for row in rows
+        ]
+
+    judgement = judge(policy(), SET, with_observations(BASELINE, rename), with_observations(CANDIDATE, rename))
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "no 'score'" in judgement.reasons[0]
+
+
+def test_the_end_of_the_file_cut_off() -> None:
+    half = with_observations(CANDIDATE, lambda rows: rows[: N // 2])
+    assert judge(policy(), SET, BASELINE, half).verdict is Verdict.BLOCK
+
+
+def test_disjoint_ids() -> None:
+    foreign = with_observations(
+        CANDIDATE, lambda rows: [row.model_copy(update={"item": f"other-{row.item}"}) for row in rows]
+    )
+    assert judge(policy(), SET, BASELINE, foreign).verdict is not Verdict.PASS
+
+
+def test_no_observations_at_all() -> None:
+    empty = with_observations(CANDIDATE, lambda rows: [])
+    assert judge(policy(), SET, BASELINE, empty).verdict is not Verdict.PASS
+    nothing = with_observations(BASELINE, lambda rows: [])
+    assert judge(policy(), SET, nothing, empty).verdict is not Verdict.PASS
+
+
+def test_every_item_failed_in_both_arms() -> None:
+    nan = np.full(N, np.nan)
+    assert judge(policy(), SET, nan, nan).verdict is not Verdict.PASS
+
+
+def test_nan_and_infinite_scores_cannot_even_be_recorded() -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite"):
+            Scored(values={"score": value})
+
+
+def test_strings_and_lists_as_scores_cannot_even_be_recorded() -> None:
+    for value in ("0.9", [0.9], None, True):
+        with pytest.raises(ValueError, match=r"score"):
+            Scored(values={"score": value})  # type: ignore[dict-item]
+
+
+def test_scorer_errors_count_as_failures() -> None:
+    def spoil(rows):  # type: ignore[no-untyped-def]
+        failed = Failed(reason="scorer", detail="raised")
+        return [r.model_copy(update={"outcome": failed, "raw": None}) if w < g else r
+                for r, w, g in zip(rows, WORSE, GOOD, strict=True)]  # fmt: skip
+
+    assert judge(policy(), SET, BASELINE, with_observations(CANDIDATE, spoil)).verdict is Verdict.BLOCK
+
+
+def test_one_cluster_and_few_clusters() -> None:
+    for size in (N, N // 10, N // 39):
+        clustered = evalset("generation", N, cluster_size=size)
+        rules = policy(check(min_clusters=2))
+        assert judge(rules, clustered, GOOD, GOOD * 1.0).verdict is Verdict.INCONCLUSIVE
+        noisy = np.clip(GOOD + RNG.normal(0, 1e-3, N), 0, 1)
+        assert judge(rules, clustered, GOOD, noisy).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_record_compared_with_itself() -> None:
+    judgement = judge(policy(), SET, BASELINE, BASELINE)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "with itself" in judgement.reasons[0]
+
+
+def test_a_record_of_another_version_of_the_set() -> None:
+    other = measured(evalset("generation", N, name="other"), GOOD, arm="candidate")
+    assert judge(policy(), SET, BASELINE, other).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_check_without_a_comparison() -> None:
+    assert decide(policy(), {}).verdict is Verdict.INCONCLUSIVE
+
+
+def test_timing_that_was_not_measured() -> None:
+    timing = check(id="tpot", metric="tpot", statistic="p50", evalset=[], direction="lower", scale="relative")
+    rules = policy(check(), timing)
+    assert compare_blocks(rules.checks[1], None, alpha=0.05).kind == "inestimable"
+    assert judge_with_timing(rules) is Verdict.INCONCLUSIVE
+
+
+def judge_with_timing(rules) -> Verdict:  # type: ignore[no-untyped-def]
+    noise = np.clip(0.5 + RNG.normal(0, 0.1, N), 0, 1)
+    quality = judge(policy(), SET, noise, np.clip(noise + RNG.normal(0, 0.01, N), 0, 1))
+    assert quality.verdict is Verdict.PASS
+    comparisons = {r.check.id: r.comparison for r in quality.results}
+    comparisons["tpot"] = compare_blocks(rules.checks[1], None, alpha=0.05)
+    return decide(rules, comparisons).verdict
+
+
+def test_supporting_checks_must_be_estimable_for_a_pass() -> None:
+    rules = policy(check(), check(id="second", tier="supporting", min_items=10_000))
+    noise = np.clip(0.5 + RNG.normal(0, 0.1, N), 0, 1)
+    other = np.clip(noise + RNG.normal(0, 0.01, N), 0, 1)
+    assert judge(policy(), SET, noise, other).verdict is Verdict.PASS
+    assert judge(rules, SET, noise, other).verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_implausible_gain_is_not_a_pass() -> None:
+    better = np.clip(GOOD * 0.3 + RNG.random(N) * 0.1, 0, 1)
+    judgement = judge(policy(), SET, better, np.clip(better + 0.4 + RNG.normal(0, 0.02, N), 0, 1))
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.results[0].outcome == "anomalous"
+
+
+def test_every_critical_check_declared_away() -> None:
+    length = check(metric="log_length", direction="lower", scale="relative", margin=0.1)
+    tokens = RNG.integers(5, 40, N)
+    first = measured(SET, GOOD, tokens=tokens)
+    second = measured(SET, GOOD, arm="candidate", tokens=tokens * 3 + RNG.integers(0, 3, N))
+    rules = policy(length)
+    assert judge(rules, SET, first, second).verdict is Verdict.BLOCK
+    judgement = judge(rules, SET, first, second, intends=["longer"])
+    assert judgement.verdict is Verdict.PASS, "the implicit check on failures is still there and passes"
+    assert judgement.results[0].declared
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("checks: []", "at least 1 item"),
+        ("", "checks"),
+        ("checks: [{id: a, metric: scroe, direction: higher, margin: .1, because: hello there, tier: critical}]", "score"),
+        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: .1, because: hello there, tier: advisory}]", "critical"),
+        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: .nan, because: hello there, tier: critical}]", "finite"),
+        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: -.1, because: hello there, tier: critical}]", "0"),
+        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: 0, because: hello there, tier: critical}]", "above zero"),
+        ("checks: [{id: a, metric: score, evalset: [s], direction: lower, margin: .1, because: hello there, tier: critical}]", "higher"),
+        ("checks: [{id: a, metric: score, direction: higher, margin: .1, because: hello there, tier: critical}]", "evalset"),
+        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: .1, tier: critical}]", "because"),
+        ("checks: {a: ", "well-formed"),
+    ],
+)  # fmt: skip
+def test_policies_that_check_nothing_are_refused(text: str, message: str) -> None:
+    from checkweigh.records.document import parse
+    from checkweigh.records.policy import Policy
+
+    with pytest.raises(BadDocument, match=message):
+        parse(Policy, f"schema: checkweigh/policy@1\nname: x\n{text}\n".encode(), "p.yaml")
