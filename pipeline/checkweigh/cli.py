@@ -16,7 +16,10 @@ from checkweigh import __version__
 from checkweigh.errors import CheckweighError, ExitCode
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from checkweigh.progress import Bars
+    from checkweigh.records.decision import Decision
 
 app = typer.Typer(
     name="checkweigh",
@@ -129,7 +132,7 @@ def _main(
     pass
 
 
-def _console():  # type: ignore[no-untyped-def]
+def _console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
@@ -145,7 +148,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _show(decision, out: Path, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+def _show(decision: Decision, out: Path, as_json: bool) -> None:
     from checkweigh.report.terminal import print_decision
 
     if as_json:

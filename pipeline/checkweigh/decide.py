@@ -39,12 +39,14 @@ class Judgement:
 
 def checks_of(policy: Policy) -> tuple[Check, ...]:
     """The policy's checks and the implicit one on failed items, over every set the policy uses."""
+    if not policy.evalsets():
+        return policy.checks
     implicit = Check(
         id=FAILURES, metric="failed", evalset=policy.evalsets(), direction="lower", margin=policy.failure_margin,
         because="implicit in every policy: an item without a result is evidence, never dropped",
         min_items=300, tier="critical",
     )  # fmt: skip
-    return (*policy.checks, implicit) if policy.evalsets() else policy.checks
+    return (*policy.checks, implicit)
 
 
 def declared(check: Check, intends: Sequence[str]) -> bool:

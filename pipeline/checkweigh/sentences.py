@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
+from checkweigh.numbers import shown
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult
 from checkweigh.records.metrics import METRICS
+from checkweigh.records.policy import Check
 
 
 def sentence(result: CheckResult) -> str:
@@ -24,60 +24,44 @@ def sentence(result: CheckResult) -> str:
     return text
 
 
-def effect_text(result: CheckResult, value: float) -> str:
-    """A difference in the unit people think in: nats a token, points, or percent of a ratio."""
-    metric = METRICS[result.check.metric]
-    if result.check.kind == "absolute":
-        return f"{value:+.4f}"
-    if metric.estimator in ("log_length", "blocks"):
-        return f"{math.expm1(value):+.1%}"
-    if metric.estimator == "ratio":
-        return f"{value:+.4f} {metric.unit}"
-    return f"{100 * value:+.2f} points"
-
-
-def _toward(result: CheckResult, value: float) -> float:
-    """From 'higher is better' back to the metric's own direction."""
-    return value if result.check.direction == "higher" else -value
-
-
 def _found(result: CheckResult, estimate: Estimate) -> str:
     check = result.check
     what = check.metric.replace("_", " ")
     if check.statistic != "mean":
         what = f"{check.statistic} {what}"
+    text = shown(check, estimate, result.margin)
+    bounds = f"(one-sided {estimate.confidence:.0%} bounds {text.bounds})"
     if check.kind == "absolute":
-        return f"{what} is {estimate.candidate:.4f} against a limit of {check.margin:g}"
-    change = effect_text(result, _toward(result, estimate.effect))
-    ends = sorted(_toward(result, end) for end in (estimate.low, estimate.high) if end is not None)
-    bounds = " to ".join(effect_text(result, end) for end in ends)
-    verb = "changed by"
-    if estimate.effect < 0:
-        verb = "got worse by"
-    elif estimate.effect > 0:
-        verb = "got better by"
+        return f"the candidate's {what} is {text.effect} {bounds}"
+    return f"{what} {_verb(check, estimate.effect)} by {text.effect.lstrip('+-')} {bounds}"
+
+
+def _verb(check: Check, effect: float) -> str:
+    """What happened to the metric, in the words of its kind."""
+    if effect == 0:
+        return "did not change: it differs"
     if METRICS[check.metric].estimator == "log_length":
-        verb = "changed by"
-    return f"{what} {verb} {change} (one-sided {estimate.confidence:.0%} bounds {bounds})"
+        return "grew" if (effect > 0) == (check.direction == "higher") else "shrank"
+    return "got better" if effect > 0 else "got worse"
 
 
 def _against(result: CheckResult, estimate: Estimate) -> str:
-    margin = effect_text(result, result.margin).lstrip("+")
+    margin = shown(result.check, estimate, result.margin).limit
     p = result.p_adjusted
     sure = "" if p is None else f", adjusted p {'< 1e-6' if p < 1e-6 else f'= {p:.2g}'}"
     notes = "".join(f"; {note}" for note in estimate.exclusions)
     match result.outcome:
         case "blocked":
-            return f"worse, and beyond the margin of {margin}{sure}{notes}"
+            return f"worse, and beyond the limit {margin}{sure}{notes}"
         case "passed":
-            return f"within the margin of {margin}{notes}"
+            return f"within the limit {margin}{notes}"
         case "warning":
-            return f"within the margin of {margin}, but certainly worse{sure}{notes}"
+            return f"within the limit {margin}, but certainly worse{sure}{notes}"
         case "anomalous":
-            return f"implausibly better than the margin of {margin}; look for leaks or a broken baseline{notes}"
+            return f"implausibly better than the limit {margin}; look for leaks or a broken baseline{notes}"
     more = ""
     if result.items_to_settle is not None and result.items_to_settle > estimate.pairs:
         more = f"; about {result.items_to_settle - estimate.pairs} more items would settle it"
     elif result.items_to_settle is None and result.check.kind == "non_inferiority":
         more = "; no affordable number of items would settle an effect this close to the margin"
-    return f"not shown to be within the margin of {margin}{notes}{more}"
+    return f"not shown to be within the limit {margin}{notes}{more}"

@@ -28,12 +28,11 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor() or "unknown processor"
-    lines = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in reversed(cpuinfo.read_text().splitlines())
-        if ":" in line
-    )
-    flags = set(str(lines.get("flags", lines.get("Features", ""))).split())
+    lines: dict[str, str] = {}
+    for line in cpuinfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        lines.setdefault(name.strip(), value.strip())
+    flags = set(lines.get("flags", lines.get("Features", "")).split())
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd")
     return f"{lines.get('model name', 'unknown processor')} [{' '.join(f for f in known if f in flags)}]"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from checkweigh.records.measurement import Block, PairedRun
 from checkweigh.records.policy import Timing
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-ARMS = ("baseline", "candidate")
+Role = Literal["baseline", "candidate"]
+ARMS: tuple[Role, Role] = ("baseline", "candidate")
 Requests = Sequence[tuple[str, tuple[Message, ...]]]
 
 
@@ -46,7 +48,7 @@ def run_pairs(
             break
         picked = rng.integers(len(conversations), size=timing.requests)
         requests = [(f"{pair}-{i}", conversations[int(index)]) for i, index in enumerate(picked)]
-        order = ("baseline", "candidate") if rng.random() < 0.5 else ("candidate", "baseline")
+        order = ARMS if rng.random() < 0.5 else (ARMS[1], ARMS[0])
         values = {arm: _of(arm, arms, requests, timing) for arm in order}
         blocks.append(
             Block(

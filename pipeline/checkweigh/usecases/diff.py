@@ -43,5 +43,5 @@ def diff(baseline: Path, candidate: Path, progress: Progress) -> Difference:
     return Difference(
         changes(first.manifest, second.manifest),
         tuple(undeclared(first.manifest, first.pins, second.manifest, second.pins)),
-        comparable(first.manifest, first.pins, second.manifest, second.pins),
+        comparable(first.pins, second.pins),
     )

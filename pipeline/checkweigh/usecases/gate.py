@@ -25,14 +25,14 @@ from checkweigh.files import lock
 from checkweigh.measure import host
 from checkweigh.measure.timing import run_pairs
 from checkweigh.pairing import pair
-from checkweigh.records.comparison import Comparison
+from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.decision import Arm, Decision, Verdict
 from checkweigh.records.evalset import EvalSet, Generation
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.diff import changes, undeclared
+from checkweigh.sources.diff import changes, comparable, undeclared
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset
 from checkweigh.sources.pin import Resolved, verify
@@ -99,8 +99,12 @@ def _check_kinds(path: Path, policy: Policy, sets: Sequence[EvalSet]) -> None:
     from checkweigh.errors import BadDocument, Problem
 
     by_name = {s.card.name: s.card for s in sets}
+    prompts = any(card.kind == "generation" for card in by_name.values())
     problems = []
     for i, check in enumerate(policy.checks):
+        if METRICS[check.metric].estimator == "blocks" and not prompts:
+            found = ", ".join(by_name) or "no set at all"
+            problems.append((f"checks[{i}].metric", "some check on a generation set, whose prompts are timed", found))
         for name in check.evalset:
             card = by_name[name]
             if card.kind not in METRICS[check.metric].kinds:
@@ -171,6 +175,10 @@ def _compare(
     check: Check, inputs: Inputs, records: Mapping[str, Records], paired: PairedRun | None
 ) -> Comparison:
     alpha = inputs.policy.error_budget.false_pass
+    arms = inputs.baseline, inputs.candidate
+    valid = comparable(arms[0].pins, arms[1].pins)[check.metric]
+    if valid != "yes":
+        return Inestimable(reason=valid)
     if METRICS[check.metric].estimator == "blocks":
         return compare_blocks(check, paired, alpha=alpha)
     sets = [evalset for evalset in inputs.evalsets if evalset.card.name in check.evalset]

@@ -1,0 +1,326 @@
+"""A deterministic engine without a model: a first-class engine with knobs, for tests and demonstrations.
+
+It renders and tokenizes like the real one, answers from hashes, and fails as it is told to (``fake_knobs``).
+
+- A choice that stands in the last user message is preferred; where none does, a hash prefers one.
+- A reply begins with the last word of the last user message, so a check for that phrase passes.
+- ``wrong_share`` turns both into something else.
+
+Two executions with the same knobs give the same outputs, times apart. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checkweigh.engines.backend import too_long
+from checkweigh.engines.fake_knobs import Knobs, read_knobs
+from checkweigh.engines.memory import process_memory
+from checkweigh.engines.protocol import (
+    Continuation,
+    GenerateRequest,
+    GenerateResult,
+    ItemFailure,
+    Messages,
+    Resources,
+    ScoreRequest,
+    ScoreResult,
+)
+from checkweigh.engines.spec import EngineSpec
+from checkweigh.records.measurement import EngineIdentity
+from checkweigh.sources.render import Renderer
+
+FILLER = (
+    "and",
+    "then",
+    "the",
+    "quiet",
+    "river",
+    "ran",
+    "past",
+    "an",
+    "old",
+    "stone",
+    "mill",
+    "where",
+    "nobody",
+    "had",
+    "lived",
+    "for",
+    "many",
+    "years",
+)
+PREFERRED, OTHER = 0.35, 1.0  # factors on the negative log-likelihood of a choice
+
+
+def hashed(*parts: object) -> int:
+    """64 bits from the parts."""
+    return int.from_bytes(blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
+
+
+class FakeBackend:
+    """See the module."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.knobs: Knobs = read_knobs(spec.manifest.engine.options)
+        self.text = Renderer(spec.tokenizer_dir, spec.chat_template)
+        self.vocabulary_size, self.eos = _vocabulary(spec.tokenizer_dir)
+        self.calls = 0
+        self.ballast = bytearray(os.urandom(1 << 20) * self.knobs.ballast_mib)
+        self.limit = spec.manifest.limits.max_sequence
+        self._misbehave()
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """What it claims to be."""
+        engine, quantization = self.spec.manifest.engine, self.spec.manifest.quantization
+        return EngineIdentity(
+            kind="fake",
+            version=self.knobs.claim_version or engine.version,
+            dtype=engine.dtype,
+            device=engine.device,
+            quantization="none"
+            if quantization.type is None
+            else f"{quantization.method} {quantization.type}",
+            threads=engine.threads,
+            max_sequence=self.limit,
+            vocabulary_size=self.vocabulary_size,
+            eos=self.eos,
+            packages={"numpy": np.__version__, "tokenizers": version("tokenizers")},
+        )
+
+    def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
+        """Prompt ids; the last is doubled under ``wrong_template``."""
+        return [self._render(messages) for messages in conversations]
+
+    def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
+        """Pseudo log-probabilities of each request."""
+        self._begin()
+        results = [self._error(r.id) or self._score(r) for r in batch]
+        return _lie_score(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
+
+    def generate(
+        self, batch: Sequence[GenerateRequest], *, sent: float
+    ) -> list[GenerateResult | ItemFailure]:
+        """Replies of the batch, which advances in lockstep: every step costs ``token_latency_s`` once."""
+        self._begin()
+        first = time.monotonic() - sent
+        step = self.knobs.token_latency_s
+        results = [self._error(r.id) or self._reply(r, first, step) for r in batch]
+        longest = max((len(r.token_ids) for r in results if isinstance(r, GenerateResult)), default=0)
+        time.sleep(step * longest)
+        return _lie_generate(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
+
+    def resources(self, *, reset_peak: bool) -> Resources:
+        """Memory of this process."""
+        return process_memory(reset_peak=reset_peak)
+
+    def _begin(self) -> None:
+        self.calls += 1
+        if self.knobs.prints:
+            print("a library speaks on stdout", flush=True)
+            os.write(1, b"and another writes to descriptor 1\n")
+        self._misbehave()
+        time.sleep(self.knobs.latency_s)
+
+    def _misbehave(self) -> None:
+        knobs, now = self.knobs, self.calls
+        if now == knobs.crash_at:
+            os.abort()
+        if now == knobs.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if now == knobs.exit_at:
+            os._exit(0)
+        if now == knobs.hang_at:
+            _hang()
+        if now == knobs.oom_at:
+            raise MemoryError("the fake engine was told to run out of memory")
+        if now == knobs.raise_at:
+            raise ArithmeticError("the fake engine was told to raise")
+        if now == knobs.lie_at and knobs.lie == "garbage":
+            _garbage()
+
+    def _struck(self, share: float, what: str, item: str) -> bool:
+        return share > 0 and hashed(self.knobs.seed, what, item) < share * 2.0**64
+
+    def _error(self, item: str) -> ItemFailure | None:
+        if not self._struck(self.knobs.error_share, "error", item):
+            return None
+        return ItemFailure(id=item, reason="engine", detail="the fake engine was told to fail here")
+
+    def _render(self, messages: Messages) -> tuple[int, ...]:
+        ids = self.text.render(messages)
+        return (*ids, ids[-1]) if self.knobs.wrong_template else ids
+
+    # scoring
+
+    def _score(self, request: ScoreRequest) -> ScoreResult | ItemFailure:
+        prompt = (self.text.prefix_id,) if request.messages is None else self._render(request.messages)
+        tokens = [self.text.encode(c) for c in request.continuations]
+        if not all(tokens):
+            return ItemFailure(id=request.id, reason="engine", detail="a continuation has no tokens")
+        longest = len(prompt) + max(len(t) for t in tokens)
+        if failure := too_long(request.id, longest, self.limit, "prompt and longest continuation"):
+            return failure
+        best = self._preferred(request)
+        scored = []
+        for index, ids in enumerate(tokens):
+            factor = 1.0 if len(tokens) == 1 else PREFERRED if index == best else OTHER
+            scored.append(self._continuation(request, prompt, ids, factor))
+        return ScoreResult(id=request.id, prompt_ids=prompt, continuations=tuple(scored))
+
+    def _preferred(self, request: ScoreRequest) -> int:
+        """Index of the continuation that is made likelier than the others."""
+        count = len(request.continuations)
+        asked = _last_user(request.messages)
+        named = [i for i, c in enumerate(request.continuations) if c.strip() and c.strip() in asked]
+        best = named[0] if named else hashed(self.knobs.seed, "choice", request.id) % count
+        if self._struck(1 - self.knobs.right_share, "unknown", request.id):
+            best = hashed(self.knobs.seed, "guess", request.id) % count
+        return (best + 1) % count if self._struck(self.knobs.wrong_share, "wrong", request.id) else best
+
+    def _continuation(
+        self, request: ScoreRequest, prompt: tuple[int, ...], ids: tuple[int, ...], factor: float
+    ) -> Continuation:
+        knobs = self.knobs
+        rng = np.random.default_rng(hashed(knobs.seed, prompt, ids))
+        nll = rng.gamma(2.0, 1.3, len(ids)) * factor
+        if knobs.constant_nats >= 0:
+            nll = np.full(len(ids), knobs.constant_nats)
+        shift = knobs.bias_nats
+        if knobs.noise_nats:
+            shift += (
+                knobs.noise_nats
+                * np.random.default_rng(hashed("noise", knobs.noise_seed, request.id)).normal()
+            )
+        logprobs = -np.maximum(nll + shift, 0).astype(np.float32)
+        if self._struck(knobs.nan_share, "nan", request.id):
+            logprobs[:] = np.nan
+        if request.top_k == 0:
+            return Continuation(token_ids=ids, logprobs=logprobs)
+        top_ids, top = self._alternatives(ids, logprobs, request.top_k)
+        return Continuation(token_ids=ids, logprobs=logprobs, top_ids=top_ids, top_logprobs=top)
+
+    def _alternatives(
+        self, ids: tuple[int, ...], logprobs: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """(T, k) each: the token itself first, then its neighbours in the vocabulary, half as likely each."""
+        steps = np.arange(k)
+        top_ids = (np.asarray(ids)[:, None] + steps) % self.vocabulary_size
+        return top_ids.astype(np.int32), (logprobs[:, None] - np.log(2.0) * steps).astype(np.float32)
+
+    # generation
+
+    def _reply(self, request: GenerateRequest, first: float, step: float) -> GenerateResult | ItemFailure:
+        prompt = self._render(request.messages)
+        sampling = self.spec.manifest.sampling
+        room = sampling.max_tokens if request.exact_tokens is None else request.exact_tokens
+        if failure := too_long(request.id, len(prompt) + room, self.limit, "prompt and new tokens"):
+            return failure
+        words, endless = self._words(request, room)
+        text, stopped = _cut(" ".join(words), sampling.stop if request.exact_tokens is None else ())
+        ids = self.text.encode(text)[:room] if text else ()
+        finish_length = (endless and not stopped) or len(ids) == room
+        return GenerateResult(
+            id=request.id,
+            prompt_ids=prompt,
+            token_ids=ids,
+            text=self.text.decode(ids),
+            finish="length" if finish_length else "stop",
+            times=tuple(first + step * (i + 1) for i in range(len(ids))),
+        )
+
+    def _words(self, request: GenerateRequest, room: int) -> tuple[list[str], bool]:
+        """The words of a reply, and whether it goes on until it has no more room (a word is at least one token)."""
+        knobs, item = self.knobs, request.id
+        exact = request.exact_tokens is not None
+        if not exact and self._struck(knobs.empty_share, "empty", item):
+            return [], False
+        asked = re.findall(r"\w+", _last_user(request.messages)) or ["nothing"]
+        right = not self._struck(1 - knobs.right_share, "unknown", item)
+        right = right and not self._struck(knobs.wrong_share, "wrong", item)
+        start = hashed(knobs.seed, "words", item)
+        lead = asked[-1] if right else FILLER[start % len(FILLER)]
+        if self._struck(knobs.loop_share, "loop", item):
+            return [lead] * room, True
+        endless = exact or self._struck(knobs.truncate_share, "truncate", item)
+        count = room if endless else round((4 + start % 9) * knobs.length_factor)
+        rest = [FILLER[(start + i) % len(FILLER)] for i in range(count - 1)]
+        return [lead, *rest], endless
+
+
+def _vocabulary(tokenizer_dir: Path) -> tuple[int, tuple[int, ...]]:
+    """Number of token ids, and the end-of-sequence token's id if there is one."""
+    tokenizer = json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+    ids = dict(tokenizer["model"]["vocab"]) | {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+    eos = config.get("eos_token")
+    name = eos["content"] if isinstance(eos, dict) else eos
+    return max(ids.values()) + 1, (ids[name],) if name in ids else ()
+
+
+def _last_user(messages: Messages | None) -> str:
+    texts = [m.content for m in messages or () if m.role == "user"]
+    return texts[-1] if texts else ""
+
+
+def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(3600)
+
+
+def _garbage() -> NoReturn:
+    """Write bytes that are no frame into the protocol's own descriptor, then hang."""
+    for descriptor in range(3, 20):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:"):
+                os.write(descriptor, b"\xff\xff\xff\xff not a frame")
+        except OSError:
+            continue
+    sys.stderr.flush()
+    _hang()
+
+
+def _lie_score(results: list[ScoreResult | ItemFailure], lie: str) -> list[ScoreResult | ItemFailure]:
+    if lie == "count":
+        return results[:-1]
+    first, rest = results[0], results[1:]
+    assert isinstance(first, ScoreResult)
+    if lie == "ids":
+        return [replace(first, id=first.id + "?"), *rest]
+    told = first.continuations[0]
+    logprobs = told.logprobs[:-1] if lie == "lengths" else np.ones_like(told.logprobs)
+    return [replace(first, continuations=(replace(told, logprobs=logprobs), *first.continuations[1:])), *rest]
+
+
+def _lie_generate(
+    results: list[GenerateResult | ItemFailure], lie: str
+) -> list[GenerateResult | ItemFailure]:
+    if lie == "count":
+        return results[:-1]
+    first, rest = results[0], results[1:]
+    assert isinstance(first, GenerateResult)
+    if lie == "ids":
+        return [replace(first, id=first.id + "?"), *rest]
+    return [replace(first, times=(*first.times, 0.0)), *rest]

@@ -1,0 +1,14 @@
+"""From a spec to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checkweigh.engines.child import ChildEngine
+from checkweigh.engines.protocol import Engine
+from checkweigh.engines.spec import EngineSpec, Timeouts
+
+
+def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:
+    """The engine of ``spec``, not yet started. Every kind runs in a child process; ``log`` takes its stderr."""
+    return ChildEngine(spec, log=log, timeouts=timeouts or Timeouts())

@@ -1,0 +1,37 @@
+"""What an engine is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkweigh.records.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One resolved manifest: what to serve and where its files lie."""
+
+    manifest: Manifest
+    model_dir: Path
+    tokenizer_dir: Path
+    chat_template: str  # Jinja text, as pinned
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        return {
+            "manifest": self.manifest.model_dump(mode="json"),
+            "model_dir": str(self.model_dir),
+            "tokenizer_dir": str(self.tokenizer_dir),
+            "chat_template": self.chat_template,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Longest waits for a child process, in seconds; the error names the one that ran out."""
+
+    start: float = 300.0
+    call: float = 600.0
+    render: float = 60.0

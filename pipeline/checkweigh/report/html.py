@@ -1,0 +1,157 @@
+"""The self-contained HTML page: jinja2 with autoescape, no script, no external resource, a strict CSP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import jinja2
+from markupsafe import Markup
+
+from checkweigh.canonical import short
+from checkweigh.records.decision import Arm, Decision
+from checkweigh.records.metrics import METRICS
+from checkweigh import numbers
+from checkweigh.report import plots, view
+from checkweigh.report.diff import Piece, sides
+from checkweigh.report.forest import forest
+from checkweigh.report.items import ItemPair, worst
+from checkweigh.report.safe import clip, one_line, visible
+
+_ITEMS = 8
+_TEXT = 3000
+_PLOTS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """One plot in both layouts of the page; CSS shows the one that fits."""
+
+    caption: str
+    wide: Markup
+    narrow: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One item side by side."""
+
+    pair: ItemPair
+    prompt: str
+    values: str
+    loss: str
+    baseline: tuple[Piece, ...]
+    candidate: tuple[Piece, ...]
+
+
+def page(decision: Decision, pairs: Sequence[ItemPair]) -> str:
+    """The whole report as one HTML document."""
+    rows = view.rows(decision)
+    return _template().render(
+        d=decision, rows=rows, deciding=view.deciding(decision), headline=view.HEADLINE[decision.verdict],
+        notes=view.notes(decision), settling=view.settling(decision), retry=view.RETRY_NOTE,
+        p_note=view.P_NOTE, bounds_head=view.bounds_head(decision),
+        forest=_forest(rows), lengths=_lengths(pairs), strata=_strata(pairs), timing=_timing(decision),
+        cards=[_card(pair) for pair in worst(pairs, _ITEMS)], compared=len(pairs), pins=_pins(decision),
+        exit_code=int(decision.exit_code),
+    )  # fmt: skip
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("checkweigh.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        line=one_line,
+        short=short,
+        count=numbers.count,
+        duration=numbers.duration,
+        speed=view.speed,
+        size=numbers.size,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _forest(rows: Sequence[view.Row]) -> Plot | None:
+    if not rows:
+        return None
+    return Plot(caption="", wide=forest(rows, "forest"), narrow=forest(rows, "forest-n", narrow=True))
+
+
+def _lengths(pairs: Sequence[ItemPair]) -> list[Plot]:
+    found = []
+    for index, (name, (base, cand)) in enumerate(sorted(plots.lengths_by_set(pairs).items())[:_PLOTS]):
+        wide = plots.lengths(base, cand, name, f"len{index}")
+        narrow = plots.lengths(base, cand, name, f"len{index}-n", narrow=True)
+        found.append(Plot(caption=f"{name}, {len(base):,} replies an arm", wide=wide, narrow=narrow))
+    return found
+
+
+def _strata(pairs: Sequence[ItemPair]) -> list[Plot]:
+    found = []
+    for index, metric in enumerate(sorted({pair.metric for pair in pairs})[:_PLOTS]):
+        wide = plots.strata(pairs, metric, f"str{index}")
+        if wide:
+            narrow = plots.strata(pairs, metric, f"str{index}-n", narrow=True)
+            found.append(Plot(caption=_better(metric), wide=wide, narrow=narrow))
+    return found
+
+
+def _better(metric: str) -> str:
+    found = next((m for name, m in METRICS.items() if metric in (name, m.unit)), None)
+    return metric if found is None else f"{metric}: {found.better} is better"
+
+
+def _timing(decision: Decision) -> list[Plot]:
+    blocks = decision.timing.blocks if decision.timing else ()
+    found = []
+    for index, name in enumerate(plots.timing_names(blocks)):
+        wide = plots.timing(blocks, name, f"tim{index}")
+        if wide:
+            narrow = plots.timing(blocks, name, f"tim{index}-n", narrow=True)
+            found.append(
+                Plot(caption=f"{name}: above zero the candidate takes more", wide=wide, narrow=narrow)
+            )
+    return found
+
+
+def _card(pair: ItemPair) -> Card:
+    texts = [
+        None if t is None else clip(visible(t), _TEXT) for t in (pair.baseline_text, pair.candidate_text)
+    ]
+    base, cand = texts
+    if base is not None and cand is not None:
+        left, right = sides(base, cand)
+    else:
+        left, right = ((Piece(t, False),) if t is not None else () for t in texts)
+    values = numbers.levels(pair.metric, pair.baseline, pair.candidate)
+    loss = (
+        f"worse by {numbers.loss(pair.metric, pair.loss)}" if pair.loss is not None and pair.loss > 0 else ""
+    )
+    return Card(
+        pair=pair,
+        prompt=clip(visible(pair.prompt), _TEXT),
+        values=values,
+        loss=loss,
+        baseline=left,
+        candidate=right,
+    )
+
+
+def _pins(decision: Decision) -> list[tuple[str, str]]:
+    """(what, digest) of everything the decision rests on."""
+    found = [(f"policy {decision.policy_name}", decision.policy)]
+    for label, arm in (("baseline", decision.baseline), ("candidate", decision.candidate)):
+        found += [(f"{label}: {what}", digest) for what, digest in _arm_pins(arm)]
+    found += [(f"set {name}", digest) for name, digest in sorted(decision.evalsets.items())]
+    return found
+
+
+def _arm_pins(arm: Arm) -> list[tuple[str, str]]:
+    found = [("manifest", arm.manifest), ("pins", arm.pins)]
+    if arm.identity is not None:
+        found.append(("engine identity", arm.identity))
+    return found + [(f"measurement of {name}", digest) for name, digest in sorted(arm.measurements.items())]

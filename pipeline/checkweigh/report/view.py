@@ -1,0 +1,227 @@
+"""What every report shows of a decision, in words and formatted numbers; layout belongs to the formats.
+
+Texts here may still be hostile: each format escapes them its own way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from checkweigh.records.comparison import Estimate, Identical, Inestimable
+from checkweigh.records.decision import CheckResult, Decision, Verdict
+from checkweigh.records.measurement import Stage
+from checkweigh import numbers
+
+HEADLINE = {
+    Verdict.PASS: "PASS: the candidate may ship",
+    Verdict.INCONCLUSIVE: "INCONCLUSIVE: not shown to be good enough",
+    Verdict.BLOCK: "BLOCK: the candidate must not ship",
+    Verdict.ERROR: "ERROR: the gate broke; this says nothing about the candidate",
+}
+P_NOTE = (
+    "Critical checks are needed to pass, supporting ones can only block, the others gate nothing. "
+    "p is one-sided, smaller is surer: 'holds' and 'open' test the limit; 'worse' tests any decline, "
+    "Holm-adjusted over the gating checks."
+)
+RETRY_NOTE = (
+    "More items settle it only as a larger set declared before it is measured; "
+    "running the same gate again until it passes is not evidence."
+)
+_WORDS = {
+    "passed": "passed",
+    "warning": "passed (worse)",
+    "blocked": "BLOCKED",
+    "inconclusive": "INCONCLUSIVE",
+    "anomalous": "IMPLAUSIBLE",
+}
+_WORDS_NOT_GATING = {
+    "passed": "fine",
+    "warning": "fine (worse)",
+    "blocked": "worse",
+    "inconclusive": "unclear",
+    "anomalous": "implausible",
+}
+_SEVERITY = ("blocked", "anomalous", "inconclusive", "warning", "passed")
+_TIERS = ("critical", "supporting", "advisory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One check, formatted."""
+
+    id: str
+    tier: str
+    gating: bool
+    outcome: str
+    word: str
+    effect: str
+    bounds: str
+    limit: str
+    title: str
+    sure: str
+    magnitude: str
+    levels: str
+    evidence: str
+    sentence: str
+    because: str
+    settle: int | None
+    result: CheckResult
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether this check, undecided as it is, keeps the gate from passing."""
+        needed = self.result.check.tier == "critical" or isinstance(self.result.comparison, Inestimable)
+        return self.gating and (self.outcome == "anomalous" or (self.outcome == "inconclusive" and needed))
+
+
+def rows(decision: Decision) -> tuple[Row, ...]:
+    """All checks: gating ones first (severest first within a tier), advisory and declared ones last."""
+    return tuple(row(result) for result in sorted(decision.checks, key=_order))
+
+
+def _order(result: CheckResult) -> tuple[bool, int, int, str]:
+    return (
+        not result.gating, _TIERS.index(result.check.tier), _SEVERITY.index(result.outcome), result.check.id,
+    )  # fmt: skip
+
+
+def row(result: CheckResult) -> Row:
+    """One check's row."""
+    check, comparison = result.check, result.comparison
+    effect, bounds, limit, title = _numbers(result)
+    return Row(
+        id=check.id, tier="declared" if result.declared else check.tier, gating=result.gating,
+        outcome=result.outcome, word=_word(result),
+        effect=effect, bounds=bounds, limit=limit, title=title,
+        sure=_sure(result), magnitude=_magnitude(result),
+        levels=numbers.levels(check.metric, comparison.baseline, comparison.candidate),
+        evidence=_evidence(result), sentence=result.sentence, because=check.because,
+        settle=result.items_to_settle, result=result,
+    )  # fmt: skip
+
+
+def deciding(decision: Decision, most: int = 4) -> tuple[Row, ...]:
+    """The checks that made the verdict: those blocked, those holding back a pass, or the critical ones."""
+    gating = [r for r in rows(decision) if r.gating]
+    blocked = [r for r in gating if r.outcome == "blocked"]
+    holding = [r for r in gating if r.holds_back]
+    critical = sorted((r for r in gating if r.tier == "critical"), key=_risk)
+    chosen = {Verdict.BLOCK: blocked, Verdict.INCONCLUSIVE: holding, Verdict.PASS: critical}
+    return tuple(chosen.get(decision.verdict, [])[:most])
+
+
+def _risk(row: Row) -> float:
+    """Sorts the check that came closest to failing first."""
+    comparison = row.result.comparison
+    return -comparison.p_pass if isinstance(comparison, Estimate) else 0.0
+
+
+def settling(decision: Decision) -> tuple[tuple[str, int, int], ...]:
+    """(check, items it had, items that would settle it) of every check that holds back a pass."""
+    if decision.verdict is not Verdict.INCONCLUSIVE:
+        return ()
+    return tuple(
+        (r.id, _pairs(r.result), r.settle) for r in rows(decision) if r.holds_back and r.settle is not None
+    )
+
+
+def bounds_head(decision: Decision) -> str:
+    """``95% bounds``: with the confidence where all estimates share one."""
+    found = {r.comparison.confidence for r in decision.checks if isinstance(r.comparison, Estimate)}
+    return f"{found.pop() * 100:.4g}% bounds" if len(found) == 1 else "bounds"
+
+
+def speed(stage: Stage) -> str:
+    """Tokens a second, or a dash where nothing was timed."""
+    if stage.seconds <= 0 or stage.tokens <= 0:
+        return "-"
+    rate = stage.tokens / stage.seconds
+    return numbers.fixed(rate, 0 if rate >= 100 else 1, False)
+
+
+def notes(decision: Decision) -> tuple[str, ...]:
+    """What every output must say beside the verdict: unsafe manifests, declared changes and the like."""
+    said = [
+        f"UNSAFE: the manifest of {arm.name} allows {', '.join(arm.unsafe)}"
+        for arm in (decision.baseline, decision.candidate)
+        if arm.unsafe
+    ]
+    if decision.intends:
+        said.append(
+            f"The candidate's manifest intends: {', '.join(decision.intends)}; checks on that are not gating"
+        )
+    if decision.verdict is Verdict.INCONCLUSIVE and decision.on_inconclusive == "block":
+        said.append("The policy treats inconclusive as a block")
+    if decision.provenance.dirty:
+        said.append("Measured by a tool with uncommitted changes")
+    if decision.timing is not None:
+        said.extend(f"Timing: {note}" for note in decision.timing.notes)
+    return tuple(said)
+
+
+def _pairs(result: CheckResult) -> int:
+    return 0 if isinstance(result.comparison, Inestimable) else result.comparison.pairs
+
+
+def _numbers(result: CheckResult) -> tuple[str, str, str, str]:
+    check, comparison = result.check, result.comparison
+    if isinstance(comparison, Estimate):
+        s = numbers.shown(check, comparison, result.margin)
+        return s.effect, s.bounds, s.limit, s.title
+    effect = "identical" if isinstance(comparison, Identical) else "no estimate"
+    return effect, "-", numbers.limit(check, result.margin), ""
+
+
+def _word(result: CheckResult) -> str:
+    words = _WORDS if result.gating else _WORDS_NOT_GATING
+    if isinstance(result.comparison, Inestimable) and result.outcome == "inconclusive":
+        return "NO ESTIMATE" if result.gating else "no estimate"
+    if result.gating and result.check.tier == "supporting" and result.outcome == "inconclusive":
+        return "unclear"
+    return words[result.outcome]
+
+
+def _sure(result: CheckResult) -> str:
+    comparison = result.comparison
+    if isinstance(comparison, Inestimable):
+        return "-"
+    if isinstance(comparison, Identical):
+        share = numbers.fixed(comparison.differing_share_upper * 100, 1, False)
+        return f"≤ {share}% may differ"
+    alpha = round(1 - comparison.confidence, 12)
+    holds = numbers.probability(comparison.p_pass, alpha)
+    if result.outcome in ("blocked", "warning"):
+        p = comparison.p_worse if result.p_adjusted is None else result.p_adjusted
+        return f"worse, {numbers.probability(p)}"
+    if result.outcome == "passed":
+        return f"holds, {holds}"
+    return f"open, {holds}" if result.outcome == "inconclusive" else "gain too good"
+
+
+def _magnitude(result: CheckResult) -> str:
+    check, comparison = result.check, result.comparison
+    scaled = check.kind in ("non_inferiority", "equivalence") and result.margin > 0
+    if not isinstance(comparison, Estimate) or not scaled:
+        return ""
+    ratio = -comparison.effect / result.margin
+    if check.kind == "equivalence":
+        ratio = abs(ratio)
+    return f"{numbers.times(ratio)} the margin" if ratio > 0.05 else ""
+
+
+def _evidence(result: CheckResult) -> str:
+    comparison = result.comparison
+    if isinstance(comparison, Inestimable):
+        return f"no estimate: {comparison.reason}"
+    said = [f"{numbers.count(comparison.pairs)} pairs in {numbers.count(comparison.clusters)} clusters"]
+    if isinstance(comparison, Estimate):
+        if comparison.flips is not None:
+            said.append(f"{numbers.count(comparison.flips)} flips")
+        if comparison.failed_baseline or comparison.failed_candidate:
+            said.append(
+                f"failed: baseline {comparison.failed_baseline}, candidate {comparison.failed_candidate}"
+            )
+        said.append(f"design effect {comparison.design_effect:.2f}")
+        said.append(comparison.method)
+        said.extend(f"excluded: {reason}" for reason in comparison.exclusions)
+    return "; ".join(said)

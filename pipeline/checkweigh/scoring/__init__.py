@@ -1,0 +1,1 @@
+"""From text to a score for each item. Pure: no IO, no clock, no random numbers."""

@@ -1,0 +1,68 @@
+"""Recipes that make servable weights from a source, in a process of their own.
+
+``gguf-to-safetensors`` version 1: transformers dequantises the GGUF file; weights are stored as bf16 safetensors
+with the tokenizer, its chat template and a configuration without quantization. The result is what was
+dequantised, not the checkpoint that was once quantised.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from checkweigh.canonical import short
+from checkweigh.errors import SourceError
+from checkweigh.records.manifest import Derive
+from checkweigh.sources.cache import cache_root, published
+from checkweigh.sources.digests import Progress
+
+TIMEOUT_S = 1800
+
+
+def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Path:
+    """Directory of the derived model, made on first use. SourceError when the recipe fails."""
+    name = f"{short(digest)}-{recipe.recipe}-v{recipe.version}"
+
+    def build(folder: Path) -> None:
+        progress(f"converting {source.name} (once)", 0, 1)
+        command = [sys.executable, "-m", "checkweigh.sources.derive", str(source), str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise SourceError(f"{source}: {recipe.recipe} took more than {TIMEOUT_S} s") from error
+        if done.returncode != 0:
+            raise SourceError(f"{source}: {recipe.recipe} failed: {_last_line(done.stderr)}")
+        progress(f"converting {source.name} (once)", 1, 1)
+
+    return published(cache_root() / "derived" / name, build)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]
+
+
+def _gguf_to_safetensors(source: Path, folder: Path) -> None:
+    """Runs in the child. ENGINES: ``save_pretrained`` refuses a GGUF-loaded model, hence the detour."""
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.bfloat16
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict({name: value.to(torch.bfloat16) for name, value in loaded.state_dict().items()})
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder, max_shard_size="100GB")
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    _gguf_to_safetensors(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,55 @@
+"""Pure statistics: numpy in, records out; no files, no clock, no global randomness.
+
+delta is always candidate - baseline with higher better. Every estimator accepts a leading simulation axis.
+"""
+
+from checkweigh.stats.binary import (
+    clustered_tango,
+    effective_binary_n,
+    least_n_without_flips,
+    mcnemar_exact,
+    tango_interval,
+)
+from checkweigh.stats.blocks import MIN_BLOCKS, block_log_ratio
+from checkweigh.stats.evidence import Evidence
+from checkweigh.stats.identical import MIN_CLUSTERS, differing_share_upper
+from checkweigh.stats.multiplicity import holm
+from checkweigh.stats.paired import MIN_EFFECTIVE_CLUSTERS, clustered_mean
+from checkweigh.stats.partition import Partition
+from checkweigh.stats.power import (
+    items_to_settle,
+    minimum_detectable,
+    pass_probability,
+    required_n,
+    required_n_binary,
+    standard_errors_needed,
+)
+from checkweigh.stats.proportion import clustered_proportion
+from checkweigh.stats.quantiles import harrell_davis
+from checkweigh.stats.ratio import ratio_difference
+
+__all__ = [
+    "MIN_BLOCKS",
+    "MIN_CLUSTERS",
+    "MIN_EFFECTIVE_CLUSTERS",
+    "Evidence",
+    "Partition",
+    "block_log_ratio",
+    "clustered_mean",
+    "clustered_proportion",
+    "clustered_tango",
+    "differing_share_upper",
+    "effective_binary_n",
+    "harrell_davis",
+    "holm",
+    "items_to_settle",
+    "least_n_without_flips",
+    "mcnemar_exact",
+    "minimum_detectable",
+    "pass_probability",
+    "ratio_difference",
+    "required_n",
+    "required_n_binary",
+    "standard_errors_needed",
+    "tango_interval",
+]
