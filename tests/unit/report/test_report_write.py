@@ -34,7 +34,7 @@ def test_a_write_that_fails_leaves_no_decision_and_no_litter(tmp_path: Path, bro
     write_all(sample.decision(Verdict.PASS), [], tmp_path)
     (tmp_path / broken).unlink()
     (tmp_path / broken / "in-the-way").mkdir(parents=True)
-    with pytest.raises(OSError, match=broken):
+    with pytest.raises(StoreError, match=broken):
         write_all(sample.decision(Verdict.BLOCK), [], tmp_path)
     assert not (tmp_path / "decision.json").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

@@ -1,0 +1,67 @@
+"""Documentation is run as tests: commands parse, files and links exist, tables say what the code says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from checkweigh.cli import app
+from checkweigh.records.metrics import METRICS
+from checkweigh.sources.documents import read_manifest, read_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+COMMANDS = [
+    (page.name, line.removeprefix("$ ").split("  #")[0])
+    for page in PAGES
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_commands_in_the_documentation_exist(page: str, line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert words[0] == "checkweigh"
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    command = group.commands[words[1]]
+    command.make_context(words[1], words[2:])
+    assert all((ROOT / word).exists() for word in words if word.endswith(".yaml"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_table_of_metrics_is_the_catalogue() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/policies.md").read_text(), re.M)
+    documented = {name: (unit, source.strip(), scales.strip()) for name, unit, source, scales in rows}
+    assert documented == {
+        name: (m.unit, ", ".join(m.kinds) or "timing", ", ".join(m.scales)) for name, m in METRICS.items()
+    }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gates").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_policies_are_sound(path: Path) -> None:
+    policy = read_policy(path)
+    critical = [check for check in policy.checks if check.tier == "critical"]
+    assert 1 <= len(critical) <= 4, "every critical check costs power (docs/policies.md)"
+    assert all((ROOT / "evalsets" / name / "card.yaml").exists() for name in policy.evalsets())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "manifests").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_manifests_are_sound_and_locked(path: Path) -> None:
+    assert read_manifest(path).name == path.stem
+    assert path.with_suffix(".lock.json").exists()
