@@ -84,7 +84,9 @@ def measured(
         length = None if kind != "generation" or failed else (8 if tokens is None else int(tokens[i]))
         raw = None if failed else canonical.digest([item.id, repr(float(value)), length])
         observations.append(
-            Observation(item=item.id, replicate=0, batch=i // 16, outcome=outcome, raw=raw, output_tokens=length)
+            Observation(
+                item=item.id, replicate=0, batch=i // 16, outcome=outcome, raw=raw, output_tokens=length
+            )
         )
     key = MeasurementKey(
         pins=canonical.digest(arm), identity=canonical.digest("identity"), evalset=card.digest,
@@ -110,7 +112,11 @@ def check(**changes: Any) -> dict[str, Any]:
 
 def policy(*checks: Mapping[str, Any], **changes: Any) -> Policy:
     """A policy of the given checks, through the parser that users meet."""
-    document = {"schema": "checkweigh/policy@1", "name": "test", "checks": list(checks or [check()])} | changes
+    document = {
+        "schema": "checkweigh/policy@1",
+        "name": "test",
+        "checks": list(checks or [check()]),
+    } | changes
     return parse(Policy, canonical.dumps(document).encode(), "test.yaml")
 
 
@@ -128,12 +134,16 @@ def judge(
     ]
     name = source.card.name
     comparisons = {
-        c.id: compare(c, pair(c.metric, [source], {name: arms[0]}, {name: arms[1]}, where=c.where), alpha=0.05)
+        c.id: compare(
+            c, pair(c.metric, [source], {name: arms[0]}, {name: arms[1]}, where=c.where), alpha=0.05
+        )
         for c in checks_of(rules)
     }
     return decide(rules, comparisons, intends)
 
 
-def with_observations(record: MeasurementSet, change: Callable[[list[Observation]], list[Observation]]) -> MeasurementSet:
+def with_observations(
+    record: MeasurementSet, change: Callable[[list[Observation]], list[Observation]]
+) -> MeasurementSet:
     """The record with its observations changed, as a damaged or hostile file would have them."""
     return record.model_copy(update={"observations": tuple(change(list(record.observations)))})

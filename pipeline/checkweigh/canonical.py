@@ -10,7 +10,6 @@ import hashlib
 import json
 
 
-
 def dumps(value: object) -> str:
     """Canonical JSON text of a JSON-like value; ValueError on NaN, infinity or other types."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

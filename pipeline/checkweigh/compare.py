@@ -78,7 +78,9 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float) -> Comp
     rows = [(b.baseline.get(key, np.nan), b.candidate.get(key, np.nan)) for b in run.blocks]
     values = np.array(rows, dtype=np.float64).reshape(-1, 2)
     if len(values) < max(MIN_BLOCKS, check.min_clusters):
-        return Inestimable(reason=f"{len(values)} pairs of blocks, {max(MIN_BLOCKS, check.min_clusters)} needed")
+        return Inestimable(
+            reason=f"{len(values)} pairs of blocks, {max(MIN_BLOCKS, check.min_clusters)} needed"
+        )
     if sum(b.requests for b in run.blocks) < check.min_items:
         return Inestimable(reason=f"{sum(b.requests for b in run.blocks)} requests, {check.min_items} needed")
     if not np.isfinite(values).all() or (values <= 0).any():
@@ -254,7 +256,13 @@ def _record(
 
 
 def _to_record(
-    check: Check, block: Evidence, passing: Evidence | None, alpha: float, *, pairs: int, means: tuple[float, float]
+    check: Check,
+    block: Evidence,
+    passing: Evidence | None,
+    alpha: float,
+    *,
+    pairs: int,
+    means: tuple[float, float],
 ) -> Estimate:
     usable = passing is not None and bool(passing.estimable.all())
     return Estimate(
@@ -267,4 +275,3 @@ def _to_record(
         p_worse=float(block.p_worse),
         baseline=means[0], candidate=means[1],
     )  # fmt: skip
-

@@ -87,10 +87,16 @@ def _adjust(gating: Sequence[Check], found: Mapping[str, Comparison]) -> dict[st
 
 
 def _result(
-    policy: Policy, check: Check, comparison: Comparison, adjusted: Mapping[str, float], intends: Sequence[str]
+    policy: Policy,
+    check: Check,
+    comparison: Comparison,
+    adjusted: Mapping[str, float],
+    intends: Sequence[str],
 ) -> CheckResult:
     margin, budget = margin_of(check), policy.error_budget
-    outcome = _outcome(check, comparison, margin, adjusted.get(check.id), budget.false_pass, budget.false_block)
+    outcome = _outcome(
+        check, comparison, margin, adjusted.get(check.id), budget.false_pass, budget.false_block
+    )
     settle = None
     if isinstance(comparison, Estimate) and outcome == "inconclusive" and check.kind == "non_inferiority":
         settle = items_to_settle(
@@ -106,7 +112,12 @@ def _result(
 
 
 def _outcome(
-    check: Check, comparison: Comparison, margin: float, p_adjusted: float | None, alpha: float, alpha_block: float
+    check: Check,
+    comparison: Comparison,
+    margin: float,
+    p_adjusted: float | None,
+    alpha: float,
+    alpha_block: float,
 ) -> Outcome:
     """Steps 3 to 6 for one check; an advisory check is judged alone, unadjusted, and never gates."""
     if isinstance(comparison, Inestimable):
@@ -125,9 +136,9 @@ def _outcome(
         return "blocked"
     quality = METRICS[check.metric].estimator in ("ratio", "graded", "binary") and check.metric not in EVENTS
     low = comparison.low
-    if quality and check.kind == "non_inferiority" and low is not None:
-        if low > 2 * margin and comparison.effect > 3 * margin:
-            return "anomalous"
+    implausible = low is not None and low > 2 * margin and comparison.effect > 3 * margin
+    if quality and check.kind == "non_inferiority" and implausible:
+        return "anomalous"
     if comparison.p_pass < alpha and low is not None:
         return "warning" if p_worse <= alpha_block else "passed"
     return "inconclusive"

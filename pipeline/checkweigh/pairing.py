@@ -76,7 +76,9 @@ def pair(
     for evalset in sets:
         name = evalset.card.name
         if name not in baseline or name not in candidate:
-            missing = " and ".join(a for a, m in (("baseline", baseline), ("candidate", candidate)) if name not in m)
+            missing = " and ".join(
+                a for a, m in (("baseline", baseline), ("candidate", candidate)) if name not in m
+            )
             problems.append(f"set {name} was not measured on the {missing}")
             continue
         parts.append(_part(metric, evalset, baseline[name], candidate[name], where or {}))
@@ -100,7 +102,11 @@ def pair(
 
 
 def _part(
-    metric: str, evalset: EvalSet, baseline: MeasurementSet, candidate: MeasurementSet, where: Mapping[str, str]
+    metric: str,
+    evalset: EvalSet,
+    baseline: MeasurementSet,
+    candidate: MeasurementSet,
+    where: Mapping[str, str],
 ) -> _Part:
     name = evalset.card.name
     items = [item for item in evalset.items if item.stratum == where.get("stratum", item.stratum)]
@@ -118,7 +124,9 @@ def _part(
         weights=np.array([1.0 / strata[item.stratum] for item in items]),
         clusters=tuple(f"{name}/{item.cluster}" for item in items),
         batches=tuple(f"{name}/{row[1].batch if row[1] else 'missing'}" for row in rows),
-        identical=all(b is not None and c is not None and b.raw is not None and b.raw == c.raw for b, c in rows),
+        identical=all(
+            b is not None and c is not None and b.raw is not None and b.raw == c.raw for b, c in rows
+        ),
         problems=tuple(problems),
     )
 

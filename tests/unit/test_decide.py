@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.builders import check, evalset, judge, measured, policy
 
 from checkweigh.compare import compare_blocks
 from checkweigh.decide import checks_of, decide
@@ -11,7 +12,6 @@ from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Block, PairedRun
 from checkweigh.records.policy import FAILURES
-from tests.builders import check, evalset, judge, measured, policy
 
 N = 600
 SET = evalset("choice", N)
@@ -118,7 +118,11 @@ def test_block_outranks_inconclusive() -> None:
 def test_identical_arms_pass_from_59_clusters_on() -> None:
     for clusters, verdict in ((58, Verdict.INCONCLUSIVE), (59, Verdict.PASS)):
         same = Identical(
-            pairs=600, clusters=clusters, differing_share_upper=1 - 0.05 ** (1 / clusters), baseline=0.5, candidate=0.5
+            pairs=600,
+            clusters=clusters,
+            differing_share_upper=1 - 0.05 ** (1 / clusters),
+            baseline=0.5,
+            candidate=0.5,
         )
         assert decide(policy(), {"quality": same, FAILURES: estimate(0.0)}).verdict is verdict
 
@@ -171,12 +175,20 @@ def test_lengths_are_guarded_by_side() -> None:
     first = measured(replies, (BASE > 0.5) * 1.0, tokens=tokens)
     second = measured(replies, (BASE > 0.5) * 1.0, arm="candidate", tokens=tokens * 2 + RNG.integers(0, 3, N))
     length = {"metric": "log_length", "scale": "relative", "margin": 0.1}
-    rules = policy(check(direction="lower", **length), check(id="shorter", direction="higher", tier="supporting", **length))
+    rules = policy(
+        check(direction="lower", **length),
+        check(id="shorter", direction="higher", tier="supporting", **length),
+    )
     judgement = judge(rules, replies, first, second)
     assert judgement.verdict is Verdict.BLOCK
     assert [r.outcome for r in judgement.results[:2]] == ["blocked", "passed"]
     assert "longer" not in judgement.reasons[0]
-    swapped = judge(rules, replies, second.model_copy(update={"key": first.key}), first.model_copy(update={"key": second.key}))
+    swapped = judge(
+        rules,
+        replies,
+        second.model_copy(update={"key": first.key}),
+        first.model_copy(update={"key": second.key}),
+    )
     assert [r.outcome for r in swapped.results[:2]] == ["passed", "blocked"]
 
 
@@ -194,7 +206,9 @@ def run(ratio: float, pairs: int = 20, noise: float = 0.05) -> PairedRun:
     return PairedRun(seed=5, blocks=tuple(blocks), seconds=1.0)
 
 
-@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, Verdict.PASS), (1.3, Verdict.BLOCK), (1.1, Verdict.INCONCLUSIVE)])
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(1.0, Verdict.PASS), (1.3, Verdict.BLOCK), (1.1, Verdict.INCONCLUSIVE)]
+)
 def test_latency_by_blocks_under_shared_drift(ratio: float, verdict: Verdict) -> None:
     timing = check(
         id="tpot", metric="tpot", statistic="p50", evalset=[], direction="lower", scale="relative", margin=0.1,
@@ -207,7 +221,13 @@ def test_latency_by_blocks_under_shared_drift(ratio: float, verdict: Verdict) ->
 
 def test_too_few_or_broken_blocks_say_nothing() -> None:
     timing = check(
-        id="tpot", metric="tpot", statistic="p50", evalset=[], direction="lower", scale="relative", min_clusters=20
+        id="tpot",
+        metric="tpot",
+        statistic="p50",
+        evalset=[],
+        direction="lower",
+        scale="relative",
+        min_clusters=20,
     )
     rules = policy(timing)
     few = run(1.0, pairs=19)
@@ -233,7 +253,8 @@ def test_two_percent_of_failures_do_not_pass() -> None:
 def test_strata_weigh_the_same() -> None:
     """A loss in the one small stratum is not drowned by the large one."""
     items = tuple(
-        item.model_copy(update={"stratum": "small" if i < 60 else "large"}) for i, item in enumerate(SET.items)
+        item.model_copy(update={"stratum": "small" if i < 60 else "large"})
+        for i, item in enumerate(SET.items)
     )
     source = SET.model_copy(update={"items": items})
     values = shifted(0.0, noise=0.01)

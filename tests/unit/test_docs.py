@@ -46,7 +46,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_table_of_metrics_is_the_catalogue() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/policies.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\S+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs/policies.md").read_text(), re.M
+    )
     documented = {name: (unit, source.strip(), scales.strip()) for name, unit, source, scales in rows}
     assert documented == {
         name: (m.unit, ", ".join(m.kinds) or "timing", ", ".join(m.scales)) for name, m in METRICS.items()

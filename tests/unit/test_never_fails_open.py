@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.builders import check, evalset, judge, measured, policy, with_observations
 
 from checkweigh.compare import compare_blocks
 from checkweigh.decide import decide
 from checkweigh.errors import BadDocument
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Failed, Scored
-from tests.builders import check, evalset, judge, measured, policy, with_observations
 
 N = 600
 SET = evalset("generation", N)
@@ -96,11 +96,15 @@ def test_candidate_in_percent_and_baseline_in_fractions() -> None:
 def test_the_score_misnamed_on_both_sides() -> None:
     def rename(rows):  # type: ignore[no-untyped-def]
         return [
-            row.model_copy(update={"outcome": Scored(values={"scroe": row.outcome.values["score"]}, weights={})})
+            row.model_copy(
+                update={"outcome": Scored(values={"scroe": row.outcome.values["score"]}, weights={})}
+            )
             for row in rows
         ]
 
-    judgement = judge(policy(), SET, with_observations(BASELINE, rename), with_observations(CANDIDATE, rename))
+    judgement = judge(
+        policy(), SET, with_observations(BASELINE, rename), with_observations(CANDIDATE, rename)
+    )
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "no 'score'" in judgement.reasons[0]
 
@@ -217,22 +221,27 @@ def test_every_critical_check_declared_away() -> None:
     assert judgement.results[0].declared
 
 
+GATING = (
+    "id: a, metric: score, evalset: [s], direction: higher, margin: .1, because: hello there, tier: critical"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("checks: []", "at least 1 item"),
         ("", "checks"),
-        ("checks: [{id: a, metric: scroe, direction: higher, margin: .1, because: hello there, tier: critical}]", "score"),
-        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: .1, because: hello there, tier: advisory}]", "critical"),
-        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: .nan, because: hello there, tier: critical}]", "finite"),
-        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: -.1, because: hello there, tier: critical}]", "0"),
-        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: 0, because: hello there, tier: critical}]", "above zero"),
-        ("checks: [{id: a, metric: score, evalset: [s], direction: lower, margin: .1, because: hello there, tier: critical}]", "higher"),
-        ("checks: [{id: a, metric: score, direction: higher, margin: .1, because: hello there, tier: critical}]", "evalset"),
-        ("checks: [{id: a, metric: score, evalset: [s], direction: higher, margin: .1, tier: critical}]", "because"),
         ("checks: {a: ", "well-formed"),
+        ("checks: [{" + GATING.replace("score", "scroe") + "}]", "did you mean 'score'"),
+        ("checks: [{" + GATING.replace("critical", "advisory") + "}]", "critical"),
+        ("checks: [{" + GATING.replace(".1", ".nan") + "}]", "finite"),
+        ("checks: [{" + GATING.replace(".1", "-0.1") + "}]", "greater than or equal to 0"),
+        ("checks: [{" + GATING.replace(".1", "0") + "}]", "above zero"),
+        ("checks: [{" + GATING.replace("higher", "lower") + "}]", "direction higher"),
+        ("checks: [{" + GATING.replace("evalset: [s], ", "") + "}]", "evalset"),
+        ("checks: [{" + GATING.replace("because: hello there, ", "") + "}]", "because"),
     ],
-)  # fmt: skip
+)
 def test_policies_that_check_nothing_are_refused(text: str, message: str) -> None:
     from checkweigh.records.document import parse
     from checkweigh.records.policy import Policy

@@ -1,4 +1,6 @@
-"""What a worker answers, checked before anything believes it. An answer that does not fit is an ``EngineError``.
+"""What a worker answers, checked before anything believes it.
+
+An answer that does not fit its request is an ``EngineError``.
 
 Numbers that are no numbers are an item's failure; a result for another request, or of another length, means
 that the engine cannot be trusted at all.
@@ -98,7 +100,8 @@ def score(value: dict[str, Any], request: ScoreRequest) -> ScoreResult | ItemFai
     for index, continuation in enumerate(read):
         bad = _not_finite(continuation)
         if bad:
-            detail = f"continuation {index}: {bad} of {len(continuation.logprobs)} log-probabilities are not finite"
+            count = len(continuation.logprobs)
+            detail = f"continuation {index}: {bad} of {count} log-probabilities are not finite"
             return ItemFailure(id=request.id, reason="non_finite", detail=detail)
         check(
             bool((continuation.logprobs <= POSITIVE).all()), f"{request.id}[{index}]: a probability above 1"

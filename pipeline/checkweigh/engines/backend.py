@@ -21,7 +21,7 @@ class Backend(Protocol):
     """``Engine`` without its process: the methods mean the same, and run inside the worker.
 
     ``sent`` is the moment the call left the parent, on ``time.monotonic``'s clock, which all processes of a
-    host share. A backend raises ``BadInput`` or ``EngineOutOfMemory`` on purpose; anything else ends the worker.
+    host share. After ``BadInput`` the worker lives on; anything else a backend raises ends it.
     """
 
     @property

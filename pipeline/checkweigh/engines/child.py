@@ -32,7 +32,7 @@ _DEFAULT = Timeouts()
 class ChildEngine:
     """Starts ``checkweigh.engines.worker`` on entering and ends it on leaving.
 
-    Raises on any call: ``EngineDied`` (the process ended; every later call says so at once), ``EngineTimeout``
+    Raises on any call: ``EngineDied`` (the process ended; later calls say so at once), ``EngineTimeout``
     and ``EngineOutOfMemory`` (the process is ended first), ``EngineError`` (an answer that does not fit its
     request), ``BadInput`` (what was asked for cannot be; after the start the engine lives on).
     """

@@ -246,7 +246,7 @@ class FakeBackend:
         )
 
     def _words(self, request: GenerateRequest, room: int) -> tuple[list[str], bool]:
-        """The words of a reply, and whether it goes on until it has no more room (a word is at least one token)."""
+        """The words of a reply (at least a token each), and whether it goes on until it has no more room."""
         knobs, item = self.knobs, request.id
         exact = request.exact_tokens is not None
         if not exact and self._struck(knobs.empty_share, "empty", item):

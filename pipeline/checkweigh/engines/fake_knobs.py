@@ -16,9 +16,11 @@ SHARES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
-    """What a fake engine does. The names ending in ``_at`` count calls of score and generate from 1; 0 means at
-    the start of the process, -1 never. A share strikes the same items in every execution: those whose hash lies
-    below it, so a larger share strikes a superset.
+    """What a fake engine does.
+
+    The names ending in ``_at`` count calls of score and generate from 1; 0 means at the start of the process,
+    -1 never. A share strikes the same items in every execution: those whose hash lies below it, so a larger
+    share strikes a superset.
     """
 
     seed: int = 0  # everything pseudo-random follows from it
@@ -54,7 +56,7 @@ KNOBS = {field.name: field for field in fields(Knobs)}
 
 
 def read_knobs(options: Mapping[str, bool | int | float | str]) -> Knobs:
-    """Knobs from ``engine.options``. BadInput: an unknown knob (all known ones are listed) or a wrong value."""
+    """Knobs from ``engine.options``. BadInput: an unknown knob (the known ones are listed), a wrong value."""
     problems: list[str] = []
     values: dict[str, bool | int | float | str] = {}
     for name, value in options.items():

@@ -1,7 +1,7 @@
 """Replies: one static batch with a key-value cache, advanced token by token.
 
-Prompts are padded on the left. Rows that have ended are dropped from the batch and its cache once half of it has
-ended. Of the model's own generation config nothing but the ids that end a reply is used.
+Prompts are padded on the left. Rows that have ended are dropped from the batch and its cache once half of it
+has ended. Of the model's own generation config nothing but the ids that end a reply is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reply:
 
 
 def split(replies: Sequence[Reply], max_batch: int, budget: int) -> list[list[Reply]]:
-    """Batches of at most ``max_batch`` rows whose caches hold at most ``budget`` tokens (a row is never split)."""
+    """Batches of at most ``max_batch`` rows whose caches hold at most ``budget`` tokens, or of one row."""
     parts: list[list[Reply]] = []
     prompt = room = 0
     for reply in replies:
@@ -87,7 +87,7 @@ def _draws(seed: int, reply: Reply) -> np.random.Generator:
 
 
 def _prefill(loaded: Loaded, live: Sequence[Reply]) -> tuple[Tensor, Any, Tensor]:
-    """Hidden states at each prompt's last token (B, hidden), the cache, and its mask (B, K): 1 where a token is."""
+    """Hidden states of the prompts' last tokens (B, hidden), the cache, its mask (B, K): 1 for tokens."""
     shared = shared_length(loaded, [reply.prompt for reply in live])
     width = max(len(reply.prompt) for reply in live) - shared
     ids = np.full((len(live), width), loaded.pad, np.int64)

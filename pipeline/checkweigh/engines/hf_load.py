@@ -67,6 +67,11 @@ def load(spec: EngineSpec) -> Loaded:
         attn_implementation="sdpa",
         device_map={"": manifest.engine.device},
     ).eval()
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and manifest.limits.max_sequence > longest:
+        raise BadInput(
+            f"limits.max_sequence: expected at most the model's {longest}, found {manifest.limits.max_sequence}"
+        )
     eos = _eos(model, tokenizer)
     identity = _identity(
         manifest, model, eos

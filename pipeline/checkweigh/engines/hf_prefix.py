@@ -16,7 +16,7 @@ SHORTEST = 8  # tokens; below it, sharing costs more than it saves
 
 
 def shared_length(loaded: Loaded, prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens every prompt begins with, always fewer than the shortest prompt has; 0 when sharing does not pay."""
+    """Tokens every prompt begins with, fewer than the shortest prompt has; 0 when sharing does not pay."""
     if not loaded.shares or len(prompts) < 2:
         return 0
     ends = min(prompts), max(prompts)  # in lexical order everything between them begins as both begin

@@ -10,5 +10,5 @@ from checkweigh.engines.spec import EngineSpec, Timeouts
 
 
 def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:
-    """The engine of ``spec``, not yet started. Every kind runs in a child process; ``log`` takes its stderr."""
+    """The engine of ``spec``, not yet started: a child process, whatever its kind. ``log``: its stderr."""
     return ChildEngine(spec, log=log, timeouts=timeouts or Timeouts())

@@ -75,8 +75,8 @@ def kv_budget(manifest: Manifest) -> int:
     """Tokens that may lie in the KV cache at once.
 
     Generation splits a batch into parts whose rows times (longest prompt + new tokens) stay within it, so the
-    estimate is a bound: twice the scoring budget, enough for ``max_batch`` prompts of 256 tokens, and never less
-    than one sequence of the longest length allowed.
+    estimate is a bound: twice the scoring budget, enough for ``max_batch`` prompts of 256 tokens, and never
+    less than one sequence of the longest length allowed.
     """
     room = manifest.engine.max_batch * (256 + manifest.sampling.max_tokens)
     return max(2 * manifest.engine.max_batch_tokens, room, manifest.limits.max_sequence)
@@ -101,7 +101,9 @@ def estimate(manifest: Manifest, shape: Shape, elements: Mapping[str, int]) -> E
     Floating-point weights are held in ``engine.dtype``. Quantized weights are loaded in that dtype first and
     stand beside their quantized copy (1 byte or 0.5 byte a weight) while they are made. The cache is counted
     twice over one layer, which is copied as it grows; activations are those of the largest padded batch: six
-    hidden states, three of the feed-forward width, and a mask of batch tokens x longest sequence.
+    hidden states, three of the feed-forward width, and a mask of batch tokens x longest sequence. The int8 of
+    bitsandbytes was seen to keep about 2 bytes for each input of each linear layer of the largest batch
+    (1.4 GB for 4,096 tokens of SmolLM2-135M); 3 are counted.
     """
     width = WIDTH[manifest.engine.dtype]
     weights = sum(n * (width if t.startswith(("F", "BF")) else BYTES.get(t, 8)) for t, n in elements.items())
@@ -110,16 +112,19 @@ def estimate(manifest: Manifest, shape: Shape, elements: Mapping[str, int]) -> E
     longest = manifest.limits.max_sequence
     tokens = max(manifest.engine.max_batch_tokens, longest)
     layer = 2 * shape.kv_heads * shape.head_dim * width
+    activations = tokens * width * (6 * shape.hidden + 3 * shape.intermediate + longest)
+    if manifest.quantization.type == "int8":
+        activations += 3 * tokens * shape.layers * (6 * shape.hidden + shape.intermediate)
     return Estimate(
         weights=weights,
         kv_cache=kv_budget(manifest) * layer * (shape.layers + 1),
-        activations=tokens * width * (6 * shape.hidden + 3 * shape.intermediate + longest),
+        activations=activations,
         logits=max(HEAD_ROWS, manifest.engine.max_batch) * shape.vocabulary * (width + 4 + 4),
     )
 
 
 def require(need: Estimate, available: int, headroom: float) -> None:
-    """EngineOutOfMemory unless ``need`` fits into ``available`` bytes less the headroom; names all numbers. Pure."""
+    """Pure. EngineOutOfMemory, with all numbers: ``need`` exceeds ``available`` bytes less the headroom."""
     usable = int(available * (1 - headroom))
     if need.total <= usable:
         return
@@ -128,8 +133,9 @@ def require(need: Estimate, available: int, headroom: float) -> None:
         for name in ("weights", "kv_cache", "activations", "logits", "runtime")
     )
     raise EngineOutOfMemory(
-        f"the model needs about {need.total / GIB:.2f} GiB ({parts}), and {usable / GIB:.2f} GiB may be used: "
-        f"{available / GIB:.2f} GiB are available and limits.memory_headroom keeps {headroom:.0%} of them free"
+        f"the model needs about {need.total / GIB:.2f} GiB ({parts}), "
+        f"and {usable / GIB:.2f} GiB may be used: {available / GIB:.2f} GiB are available "
+        f"and limits.memory_headroom keeps {headroom:.0%} of them free"
     )
 
 
@@ -182,8 +188,8 @@ def require_room(manifest: Manifest, model_dir: Path, free: int) -> Estimate:
 def process_memory(*, reset_peak: bool) -> Resources:
     """This process: resident, its peak since the last reset, and what of it lies in swap.
 
-    On Linux from ``/proc/self/status``, whose peak starts anew through ``/proc/self/clear_refs``. Elsewhere psutil
-    knows the resident size only: the peak is then the present size and swap reads 0.
+    On Linux from ``/proc/self/status``, whose peak starts anew through ``/proc/self/clear_refs``. Elsewhere
+    psutil knows the resident size only: the peak is then the present size and swap reads 0.
     """
     if sys.platform != "linux":
         now = int(psutil.Process().memory_info().rss)

@@ -24,8 +24,9 @@ import checkweigh
 from checkweigh.engines import wire
 
 PASSED = (
-    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "USER", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
-    "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "USER", "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
     "PYTHONDONTWRITEBYTECODE", "SYSTEMROOT",
 )  # fmt: skip
 GRACE = 3.0  # seconds a worker has to leave by itself
@@ -69,7 +70,7 @@ class Worker:
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "checkweigh.engines.worker"]
         if threading.current_thread() is threading.main_thread():
-            # The kernel's death signal follows the *thread* that started the worker, so only the main one asks for it.
+            # The kernel's death signal follows the *thread* that started the worker: only the main one asks.
             command += ["--parent", str(os.getpid())]
         with log.open("ab") as stderr:
             self._start = stderr.tell()

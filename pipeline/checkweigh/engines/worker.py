@@ -3,7 +3,7 @@
 1. Take stdout away from everybody else: what a library prints goes to the log.
 2. Make sure to leave with the parent.
 3. Start the backend the spec names; answer with its identity.
-4. Answer calls one by one. BadInput is an answer; running out of memory and anything unforeseen are the last one.
+4. Answer calls one by one. BadInput is an answer; lack of memory and anything unforeseen are the last one.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ class Identical(Record):
     kind: Literal["identical"] = "identical"
     pairs: int
     clusters: int
-    differing_share_upper: float = Field(description="95% upper bound on the share of clusters that could differ")
+    differing_share_upper: float = Field(
+        description="95% upper bound on the share of clusters that could differ"
+    )
     baseline: float
     candidate: float
 

@@ -41,7 +41,9 @@ class CheckResult(Record):
 
     check: Check
     implicit: bool = False
-    declared: bool = Field(default=False, description="the manifest declares this change (intends); not gating")
+    declared: bool = Field(
+        default=False, description="the manifest declares this change (intends); not gating"
+    )
     outcome: Outcome
     margin: float = Field(description="the margin on the scale of the comparison")
     comparison: Comparison

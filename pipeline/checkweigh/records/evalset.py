@@ -33,7 +33,7 @@ class Baseline(Record):
     manifest: str
     note: str
     metrics: dict[str, float]
-    strata: dict[str, float] = Field(default_factory=dict)
+    by_stratum: dict[str, float] = Field(default_factory=dict)
 
 
 class Card(Record):

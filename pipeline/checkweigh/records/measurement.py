@@ -40,7 +40,9 @@ class Observation(Record):
     replicate: int = Field(ge=0)
     batch: int = Field(ge=0, description="index in the batch plan; a failure strikes a whole batch")
     outcome: Outcome
-    raw: Digest | None = Field(description="digest of the raw output (token ids or log-probabilities); None if failed")
+    raw: Digest | None = Field(
+        description="digest of the raw output (token ids or log-probabilities); None if failed"
+    )
     text: str | None = None
     output_tokens: int | None = None
     finish: Literal["stop", "length"] | None = None
@@ -53,7 +55,9 @@ class EngineIdentity(Record):
     version: str
     dtype: str
     device: str
-    quantization: str = Field(description="'none', or method and type with the share of quantized linear weights")
+    quantization: str = Field(
+        description="'none', or method and type with the share of quantized linear weights"
+    )
     threads: int
     max_sequence: int
     vocabulary_size: int
@@ -93,7 +97,9 @@ class Stage(Record):
     items: int
     tokens: int
     seconds: float = Field(ge=0)
-    stored: bool = Field(default=False, description="read from the store; seconds are those of the first time")
+    stored: bool = Field(
+        default=False, description="read from the store; seconds are those of the first time"
+    )
 
 
 class MeasurementSet(Record):
@@ -114,7 +120,9 @@ class Block(Record):
 
     pair: int = Field(ge=0)
     order: tuple[Literal["baseline", "candidate"], Literal["baseline", "candidate"]]
-    baseline: dict[str, float] = Field(description="'metric.statistic' -> value, such as 'ttft.p50' in seconds")
+    baseline: dict[str, float] = Field(
+        description="'metric.statistic' -> value, such as 'ttft.p50' in seconds"
+    )
     candidate: dict[str, float]
     requests: int = Field(ge=1)
 

@@ -40,23 +40,40 @@ def _timing(meaning: str) -> Metric:
 
 METRICS: dict[str, Metric] = {
     "log_perplexity": Metric(
-        estimator="ratio", unit="nats/token", better="lower", kinds=("text",), scales=_RATIO,
+        estimator="ratio",
+        unit="nats/token",
+        better="lower",
+        kinds=("text",),
+        scales=_RATIO,
         meaning="negative log-likelihood a token, summed over documents; needs one vocabulary in both arms",
     ),
     "bits_per_byte": Metric(
-        estimator="ratio", unit="bits/byte", better="lower", kinds=("text",),
+        estimator="ratio",
+        unit="bits/byte",
+        better="lower",
+        kinds=("text",),
         meaning="negative log-likelihood a byte of text, in bits; comparable across vocabularies",
     ),
     "score": Metric(
-        estimator="graded", unit="points", better="higher", kinds=("choice", "generation"),
+        estimator="graded",
+        unit="points",
+        better="higher",
+        kinds=("choice", "generation"),
         meaning="choices: normalised probability of the right choice; replies: the check's score in [0, 1]",
     ),
     "accuracy": Metric(
-        estimator="binary", unit="share", better="higher", kinds=("choice",),
+        estimator="binary",
+        unit="share",
+        better="higher",
+        kinds=("choice",),
         meaning="the right choice is the likeliest one",
     ),
     "log_length": Metric(
-        estimator="log_length", unit="tokens", better="lower", kinds=("generation",), scales=_RATIO,
+        estimator="log_length",
+        unit="tokens",
+        better="lower",
+        kinds=("generation",),
+        scales=_RATIO,
         meaning="logarithm of a reply's tokens; direction lower guards against longer replies, higher against shorter",
     ),
     "bad_ending": _event("the reply is truncated, empty or loops"),
@@ -68,7 +85,10 @@ METRICS: dict[str, Metric] = {
     "tpot": _timing("time per output token after the first"),
     "e2e": _timing("time from sending a request to its last token"),
     "peak_memory": Metric(
-        estimator="blocks", unit="bytes", better="lower", scales=_RATIO,
+        estimator="blocks",
+        unit="bytes",
+        better="lower",
+        scales=_RATIO,
         meaning="most memory resident in the engine's process during a timing block",
     ),
 }

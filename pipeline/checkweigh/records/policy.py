@@ -19,7 +19,9 @@ class Check(Record):
 
     id: Name
     metric: str
-    evalset: tuple[Name, ...] = Field(default=(), description="sets pooled with equal weight for each stratum")
+    evalset: tuple[Name, ...] = Field(
+        default=(), description="sets pooled with equal weight for each stratum"
+    )
     statistic: Statistic = "mean"
     kind: CheckKind = "non_inferiority"
     direction: Literal["higher", "lower"]
@@ -29,7 +31,9 @@ class Check(Record):
     min_items: int = Field(default=100, ge=1)
     min_clusters: int = Field(default=40, ge=2)
     tier: Tier
-    where: dict[str, str] = Field(default_factory=dict, description="only items with these tags; {stratum: name}")
+    where: dict[str, str] = Field(
+        default_factory=dict, description="only items with these tags; {stratum: name}"
+    )
 
     @field_validator("metric")
     @classmethod
@@ -47,8 +51,12 @@ class Check(Record):
             raise ValueError("a margin above zero: nothing can be shown to be no worse by less than nothing")
         if self.kind != "absolute" and self.scale not in metric.scales:
             raise ValueError(f"scale {' or '.join(metric.scales)} for {self.metric}")
-        if self.kind == "absolute" and (self.scale != "absolute" or metric.estimator in ("blocks", "log_length")):
-            raise ValueError(f"an absolute check takes scale absolute, and no timing, memory or length ({self.metric})")
+        if self.kind == "absolute" and (
+            self.scale != "absolute" or metric.estimator in ("blocks", "log_length")
+        ):
+            raise ValueError(
+                f"an absolute check takes scale absolute, and no timing, memory or length ({self.metric})"
+            )
         if self.statistic not in metric.statistics:
             raise ValueError(f"statistic {' or '.join(metric.statistics)} for {self.metric}")
         if bool(self.evalset) != bool(metric.kinds):
@@ -64,7 +72,9 @@ class ErrorBudget(Record):
     """Error rates for the whole policy (STATISTICS.md, verdict rule)."""
 
     false_pass: float = Field(default=0.05, gt=0, le=0.2, description="one-sided, for each critical check")
-    false_block: float = Field(default=0.01, gt=0, le=0.2, description="for the whole policy, Holm over all checks")
+    false_block: float = Field(
+        default=0.01, gt=0, le=0.2, description="for the whole policy, Holm over all checks"
+    )
 
 
 class Timing(Record):
@@ -84,13 +94,16 @@ class Policy(Record):
     because: str = ""
     error_budget: ErrorBudget = ErrorBudget()
     looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(1.0,), description="shares of each set; only one look, at 1.0, until adaptive looks are built"
+        default=(1.0,),
+        description="shares of each set; only one look, at 1.0, until adaptive looks are built",
     )
     on_inconclusive: Literal["hold", "block"] = "hold"
     max_minutes: float = Field(default=60, gt=0)
     seed: int = Field(default=0, ge=0)
     timing: Timing = Timing()
-    failure_margin: float = Field(default=0.01, gt=0, le=0.2, description="implicit critical check on failed items")
+    failure_margin: float = Field(
+        default=0.01, gt=0, le=0.2, description="implicit critical check on failed items"
+    )
     checks: tuple[Check, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

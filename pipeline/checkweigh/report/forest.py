@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from checkweigh.records.comparison import Estimate, Identical
 from checkweigh import numbers
+from checkweigh.records.comparison import Estimate, Identical
 from checkweigh.report.svg import Scale, dot, el, label, line, picture
 from checkweigh.report.view import Row
 

@@ -9,10 +9,10 @@ from functools import cache
 import jinja2
 from markupsafe import Markup
 
+from checkweigh import numbers
 from checkweigh.canonical import short
 from checkweigh.records.decision import Arm, Decision
 from checkweigh.records.metrics import METRICS
-from checkweigh import numbers
 from checkweigh.report import plots, view
 from checkweigh.report.diff import Piece, sides
 from checkweigh.report.forest import forest

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from checkweigh import numbers
 from checkweigh.canonical import short
 from checkweigh.records.decision import Decision, Verdict
-from checkweigh import numbers
 from checkweigh.report import view
 from checkweigh.report.items import ItemPair, worst
 from checkweigh.report.safe import clip, one_line, visible

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from checkweigh.records.measurement import Block
 from checkweigh import numbers
+from checkweigh.records.measurement import Block
 from checkweigh.report.items import ItemPair
 from checkweigh.report.safe import shorten
 from checkweigh.report.svg import Scale, dot, label, line, path, picture, spread

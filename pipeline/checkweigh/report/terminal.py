@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from checkweigh.records.decision import Decision, Verdict
 from checkweigh import numbers
+from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
 from checkweigh.report.safe import one_line
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from checkweigh import numbers
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Decision, Verdict
 from checkweigh.records.measurement import Stage
-from checkweigh import numbers
 
 HEADLINE = {
     Verdict.PASS: "PASS: the candidate may ship",
