@@ -70,11 +70,16 @@ def compare(check: Check, sample: PairedSample, *, alpha: float) -> Comparison:
     return _both_sides(record, _record(opposite, sample, block, passing, exclusions, alpha))
 
 
+def block_key(check: Check) -> str:
+    """Name of the value in a block that a timing or memory check looks at."""
+    return check.metric if check.metric == "peak_memory" else f"{check.metric}.{check.statistic}"
+
+
 def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float) -> Comparison:
     """Timing and memory: log ratios of block values, one datum for each pair of blocks."""
     if run is None:
         return Inestimable(reason="timing was not measured")
-    key = check.metric if check.metric == "peak_memory" else f"{check.metric}.{check.statistic}"
+    key = block_key(check)
     rows = [(b.baseline.get(key, np.nan), b.candidate.get(key, np.nan)) for b in run.blocks]
     values = np.array(rows, dtype=np.float64).reshape(-1, 2)
     if len(values) < max(MIN_BLOCKS, check.min_clusters):

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from checkweigh import numbers
+from checkweigh.compare import block_key
 from checkweigh.canonical import short
 from checkweigh.records.decision import Arm, Decision
 from checkweigh.records.metrics import METRICS
@@ -106,9 +107,11 @@ def _better(metric: str) -> str:
 
 
 def _timing(decision: Decision) -> list[Plot]:
+    """One plot for each timing metric that a check looks at."""
     blocks = decision.timing.blocks if decision.timing else ()
+    keys = [block_key(r.check) for r in decision.checks if METRICS[r.check.metric].estimator == "blocks"]
     found = []
-    for index, name in enumerate(plots.timing_names(blocks)):
+    for index, name in enumerate(dict.fromkeys(keys)):
         wide = plots.timing(blocks, name, f"tim{index}")
         if wide:
             narrow = plots.timing(blocks, name, f"tim{index}-n", narrow=True)

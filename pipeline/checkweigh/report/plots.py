@@ -156,8 +156,3 @@ def _median(values: Sequence[float]) -> float:
     ranked = sorted(values)
     half = len(ranked) // 2
     return float(ranked[half] if len(ranked) % 2 else (ranked[half - 1] + ranked[half]) / 2)
-
-
-def timing_names(blocks: Sequence[Block], most: int = 8) -> tuple[str, ...]:
-    """The metrics that any block has, in order."""
-    return tuple(sorted({name for block in blocks for name in block.baseline}))[:most]
