@@ -15,13 +15,23 @@ from checkweigh.errors import HostBusy, StoreError
 
 @contextmanager
 def lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
-    """An inter-process lock; HostBusy when another process keeps it for longer than ``timeout_s``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """An inter-process lock, let go when its process dies.
+
+    HostBusy when another process keeps it for longer than ``timeout_s``, StoreError when it cannot be made.
+    """
+    held = FileLock(path, timeout=timeout_s)
     try:
-        with FileLock(path, timeout=timeout_s):
-            yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
     except Timeout as error:
-        raise HostBusy(f"another checkweigh {what} and has not finished in {timeout_s:g} s ({path})") from error
+        waited = f"has not finished in {timeout_s:g} s"
+        raise HostBusy(f"another checkweigh {what} and {waited} ({path})") from error
+    except (OSError, NotImplementedError) as error:
+        raise StoreError(f"{path}: cannot be locked ({error})") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

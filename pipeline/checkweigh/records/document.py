@@ -1,6 +1,8 @@
-"""Strict YAML: text -> record, with every problem's line and dotted path. Pure; no file is opened here.
+"""Strict YAML and JSON: text -> record, with every problem's dotted path, and its line where there is one. Pure.
 
-Duplicate keys, tags, aliases, non-string keys, NaN and infinity are errors; dates stay strings.
+YAML is read as in its version 1.2's core schema, less what surprises: duplicate keys, tags, aliases, merge keys,
+keys that are not text, NaN, infinity, control characters and lone surrogates are errors; dates, octals and
+sexagesimals stay text. JSON: no duplicate keys, no NaN. No file is opened here.
 """
 
 from __future__ import annotations
@@ -9,29 +11,62 @@ import difflib
 import json
 import math
 import re
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from checkweigh.errors import BadDocument, Problem
-from checkweigh.records.base import Record
+from checkweigh.records.base import SHA256, Record
+from checkweigh.records.manifest import SOURCE
 
 R = TypeVar("R", bound=Record)
 Path = tuple[str | int, ...]
-MAX_BYTES = 1_000_000
+MAX_BYTES = 1_000_000  # of YAML; a manifest has one thousand
+MAX_JSON = 64_000_000  # of a lock: a long system prompt is in it as token ids
+MAX_DEPTH = 50
+MAX_NODES = 50_000  # some seconds of YAML
+MAX_DIGITS = 30
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_TAG = "tag:yaml.org,2002:"
+_TAGGED = "checkweigh:explicit-tag "
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without timestamps, and with YAML 1.2's booleans only (so that ``no`` stays a word)."""
+    """Composes nodes with YAML 1.2's numbers and booleans; counts them, and marks explicit tags."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML has it
+    depth = 0
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self.depth += 1
+        self.nodes += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, f"more than {MAX_DEPTH} levels", event.start_mark)
+        if self.nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(None, None, f"more than {MAX_NODES} values", event.start_mark)
+        tag = getattr(event, "tag", None)
+        node = super().compose_node(parent, index)
+        if tag is not None and node is not None:
+            node.tag = _TAGGED + tag
+        self.depth -= 1
+        return node
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag.rsplit(":", 1)[1] in ("int", "float", "null", "merge")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(_TAG + "null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_TAG + "int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _TAG + "float",
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]*\.[0-9]+|[0-9]+\.|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
 
 
 class _Reader:
@@ -41,57 +76,95 @@ class _Reader:
         self.file = file
         self.lines: dict[Path, int] = {}
         self.problems: list[Problem] = []
+        self.broken: list[Path] = []
         self.seen: set[int] = set()
-        self.loader = _Loader("")
 
-    def problem(self, node: yaml.Node, path: Path, expected: str, found: str, suggestion: str | None = None) -> None:
+    def problem(self, node: yaml.Node, path: Path, expected: str, found: str) -> None:
         self.problems.append(
             Problem(
-                file=self.file, line=node.start_mark.line + 1, path=dotted(path),
-                expected=expected, found=found, suggestion=suggestion,
+                file=self.file,
+                line=node.start_mark.line + 1,
+                path=dotted(path),
+                expected=expected,
+                found=found,
             )
         )
 
-    def value(self, node: yaml.Node, path: Path) -> Any:
-        self.lines[path] = node.start_mark.line + 1
+    def refuse(self, node: yaml.Node, path: Path, expected: str, found: str) -> Any:
+        """A problem with a value, for which null then stands."""
+        self.problem(node, path, expected, found)
+        self.broken.append(path)
+
+    def value(self, node: yaml.Node, path: Path, within: yaml.Node) -> Any:
+        """The value at ``path``; ``within`` is its key or list: an alias knows only its anchor's line."""
         if id(node) in self.seen:
-            self.problem(node, path, "a value written out", "a YAML alias")
-            return None
+            return self.refuse(within, path, "a value written out", "a YAML alias")
+        self.lines[path] = node.start_mark.line + 1
         self.seen.add(id(node))
+        if node.tag.startswith(_TAGGED):
+            return self.refuse(
+                node,
+                path,
+                "plain YAML without tags",
+                f"the tag {node.tag.removeprefix(_TAGGED).replace(_TAG, '!!')}",
+            )
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.value(child, (*path, i)) for i, child in enumerate(node.value)]
+            return [self.value(child, (*path, i), node) for i, child in enumerate(node.value)]
         return self.scalar(node, path)
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or key == "<<":
-                self.problem(key_node, path, "a plain key", "a merge key or a structured key")
+            key = self.key(key_node, path, value_node)
+            if key is None:
                 continue
             if key in result:
                 self.problem(key_node, (*path, key), "each key once", f"'{key}' a second time")
                 continue
-            result[key] = self.value(value_node, (*path, key))
+            result[key] = self.value(value_node, (*path, key), key_node)
             self.lines[(*path, key)] = key_node.start_mark.line + 1
         return result
 
+    def key(self, node: yaml.Node, path: Path, value: yaml.Node) -> str | None:
+        """The key ``node`` of ``value``; None when it is not a plain one, which is then a problem."""
+        expected, found = "text as a key", ""
+        if not isinstance(node, yaml.ScalarNode):
+            found = "a structured key"
+        elif id(node) in self.seen:
+            node, found = value, "a YAML alias"
+        elif node.tag.startswith(_TAGGED):
+            found = "a tag"
+        elif node.value == "<<" and node.style is None:
+            path, expected, found = (*path, "<<"), "the keys written out", "a merge key"
+        elif node.tag != _TAG + "str":
+            expected, found = expected + " (put it in quotes)", _shortened(str(node.value))
+        elif CONTROL.search(node.value):
+            found = f"a control character or half a surrogate pair in {node.value!a}"
+        self.seen.add(id(node))
+        if not found:
+            return str(node.value)
+        self.problem(node, path, expected, found)
+        return None
+
     def scalar(self, node: yaml.Node, path: Path) -> Any:
-        allowed = ("str", "int", "float", "bool", "null")
-        if node.tag not in {f"tag:yaml.org,2002:{name}" for name in allowed}:
-            self.problem(node, path, "plain YAML without tags", f"the tag {node.tag}")
+        kind, text = node.tag.removeprefix(_TAG), str(node.value)
+        if kind in ("int", "float") and len(text) > MAX_DIGITS:
+            return self.refuse(node, path, f"a number of at most {MAX_DIGITS} digits", _shortened(text))
+        if kind == "int":
+            return int(text)
+        if kind == "bool":
+            return text == "true"
+        if kind == "null":
             return None
-        try:
-            value = self.loader.construct_object(node)
-        except (ValueError, OverflowError, yaml.YAMLError) as error:
-            self.problem(node, path, "a number", f"{node.value!r} ({error})")
-            return None
-        if isinstance(value, float) and not math.isfinite(value):
-            self.problem(node, path, "a finite number", str(node.value))
-            return None
-        return value
+        if kind == "float":
+            value = math.nan if re.search(r"\.[a-zA-Z]", text) else float(text)
+            return value if math.isfinite(value) else self.refuse(node, path, "a finite number", text)
+        if hit := CONTROL.search(text):
+            name = f"the character {hit.group()!a}"
+            return self.refuse(node, path, "text without control characters and half surrogate pairs", name)
+        return text
 
 
 def dotted(path: Path) -> str:
@@ -106,17 +179,16 @@ def parse(model: type[R], data: bytes, file: str) -> R:
     """A record from the bytes of a YAML document. Raises BadDocument with every problem found."""
     reader = _Reader(file)
     node = _compose(data, file)
-    value = reader.value(node, ())
-    if not isinstance(node, yaml.MappingNode):
+    value = reader.value(node, (), node)
+    if not isinstance(value, dict):
+        if reader.problems:
+            raise BadDocument(reader.problems)
         raise BadDocument([_whole(file, "a mapping of keys to values", _kind(value), 1)])
     problems = reader.problems
     try:
         record = model.model_validate_json(json.dumps(value))
     except ValidationError as error:
-        broken = {problem.path for problem in problems}
-        errors = [item for item in error.errors() if not _echo(item, error.errors())]
-        found = [_problem(model, item, value, reader, file) for item in errors]
-        problems += [problem for problem in found if problem.path not in broken]
+        problems += _problems(model, error, value, file, reader.lines, reader.broken)
     if problems:
         raise BadDocument(sorted(problems, key=lambda p: (p.line or 0, p.path)))
     return record
@@ -124,39 +196,147 @@ def parse(model: type[R], data: bytes, file: str) -> R:
 
 def parse_json(model: type[R], data: bytes, file: str) -> R:
     """A record from the bytes of a JSON document (a lock, a decision). Raises BadDocument."""
+    if len(data) > MAX_JSON:
+        raise BadDocument([_whole(file, f"at most {MAX_JSON} bytes", "more")])
+    value = load_json(data, file)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise BadDocument(
-            [
-                Problem(
-                    file=file, line=None, path=dotted(item["loc"]), expected=_expected(item), found=_found(item)
-                )
-                for item in error.errors()
-            ]
-        ) from None
+        raise BadDocument(explain(model, error, value, file)) from None
+
+
+def explain(
+    model: type[Record], error: ValidationError, value: Any, file: str, line: int | None = None
+) -> list[Problem]:
+    """The problems of a record that came from JSON; ``line`` where a document holds one record a line."""
+    lines: dict[Path, int] = {} if line is None else {(): line}
+    return _problems(model, error, value, file, lines, [])
+
+
+def load_json(data: bytes, file: str, line: int | None = None) -> Any:
+    """The value of one JSON text; keys once, no NaN. BadDocument says where it breaks.
+
+    ``line`` is the text's own line where it is one of many in ``file``.
+    """
+    try:
+        text = data.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise BadDocument([_not_text(file, data, error)]) from None
+    except json.JSONDecodeError as error:
+        at = error.lineno if line is None else line
+        found = "an empty file" if not text.strip() else f"{error.msg} (column {error.colno})"
+        raise BadDocument([_whole(file, "well-formed JSON", found, at)]) from None
+    except RecursionError:
+        raise BadDocument([_whole(file, "well-formed JSON", "too many levels", line)]) from None
+    except ValueError as error:
+        raise BadDocument([_whole(file, "well-formed JSON", _shortened(str(error)), line)]) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {json.dumps(twice)} twice in one object")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no number")
 
 
 def _compose(data: bytes, file: str) -> yaml.Node:
     if len(data) > MAX_BYTES:
-        raise BadDocument([_whole(file, f"at most {MAX_BYTES} bytes", f"{len(data)} bytes")])
+        raise BadDocument([_whole(file, f"at most {MAX_BYTES} bytes", "more")])
+    expected = "well-formed YAML"
     try:
-        node = yaml.compose(data.decode("utf-8"), Loader=_Loader)
+        text = data.decode("utf-8")
+        loader = _Loader(text)
     except UnicodeDecodeError as error:
-        raise BadDocument([_whole(file, "UTF-8 text", f"byte {data[error.start]:#04x} at {error.start}")]) from None
+        raise BadDocument([_not_text(file, data, error)]) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise BadDocument(
+            [_whole(file, expected, f"the control character {chr(error.character)!a}", line)]
+        ) from None
+    try:
+        node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else None
-        raise BadDocument([_whole(file, "well-formed YAML", str(error.problem), line)]) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadDocument([_whole(file, "well-formed YAML", str(error).splitlines()[0])]) from None
+        found = re.sub(r"^(?:but )?found ", "", str(error.problem))
+        raise BadDocument([_whole(file, expected, found, mark.line + 1 if mark else None)]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: "\U00110000"
+        raise BadDocument([_whole(file, expected, str(error).splitlines()[0], loader.line + 1)]) from None
     if node is None:
         raise BadDocument([_whole(file, "a document", "an empty file")])
     return node
 
 
+def _not_text(file: str, data: bytes, error: UnicodeDecodeError) -> Problem:
+    return _whole(file, "UTF-8 text", f"byte {data[error.start]:#04x}", data.count(b"\n", 0, error.start) + 1)
+
+
 def _whole(file: str, expected: str, found: str, line: int | None = None) -> Problem:
     return Problem(file=file, line=line, path="", expected=expected, found=found)
+
+
+def _kind(value: object) -> str:
+    return {"list": "a list", "str": "text", "NoneType": "nothing"}.get(type(value).__name__, repr(value))
+
+
+def _problems(
+    model: type[Record],
+    error: ValidationError,
+    value: Any,
+    file: str,
+    lines: Mapping[Path, int],
+    broken: Iterable[Path],
+) -> list[Problem]:
+    """pydantic's errors, each at the place in the document that it is about; the branches of a union as one."""
+    errors = error.errors()
+    branches: dict[Path, Problem] = {}
+    found: list[Problem] = []
+    for item in errors:
+        path = _place(item, value)
+        if any(path[: len(place)] == place for place in broken) or _echo(item, errors):
+            continue
+        problem = Problem(
+            file=file, line=_line(lines, path), path=dotted(path),
+            expected=_expected(item), found=_found(item, path), suggestion=_suggestion(model, item),
+        )  # fmt: skip
+        if len(path) == len(item["loc"]):
+            found.append(problem)
+        elif path in branches and problem.found == branches[path].found:
+            merged = f"{branches[path].expected} or {problem.expected}"
+            branches[path] = Problem(
+                file=file, line=problem.line, path=problem.path, expected=merged, found=problem.found
+            )
+        else:
+            branches.setdefault(path, problem)
+    return found + list(branches.values())
+
+
+def _place(item: ErrorDetails, value: Any) -> Path:
+    """Where in the document an error is: pydantic's location without the names of union branches."""
+    path: Path = ()
+    last = len(item["loc"]) - 1
+    for i, part in enumerate(item["loc"]):
+        if isinstance(part, str) and isinstance(value, dict):
+            if part in value:
+                value = value[part]
+                path = (*path, part)
+            elif i == last and item["type"] == "missing":
+                path = (*path, part)
+        elif isinstance(part, int) and isinstance(value, list) and part < len(value):
+            value = value[part]
+            path = (*path, part)
+    return path
+
+
+def _line(lines: Mapping[Path, int], path: Path) -> int | None:
+    while path not in lines and path:
+        path = path[:-1]
+    return lines.get(path)
 
 
 def _echo(item: ErrorDetails, items: list[ErrorDetails]) -> bool:
@@ -165,27 +345,19 @@ def _echo(item: ErrorDetails, items: list[ErrorDetails]) -> bool:
     return item["type"] == "too_short" and any(o["loc"][: len(loc)] == loc and o["loc"] != loc for o in items)
 
 
-def _kind(value: object) -> str:
-    return {"list": "a list", "str": "text", "NoneType": "nothing"}.get(type(value).__name__, repr(value))
-
-
-def _problem(model: type[Record], item: ErrorDetails, value: Any, reader: _Reader, file: str) -> Problem:
-    path: Path = tuple(item["loc"])
-    suggestion = None
-    if item["type"] == "extra_forbidden":
-        keys = _siblings(model, path)
-        near = difflib.get_close_matches(str(path[-1]), keys, n=1)
-        suggestion = near[0] if near else None
-    if item["type"] == "value_error" and path and path[-1] == "metric":
-        near = difflib.get_close_matches(str(item["input"]), str(item["ctx"]["error"]).split(" ", 2)[2].split(", "))
-        suggestion = near[0] if near else None
-    known = path
-    while known not in reader.lines and known:
-        known = known[:-1]
-    return Problem(
-        file=file, line=reader.lines.get(known), path=dotted(path),
-        expected=_expected(item), found=_found(item), suggestion=suggestion,
-    )
+def _suggestion(model: type[Record], item: ErrorDetails) -> str | None:
+    """The known word nearest to an unknown key, metric or choice."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        word, known = item["loc"][-1], _siblings(model, item["loc"])
+    elif kind == "literal_error":
+        word, known = item["input"], re.findall(r"'([^']*)'", str(context["expected"]))
+    elif kind == "value_error" and item["loc"] and str(context["error"]).startswith("one of "):
+        word, known = item["input"], str(context["error"]).removeprefix("one of ").split(", ")
+    else:
+        return None
+    near = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) else []
+    return near[0] if near else None
 
 
 def _siblings(model: type[BaseModel], path: Path) -> list[str]:
@@ -216,12 +388,22 @@ _EXPECTED = {
     "extra_forbidden": "a known key",
     "bool_type": "true or false",
     "int_type": "a whole number",
+    "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
+    "none_required": "nothing",
     "string_type": "text (put it in quotes)",
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
+    "json_invalid": "JSON without half surrogate pairs",
+}
+_PATTERNS = {
+    SHA256: "sha256: and 64 hex digits",
+    SOURCE: "path:DIR-or-FILE, hf:OWNER/REPO@40-hex-commit (no branch or tag: they move), "
+    "or package:DIST==VERSION/FILE-IN-WHEEL",
+    r"^[a-z0-9][a-z0-9._-]*$": "a name of lower-case letters, digits, '.', '_' and '-'",
 }
 
 
@@ -234,16 +416,21 @@ def _expected(item: ErrorDetails) -> str:
     if kind == "literal_error":
         return "one of " + str(context["expected"])
     if kind == "string_pattern_mismatch":
-        return f"text that matches {context['pattern']}"
+        return _PATTERNS.get(context["pattern"], f"text that matches {context['pattern']}")
     return item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
-def _found(item: ErrorDetails) -> str:
+def _found(item: ErrorDetails, path: Path) -> str:
     if item["type"] == "missing":
         return "nothing"
+    if item["type"] == "json_invalid":  # what Python's reader lets through
+        return str(item["ctx"]["error"])
     if item["type"] == "extra_forbidden":
-        return f"'{item['loc'][-1]}'"
+        return f"'{path[-1]}'"
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return "these values together"
-    text = json.dumps(item["input"], ensure_ascii=False, default=str)
+    return _shortened(json.dumps(item["input"], ensure_ascii=False, default=str))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

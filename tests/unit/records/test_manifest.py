@@ -1,0 +1,165 @@
+"""What is part of a manifest's digest: everything but its name, comment and intents."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from checkweigh import canonical
+from checkweigh.records.evalset import Message
+from checkweigh.records.manifest import Manifest, Prompts
+from checkweigh.sources.diff import changes
+
+Path = tuple[str | int, ...]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FULL: dict[str, Any] = {
+    "schema": "checkweigh/manifest@1",
+    "name": "full",
+    "comment": "words",
+    "intends": ["shorter"],
+    "model": {
+        "source": "path:model",
+        "derive": {"recipe": "gguf-to-safetensors", "version": 1},
+        "adapters": [{"source": "path:adapter", "scale": 0.5}],
+        "unsafe_pickle": False,
+        "unsafe_remote_code": False,
+    },
+    "tokenizer": {"source": "path:tokenizer"},
+    "prompts": {"system": "Be brief.", "template": "Q: {prompt}", "chat_template": "path:chat.jinja"},
+    "quantization": {"method": "bitsandbytes", "bits": 4, "type": "nf4", "double": False, "kv_dtype": "auto"},
+    "engine": {
+        "kind": "fake", "version": "1", "dtype": "float32", "device": "cpu", "threads": 2, "max_batch": 4,
+        "max_batch_tokens": 64, "options": {"bias": 1.5, "word": "x", "count": 3, "on": True},
+    },
+    "sampling": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 24, "seed": 3, "stop": ["a", "b"]},
+    "limits": {"max_sequence": 512, "memory_headroom": 0.25},
+}  # fmt: skip
+# Leaves that only one value fits, and what else must change for another one to fit.
+TOGETHER: dict[Path, dict[Path, Any]] = {
+    ("quantization", "bits"): {("quantization", "bits"): 8, ("quantization", "type"): "int8"},
+    ("quantization", "type"): {("quantization", "type"): "fp4"},
+    ("quantization", "method"): {
+        ("quantization", "method"): "none", ("quantization", "bits"): None, ("quantization", "type"): None,
+    },
+    ("engine", "kind"): {("engine", "kind"): "transformers", ("engine", "options"): {}},
+    ("engine", "dtype"): {("engine", "dtype"): "float16"},
+    ("engine", "device"): {("engine", "device"): "cuda"},
+    ("prompts", "template"): {("prompts", "template"): "{prompt}"},
+    ("limits", "memory_headroom"): {("limits", "memory_headroom"): 0.5},
+}  # fmt: skip
+FIXED = {("model", "derive", "recipe"), ("model", "derive", "version"), ("quantization", "kv_dtype")}
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[Path]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, (*path, i))
+    else:
+        yield path
+
+
+def read(document: dict[str, Any]) -> Manifest:
+    return Manifest.model_validate_json(json.dumps(document))
+
+
+def digest(document: dict[str, Any]) -> str:
+    return canonical.digest(read(document).declared())
+
+
+def with_values(values: dict[Path, Any]) -> dict[str, Any]:
+    document = copy.deepcopy(FULL)
+    for path, value in values.items():
+        at: Any = document
+        for part in path[:-1]:
+            at = at[part]
+        at[path[-1]] = value
+    return document
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    return value / 2 if isinstance(value, float) else value * 2 if isinstance(value, int) else value + "x"
+
+
+NOT_DECLARED = ("schema", "name", "comment", "intends")
+DECLARED = list(leaves({key: value for key, value in FULL.items() if key not in NOT_DECLARED}))
+
+
+def test_the_full_manifest_names_every_field() -> None:
+    """So that a new field cannot be forgotten here."""
+    dumped = json.loads(read(FULL).model_dump_json(by_alias=True))
+    assert set(leaves(dumped)) == set(leaves(FULL))
+
+
+@pytest.mark.parametrize("path", [path for path in DECLARED if path not in FIXED], ids=canonical.dumps)
+def test_every_declared_leaf_is_part_of_the_digest(path: Path) -> None:
+    at: Any = FULL
+    for part in path:
+        at = at[part]
+    changed = with_values(TOGETHER.get(path, {path: other(at)}))
+    assert digest(changed) != digest(FULL)
+    assert changes(read(FULL), read(changed))
+
+
+def test_every_section_can_be_left_out_but_counts() -> None:
+    for section in ("tokenizer", "prompts", "quantization", "sampling", "limits"):
+        assert digest({key: value for key, value in FULL.items() if key != section}) != digest(FULL)
+    for path in (("model", "derive"), ("model", "adapters")):
+        document = copy.deepcopy(FULL)
+        del document[path[0]][path[1]]
+        assert digest(document) != digest(FULL)
+
+
+@given(
+    st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,20}\Z"),
+    st.text(alphabet=st.characters(exclude_categories=("Cs",))),
+    st.lists(st.sampled_from(["shorter", "longer"]), max_size=2),
+)
+def test_name_comment_and_intents_are_not(name: str, comment: str, intends: list[str]) -> None:
+    document = FULL | {"name": name, "comment": comment, "intends": intends}
+    assert digest(document) == digest(FULL)
+    assert changes(read(FULL), read(document)) == ()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(VALUES, st.sampled_from(list(leaves(FULL))))
+def test_no_value_breaks_the_parser(value: Any, path: Path) -> None:
+    try:
+        manifest = read(with_values({path: value}))
+    except ValidationError:
+        return
+    assert read(json.loads(manifest.model_dump_json(by_alias=True))) == manifest
+    assert digest(json.loads(manifest.model_dump_json(by_alias=True))) == canonical.digest(
+        manifest.declared()
+    )
+
+
+def test_written_out_defaults_are_the_defaults() -> None:
+    short = {key: FULL[key] for key in ("schema", "name")}
+    short |= {"model": {"source": "path:m"}, "engine": {"kind": "fake", "version": "1"}}
+    whole = json.loads(read(short).model_dump_json(by_alias=True))
+    assert digest(whole) == digest(short)
+
+
+def test_messages_are_composed_once() -> None:
+    prompts = Prompts(system="Be {prompt}.", template="Q: {prompt}!")
+    turns = [Message(role="user", content="{prompt}"), Message(role="assistant", content="a")]
+    assert [(m.role, m.content) for m in prompts.compose(turns)] == [
+        ("system", "Be {prompt}."), ("user", "Q: {prompt}!"), ("assistant", "a"),
+    ]  # fmt: skip
