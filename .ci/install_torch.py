@@ -38,14 +38,20 @@ def main() -> int:
     offered = _offered(version)
     harmless = offered is not None and ("+cpu" in offered or sys.platform != "linux")
     if harmless or driver or os.environ.get("CHECKWEIGH_ALLOW_CUDA") == "1":
-        print(f"torch {offered or version}: {'NVIDIA driver found' if driver else 'the configured index offers it'}")
+        print(
+            f"torch {offered or version}: {'NVIDIA driver found' if driver else 'the configured index offers it'}"
+        )
         return subprocess.call([*PIP, "install", "--quiet", f"torch=={offered or version}"])
-    print(f"torch {version}: no NVIDIA driver and no CPU build in the configured index; asking PyTorch's own with uv")
+    print(
+        f"torch {version}: no NVIDIA driver and no CPU build in the configured index; asking PyTorch's own with uv"
+    )
     if subprocess.call([*PIP, "install", "--quiet", "uv"]) == 0:
         uv = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
         if subprocess.call([*uv, "--torch-backend=cpu", f"torch=={version}"]) == 0:
             return 0
-    print("refused to install a CUDA build without a driver; CHECKWEIGH_ALLOW_CUDA=1 overrides", file=sys.stderr)
+    print(
+        "refused to install a CUDA build without a driver; CHECKWEIGH_ALLOW_CUDA=1 overrides", file=sys.stderr
+    )
     return 1
 
 

@@ -32,7 +32,9 @@ def main() -> int:
     print("\nWhat the demo showed:")
     failures = [line for name in CANDIDATES for line in _expect(name, results[name])]
     for name, result in results.items():
-        print(f"  {name:6} {str(result['verdict']).upper():13} {result['seconds']:5.0f} s   runs/{name}/report.html")
+        print(
+            f"  {name:6} {str(result['verdict']).upper():13} {result['seconds']:5.0f} s   runs/{name}/report.html"
+        )
     for line in failures:
         print(f"  UNEXPECTED {line}")
     return 1 if failures else 0
@@ -56,8 +58,14 @@ def _expect(name: str, result: dict[str, object]) -> list[str]:
     checks = result["checks"]
     assert isinstance(checks, dict)
     wanted = {
-        "int8": (checks["perplexity"]["outcome"] in ("passed", "warning"), "int8 within the perplexity margin"),
-        "nf4": (checks["perplexity"]["outcome"] == "blocked" and result["exit"] == 1, "nf4 blocked on perplexity"),
+        "int8": (
+            checks["perplexity"]["outcome"] in ("passed", "warning"),
+            "int8 within the perplexity margin",
+        ),
+        "nf4": (
+            checks["perplexity"]["outcome"] == "blocked" and result["exit"] == 1,
+            "nf4 blocked on perplexity",
+        ),
         "terse": (checks["shorter-replies"]["declared"], "terse declares its shorter replies"),
     }
     held, what = wanted[name]

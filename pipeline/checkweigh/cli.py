@@ -5,11 +5,12 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from checkweigh import __version__
@@ -28,6 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# What a wrong command line raises: click's own exception, or that of the click inside newer typers.
+_USAGE: Any = typer.BadParameter.__mro__[2]
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manifest, NAME.yaml")]
 Baseline = Annotated[Path, typer.Argument(metavar="BASELINE", help="manifest of what serves now")]
 Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
@@ -45,7 +49,7 @@ def gate(
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
     from checkweigh.usecases.gate import gate as run
-    from checkweigh.usecases.gate import read_inputs
+    from checkweigh.usecases.inputs import read_inputs
 
     out = out or Path("runs") / candidate.stem
     with _bars() as bars:
@@ -105,7 +109,7 @@ def report(
     from checkweigh.usecases.stored import read_decision
 
     decision = read_decision(run)
-    _show(decision, run, as_json)
+    _show(decision, run if run.is_dir() else run.parent, as_json)
     raise typer.Exit(decision.exit_code)
 
 
@@ -145,7 +149,10 @@ def _bars() -> Bars:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """A line on stderr. One that cannot be written must not change the exit code."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def _show(decision: Decision, out: Path, as_json: bool) -> None:
@@ -154,7 +161,8 @@ def _show(decision: Decision, out: Path, as_json: bool) -> None:
     if as_json:
         print(decision.model_dump_json(indent=2))
     print_decision(decision, _console())
-    _say(f"report: {out / 'report.html'}")
+    if (out / "report.html").is_file():
+        _say(f"report: {out / 'report.html'}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,32 +171,43 @@ def main(arguments: list[str] | None = None) -> int:
         result = app(args=arguments, standalone_mode=False)
     except CheckweighError as error:
         _say(f"checkweigh: {error}")
-        tail = getattr(error, "log_tail", "")
-        if tail:
-            _say(tail)
+        _say(getattr(error, "log_tail", ""))
         return int(error.exit_code)
-    except click.ClickException as error:
-        error.show()
+    except _USAGE as error:
+        with suppress(OSError):
+            error.show()
         return int(ExitCode.BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
-        _say("checkweigh: interrupted; the same command goes on where it stopped")
+    except (KeyboardInterrupt, typer.Abort):
+        result = _INTERRUPTED
+    except OSError as error:
+        _say(f"checkweigh: this host failed, which is no verdict: {error}")
         return int(ExitCode.BROKEN)
-    return int(result) if isinstance(result, int) else int(ExitCode.PASS)
+    except SystemExit:  # typer's answer to a closed pipe is exit 1, which would read as a block
+        _say("checkweigh: the output was closed before everything was said")
+        return int(ExitCode.BROKEN)
+    if result == _INTERRUPTED:
+        _say("checkweigh: interrupted; the same command goes on where it stopped")
+    code = ExitCode.PASS if result is None else result
+    return int(code) if code in list(ExitCode) else int(ExitCode.BROKEN)
 
 
 def entry() -> None:
     """Console script: like ``main``, and an unexpected crash exits 4, not Python's 1."""
     try:
         code = main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(ExitCode.BROKEN)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        _say("checkweigh: this is a fault of the tool, not a verdict")
+        sys.stdout.flush()
+    except BaseException as error:
         code = int(ExitCode.BROKEN)
-    sys.stdout.flush()
+        if isinstance(error, OSError):
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), 1
+            )  # else Python tries again when it ends, and exits 120
+            _say(f"checkweigh: the result could not be written to stdout ({error.strerror})")
+        else:
+            import traceback
+
+            _say(traceback.format_exc())
+            _say("checkweigh: this is a fault of the tool, not a verdict")
     sys.exit(code)
 
 

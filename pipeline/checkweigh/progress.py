@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -11,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 class Bars:
     """``update(label, done, total)`` draws; a label's first call opens its bar."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
+        self.clock = clock
         self.tasks: dict[str, TaskID] = {}
         self.begun: dict[str, float] = {}
         self.bars = Progress(
@@ -37,7 +39,11 @@ class Bars:
         self.bars.update(self.tasks[label], completed=done, total=total)
 
     def _line(self, label: str, done: int, total: int) -> None:
-        begun = self.begun.setdefault(label, time.monotonic())
+        begun = self.begun.setdefault(label, now := self.clock())
         if done >= total:
-            seconds = time.monotonic() - begun
-            self.console.print(f"{label}: {total} in {seconds:.0f} s", markup=False, highlight=False)
+            del self.begun[label]
+            seconds = now - begun
+            count = f"{total} in " if total > 1 else ""
+            self.console.print(
+                f"{label}: {count}{seconds:.0f} s", markup=False, highlight=False, soft_wrap=True
+            )

@@ -5,7 +5,7 @@
     ROOT/<hex of the key's digest>/
         batches/0000.json ...    while it is measured: one file a batch, with its digest inside
         observations.parquet     all observations
-        record.json              the rest, with the Parquet file's digest; written last
+        record.json              the rest, with the Parquet file's digest and its own; written last
 
 A record without a sound ``record.json`` does not exist. A killed run leaves batches, and the next one goes on
 from them. One process at a time measures a key; others wait for it.
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from checkweigh import canonical
 from checkweigh.errors import StoreError
@@ -48,6 +48,8 @@ class Store:
         folder = self._folder(key)
         try:
             data = json.loads((folder / "record.json").read_bytes())
+            if data.pop("digest") != canonical.digest(data):
+                raise ValueError("record.json is not the file that was written")
             parquet = (folder / "observations.parquet").read_bytes()
             if data.pop("parquet") != canonical.digest_bytes(parquet):
                 raise ValueError("observations.parquet is not the file that was written")
@@ -55,8 +57,10 @@ class Store:
             record = MeasurementSet.model_validate_json(json.dumps(data))
             if record.key != key or record.planned != len(record.observations):
                 raise ValueError("the record does not belong to its address or is not complete")
-        except (OSError, ValueError, KeyError, ValidationError) as error:
-            raise StoreError(f"{folder}: damaged record ({error}); remove this folder to measure again") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{folder}: damaged record ({error}); remove this folder to measure again"
+            ) from error
         return record
 
     def write(self, record: MeasurementSet) -> None:
@@ -67,17 +71,21 @@ class Store:
         parquet = _to_parquet(record.observations)
         data = record.model_dump(mode="json", exclude={"observations"})
         data["parquet"] = canonical.digest_bytes(parquet)
+        data["digest"] = canonical.digest(data)
         write_atomic(folder / "observations.parquet", parquet)
         write_atomic(folder / "record.json", canonical.dumps(data).encode())
         shutil.rmtree(folder / "batches", ignore_errors=True)
 
-    def read_batch(self, key: MeasurementKey, index: int, digest: str) -> tuple[list[Observation], int, float] | None:
+    def read_batch(
+        self, key: MeasurementKey, index: int, digest: str
+    ) -> tuple[list[Observation], int, float] | None:
         """Observations, tokens and seconds of a batch kept earlier; None if it is absent or not whole."""
         path = self._folder(key) / "batches" / f"{index:04d}.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
             data = json.loads(path.read_bytes())
             body = data["body"]
-            if data["digest"] == canonical.digest(body) and body["batch"] == digest:
+            mine = body["key"] == key.record_digest() and body["batch"] == digest
+            if data["digest"] == canonical.digest(body) and mine:
                 observations = _OBSERVATIONS.validate_json(json.dumps(body["observations"]))
                 return observations, int(body["tokens"]), float(body["seconds"])
         return None
@@ -88,6 +96,7 @@ class Store:
         """Keep one batch: (observations, tokens, seconds)."""
         observations, tokens, seconds = done
         body = {
+            "key": key.record_digest(),
             "batch": digest,
             "observations": [o.model_dump(mode="json") for o in observations],
             "tokens": tokens,
@@ -97,9 +106,9 @@ class Store:
         write_atomic(self._folder(key) / "batches" / f"{index:04d}.json", text.encode())
 
     @contextmanager
-    def measuring(self, key: MeasurementKey) -> Iterator[None]:
-        """Held while a key is measured, so that two gates do not measure the same thing at once."""
-        with lock(self._folder(key).with_suffix(".lock"), timeout_s=3600, what="measures the same thing"):
+    def measuring(self, key: MeasurementKey, *, wait_s: float = 3600) -> Iterator[None]:
+        """Held while a key is measured, so that two gates do not measure the same thing at once; HostBusy."""
+        with lock(self._folder(key).with_suffix(".lock"), timeout_s=wait_s, what="measures the same thing"):
             yield
 
 

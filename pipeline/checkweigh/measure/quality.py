@@ -7,6 +7,7 @@ else than it was asked is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,11 +35,12 @@ Render = Callable[[Sequence[Message]], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One running engine with what its manifest pins. ``prefix_id`` starts raw text."""
+    """One running engine with what its manifest pins. ``prefix_id`` starts raw text, ``encode`` gives its ids."""
 
     manifest: Manifest
     engine: Engine
     render: Render
+    encode: Callable[[str], tuple[int, ...]]
     prefix_id: int
 
 
@@ -60,7 +62,11 @@ def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], i
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
         if len(result.continuations) != len(request.continuations):
-            raise EngineError(f"item {item.id}: {len(request.continuations)} scores asked, not as many answered")
+            raise EngineError(
+                f"item {item.id}: {len(request.continuations)} scores asked, not as many answered"
+            )
+        for text, continuation in zip(request.continuations, result.continuations, strict=True):
+            _same_tokens(arm, f"continuation of item {item.id}", arm.encode(text), continuation.token_ids)
         tokens += sum(len(c.token_ids) for c in result.continuations)
         observations.append(_scored(item, replicate, batch, result))
     return observations, tokens
@@ -77,11 +83,16 @@ def _score_request(arm: Arm, item: Item) -> ScoreRequest:
 
 def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Observation:
     logprobs = [np.asarray(c.logprobs, dtype=np.float64) for c in result.continuations]
-    if any(lp.shape != (len(c.token_ids),) or not lp.size for lp, c in zip(logprobs, result.continuations, strict=True)):
+    if any(
+        lp.shape != (len(c.token_ids),) or not lp.size
+        for lp, c in zip(logprobs, result.continuations, strict=True)
+    ):
         raise EngineError(f"item {item.id}: another number of log-probabilities than of tokens")
     finite = all(np.isfinite(lp).all() and (lp <= 1e-3).all() for lp in logprobs)
     if not finite:
-        failure = ItemFailure(id=item.id, reason="non_finite", detail="log-probabilities that are NaN or above 0")
+        failure = ItemFailure(
+            id=item.id, reason="non_finite", detail="log-probabilities that are NaN or above 0"
+        )
         return _failed(item, replicate, batch, failure)
     raw = b"".join(np.asarray(c.logprobs, dtype="<f4").tobytes() for c in result.continuations)
     ids = canonical.dumps([list(result.prompt_ids), [list(c.token_ids) for c in result.continuations]])
@@ -119,8 +130,13 @@ def _generate(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation]
 
 def _replied(item: Generation, replicate: int, batch: Batch, result: GenerateResult) -> Observation:
     check = item.check
+    try:
+        score = score_reply(check.kind, check.values, check.pattern, result.text)
+    except (ValueError, ArithmeticError, re.error) as error:
+        detail = f"the check {check.kind} cannot be applied: {type(error).__name__}: {error}"
+        return _failed(item, replicate, batch, ItemFailure(id=item.id, reason="scorer", detail=detail))
     values = {
-        "score": score_reply(check.kind, check.values, check.pattern, result.text),
+        "score": score,
         "truncated": float(result.finish == "length"),
         "empty": float(not result.text.strip()),
         "looping": float(looping(result.token_ids)),
@@ -147,17 +163,23 @@ def _same_ids(asked: Sequence[str], answered: Sequence[str]) -> None:
 def _check_prompt(arm: Arm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]) -> None:
     """The ids the engine served must be those the pinned tokenizer and template give."""
     pinned = (arm.prefix_id,) if messages is None else arm.render(messages)
-    if found != pinned:
-        at = next((i for i, (a, b) in enumerate(zip(pinned, found, strict=False)) if a != b), min(len(pinned), len(found)))
-        raise PinMismatch(
-            [
-                Problem(
-                    file=arm.manifest.name, line=None, path=f"prompt of item {item.id}, token {at}",
-                    expected=f"{len(pinned)} pinned ids, here {pinned[at : at + 5]}",
-                    found=f"{len(found)} ids, here {found[at : at + 5]}: the engine renders another prompt",
-                )
-            ]
-        )  # fmt: skip
+    _same_tokens(arm, f"prompt of item {item.id}", pinned, found)
+
+
+def _same_tokens(arm: Arm, what: str, pinned: tuple[int, ...], found: tuple[int, ...]) -> None:
+    if found == pinned:
+        return
+    shorter = min(len(pinned), len(found))
+    at = next((i for i, (a, b) in enumerate(zip(pinned, found, strict=False)) if a != b), shorter)
+    raise PinMismatch(
+        [
+            Problem(
+                file=arm.manifest.name, line=None, path=f"{what}, token {at}",
+                expected=f"{len(pinned)} pinned ids, here {pinned[at : at + 5]}",
+                found=f"{len(found)} ids, here {found[at : at + 5]}: the engine has other tokens",
+            )
+        ]
+    )  # fmt: skip
 
 
 def check_identity(arm: Arm) -> None:
@@ -175,7 +197,9 @@ def check_identity(arm: Arm) -> None:
         "limits.max_sequence": (manifest.limits.max_sequence, identity.max_sequence),
     }
     problems = [
-        Problem(file=manifest.name, line=None, path=path, expected=str(want), found=f"{have} (the engine says)")
+        Problem(
+            file=manifest.name, line=None, path=path, expected=str(want), found=f"{have} (the engine says)"
+        )
         for path, (want, have) in declared.items()
         if want != have
     ]

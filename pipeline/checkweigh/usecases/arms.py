@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from checkweigh.engines.launch import open_engine
 from checkweigh.engines.protocol import Engine
-from checkweigh.engines.spec import EngineSpec
-from checkweigh.errors import EngineError, EngineOutOfMemory, PinMismatch, Problem
+from checkweigh.engines.spec import EngineSpec, Timeouts
+from checkweigh.errors import EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
 from checkweigh.measure import host
 from checkweigh.measure.plan import Batch, plan
 from checkweigh.measure.quality import Arm, check_identity, run_batch
@@ -25,11 +25,16 @@ from checkweigh.store import Store
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 ATTEMPTS = 2
+LOCK_WAIT_S = 5.0  # for a measurement's lock when no time is left: a stored record can still be read
 
 
 @dataclass(kw_only=True)
 class ArmRun:
-    """One arm while it is measured. ``role`` is baseline or candidate; ``failures`` counts dead engines."""
+    """One arm while it is measured. ``role`` is baseline or candidate; ``failures`` counts dead engines.
+
+    ``deadline`` is a monotonic time; ``late`` says that it passed before everything was measured, ``unfit``
+    that the engine was refused for the host's memory before it answered anything.
+    """
 
     role: str
     resolved: Resolved
@@ -37,8 +42,12 @@ class ArmRun:
     logs: Path
     progress: Progress
     deadline: float
+    timeouts: Timeouts | None = None
+    launch: Callable[..., Engine] = open_engine
     replicate: int = 0
     failures: int = 0
+    late: bool = False
+    unfit: bool = False
     arm: Arm | None = None
     stages: list[Stage] = field(default_factory=list)
 
@@ -70,22 +79,54 @@ class ArmRun:
             try:
                 return work(self.running())
             except EngineError as error:
-                self.close()
-                error.arm = self.role
-                self.failures += 1
-                if self.failures >= ATTEMPTS or (starting and isinstance(error, EngineOutOfMemory)):
-                    raise
+                self.failed(error, starting=starting and self.arm is None)
+
+    def failed(self, error: EngineError, *, starting: bool = False) -> None:
+        """Count a failed engine and end it, so that the next use starts a new one. Raises ``error`` when that is over.
+
+        ``starting`` says that it failed before it was up.
+        """
+        self.close()
+        error.arm = self.role
+        self.failures += 1
+        self.unfit = starting and isinstance(error, EngineOutOfMemory)
+        if self.unfit or self.failures >= ATTEMPTS:
+            raise error
+
+    def measure_all(self, evalsets: Sequence[EvalSet], records: dict[str, MeasurementSet]) -> None:
+        """Fill ``records`` (set -> record) until the time runs out.
+
+        A replicate above 0 is a repeated execution: it is raised to the first that is not complete yet, so that
+        nothing a finished gate has measured is read for it, and an interrupted one goes on.
+        """
+        if self.replicate:
+            identity = self.survive(lambda arm: arm.engine.identity).record_digest()
+            while all(self.store.exists(self.key(evalset, identity)) for evalset in evalsets):
+                self.replicate += 1
+        for evalset in evalsets:
+            record = self.measure(evalset)
+            if record is not None:
+                records[evalset.card.name] = record
 
     def measure(self, evalset: EvalSet) -> MeasurementSet | None:
-        """The set's record, from the store or measured now; None when the time ran out."""
+        """The set's record, from the store or measured now; None when the time ran out (``late``)."""
         identity = self.survive(lambda arm: arm.engine.identity)
         key = self.key(evalset, identity.record_digest())
-        with self.store.measuring(key):
-            if self.store.exists(key):
-                record = self.store.read(key)
-                self.stages.append(record.stage.model_copy(update={"stored": True, "arm": self.role}))
-                return record
-            return self._measure(evalset, key)
+        try:
+            with self.store.measuring(key, wait_s=max(LOCK_WAIT_S, self.deadline - time.monotonic())):
+                record = self._stored(key) if self.store.exists(key) else self._measure(evalset, key)
+        except HostBusy:
+            if time.monotonic() < self.deadline:
+                raise
+            record = None
+        self.late = self.late or record is None
+        return record
+
+    def _stored(self, key: MeasurementKey) -> MeasurementSet:
+        record = self.store.read(key)
+        self.stages.append(record.stage.model_copy(update={"stored": True, "arm": self.role}))
+        self.progress(f"{self.role}: {record.set_name} (stored)", record.planned, record.planned)
+        return record
 
     def key(self, evalset: EvalSet, identity: str) -> MeasurementKey:
         """Where the set's record of this arm lives in the store."""
@@ -113,7 +154,9 @@ class ArmRun:
             tokens += kept[1]
             seconds += kept[2]
         self.progress(label, len(observations), len(evalset.items))
-        stage = Stage(name=evalset.card.name, arm=self.role, items=len(observations), tokens=tokens, seconds=seconds)
+        stage = Stage(
+            name=evalset.card.name, arm=self.role, items=len(observations), tokens=tokens, seconds=seconds
+        )
         record = MeasurementSet(
             key=key, set_name=evalset.card.name, planned=len(evalset.items), identity=self.running().engine.identity,
             stage=stage, provenance=host.provenance(started), observations=tuple(observations),
@@ -135,8 +178,8 @@ class ArmRun:
             tokenizer_dir=resolved.tokenizer_dir, chat_template=resolved.chat_template,
         )  # fmt: skip
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)
-        engine = open_engine(spec, log=self.logs / f"{self.role}.log").__enter__()
-        arm = Arm(resolved.manifest, engine, renderer.render, renderer.prefix_id)
+        engine = self.launch(spec, log=self.logs / f"{self.role}.log", timeouts=self.timeouts).__enter__()
+        arm = Arm(resolved.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
         try:
             check_identity(arm)
             _check_probes(engine, resolved)

@@ -29,11 +29,15 @@ class Difference:
 
     def text(self) -> str:
         """For people."""
-        lines = [f"{c.path}: {c.baseline} -> {c.candidate}" for c in self.changes] or ["nothing is declared to change"]
+        lines = [f"{c.path}: {c.baseline} -> {c.candidate}" for c in self.changes] or [
+            "nothing is declared to change"
+        ]
         lines += [f"UNDECLARED: {text}" for text in self.undeclared]
         ok = [metric for metric, answer in self.comparable.items() if answer == "yes"]
         lines.append("comparable: " + ", ".join(ok))
-        lines += [f"not comparable: {m}: {answer}" for m, answer in self.comparable.items() if answer != "yes"]
+        lines += [
+            f"not comparable: {m}: {answer}" for m, answer in self.comparable.items() if answer != "yes"
+        ]
         return "\n".join(lines)
 
 

@@ -1,79 +1,56 @@
 """The main job: two manifests and a policy -> a decision, with everything behind it written down.
 
-1. Read and verify: documents, pins, evaluation sets; nothing is computed before all of them hold.
-2. Refuse arms that differ where no manifest says so.
-3. Measure both arms on every set, through the store; then time them against each other.
-4. Pair, compare, decide; write the reports.
+1. Everything was read and verified (``inputs``); outputs of an earlier gate in the same place are removed.
+2. Measure both arms on every set, through the store; then time them against each other.
+3. Pair, compare, decide; write the reports.
 
 A failure of the baseline, the tool or the host is an ERROR; a candidate whose engine fails twice where the
-baseline's did not is blocked as unservable.
+baseline's did not is blocked as unservable. Bad input that only a running engine shows (a pin that is not what
+is served) is raised, and leaves no decision.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh import report
 from checkweigh.compare import compare, compare_blocks
 from checkweigh.decide import Judgement, checks_of, decide
-from checkweigh.errors import Broken, EngineError, UndeclaredDrift
+from checkweigh.engines.spec import Timeouts
+from checkweigh.errors import BadInput, Broken, EngineError
 from checkweigh.files import lock
 from checkweigh.measure import host
 from checkweigh.measure.timing import run_pairs
 from checkweigh.pairing import pair
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.decision import Arm, Decision, Verdict
-from checkweigh.records.evalset import EvalSet, Generation
-from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun
+from checkweigh.records.evalset import Generation, Message
+from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun, Scored
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.policy import Check, Policy
+from checkweigh.records.policy import Check
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.diff import changes, comparable, undeclared
-from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets import find_evalset
-from checkweigh.sources.pin import Resolved, verify
+from checkweigh.sources.diff import changes, comparable
 from checkweigh.store import Store
 from checkweigh.usecases.arms import ArmRun, Progress
 from checkweigh.usecases.guarantees import guarantees
+from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
 
+__all__ = ["Inputs", "gate", "read_inputs"]
+
 TIMING_WAIT_S = 1800
+OUTPUTS = ("junit.xml", "summary.md", "report.html")  # decision.json is the report package's to remove
 Records = dict[str, MeasurementSet]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Everything that was read and verified before the first second of compute."""
-
-    baseline: Resolved
-    candidate: Resolved
-    policy: Policy
-    evalsets: tuple[EvalSet, ...]
-
-
-def read_inputs(baseline: Path, candidate: Path, policy: Path, progress: Progress) -> Inputs:
-    """Steps 1 and 2. Raises BadInput with everything that is wrong."""
-    rules = read_policy(policy)
-    sets = tuple(find_evalset(name) for name in rules.evalsets())
-    _check_kinds(policy, rules, sets)
-    inputs = Inputs(
-        baseline=verify(baseline, progress), candidate=verify(candidate, progress), policy=rules, evalsets=sets
-    )
-    drift = undeclared(inputs.baseline.manifest, inputs.baseline.pins, inputs.candidate.manifest, inputs.candidate.pins)
-    if drift:
-        raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
-    return inputs
-
-
-def gate(inputs: Inputs, out: Path, progress: Progress) -> Decision:
-    """Steps 3 and 4; writes decision.json, report.html, junit.xml and summary.md below ``out``."""
+def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None = None) -> Decision:
+    """Measure, compare, decide; writes decision.json, report.html, junit.xml and summary.md below ``out``."""
     started = host.now()
-    report.clear(out)
-    runs = _runs(inputs, out, progress)
+    _clear(out)
+    runs = _runs(inputs, out, progress, timeouts)
     records: dict[str, Records] = {"baseline": {}, "candidate": {}}
     paired: PairedRun | None = None
     with ExitStack() as stack:
@@ -81,74 +58,71 @@ def gate(inputs: Inputs, out: Path, progress: Progress) -> Decision:
             stack.callback(run.close)
         try:
             for role, run in runs.items():
-                _measure(run, inputs.evalsets, records[role])
-            paired = _time(inputs, runs, progress)
-            judgement = _judge(inputs, records, paired)
+                run.measure_all(inputs.evalsets, records[role])
+            paired = _time(inputs, runs, records, progress)
+            judgement = _judge(inputs, runs, records, paired)
         except EngineError as error:
-            judgement = _failed(error)
-        except Broken as error:
-            judgement = Judgement(Verdict.ERROR, (str(error),), ())
+            judgement = _failed(error, runs)
+        except (Broken, OSError) as error:
+            judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
     decision = _decision(inputs, runs, records, paired, judgement, started)
     pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
     report.write_all(decision, pairs, out)
     return decision
 
 
-def _check_kinds(path: Path, policy: Policy, sets: Sequence[EvalSet]) -> None:
-    """A check may only name sets that measure its metric, and strata that exist."""
-    from checkweigh.errors import BadDocument, Problem
-
-    by_name = {s.card.name: s.card for s in sets}
-    prompts = any(card.kind == "generation" for card in by_name.values())
-    problems = []
-    for i, check in enumerate(policy.checks):
-        if METRICS[check.metric].estimator == "blocks" and not prompts:
-            found = ", ".join(by_name) or "no set at all"
-            problems.append((f"checks[{i}].metric", "some check on a generation set, whose prompts are timed", found))
-        for name in check.evalset:
-            card = by_name[name]
-            if card.kind not in METRICS[check.metric].kinds:
-                kinds = " or ".join(METRICS[check.metric].kinds)
-                problems.append((f"checks[{i}].evalset", f"a set of kind {kinds} for {check.metric}", f"{name} ({card.kind})"))
-            stratum = check.where.get("stratum")
-            if stratum is not None and stratum not in card.strata:
-                problems.append((f"checks[{i}].where.stratum", f"one of {', '.join(card.strata)}", stratum))
-    if problems:
-        raise BadDocument([Problem(file=str(path), line=None, path=p, expected=e, found=f) for p, e, f in problems])
+def _clear(out: Path) -> None:
+    """From here on nothing in ``out`` is an earlier gate's: a job that publishes reports finds this one's or none."""
+    try:
+        report.clear(out)
+        for name in OUTPUTS:
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 
 
-def _runs(inputs: Inputs, out: Path, progress: Progress) -> dict[str, ArmRun]:
+def _runs(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None) -> dict[str, ArmRun]:
     store = Store(cache_root() / "store")
     deadline = time.monotonic() + 60 * inputs.policy.max_minutes
     runs = {
         role: ArmRun(
-            role=role, resolved=resolved, store=store, logs=out / "logs", progress=progress, deadline=deadline
+            role=role, resolved=resolved, store=store, logs=out / "logs", progress=progress,
+            deadline=deadline, timeouts=timeouts,
         )
         for role, resolved in (("baseline", inputs.baseline), ("candidate", inputs.candidate))
-    }
+    }  # fmt: skip
     if runs["baseline"].pins == runs["candidate"].pins:
         runs["candidate"].replicate = 1
     return runs
 
 
-def _measure(run: ArmRun, evalsets: Sequence[EvalSet], records: Records) -> None:
-    if run.replicate:
-        identity = run.survive(lambda arm: arm.engine.identity).record_digest()
-        while all(run.store.exists(run.key(evalset, identity)) for evalset in evalsets):
-            run.replicate += 1
-    for evalset in evalsets:
-        record = run.measure(evalset)
-        if record is not None:
-            records[evalset.card.name] = record
-
-
-def _time(inputs: Inputs, runs: Mapping[str, ArmRun], progress: Progress) -> PairedRun | None:
-    """Interleaved timing of both arms, when a check asks for it and there are prompts to time."""
-    wanted = any(METRICS[check.metric].estimator == "blocks" for check in inputs.policy.checks)
-    conversations = [
-        item.messages for evalset in inputs.evalsets for item in evalset.items if isinstance(item, Generation)
+def _prompts(inputs: Inputs, records: Mapping[str, Records]) -> list[tuple[Message, ...]]:
+    """Conversations to time: those that both arms answered. One that fails is a failed item, not a slow one."""
+    answered = {
+        role: {
+            (name, o.item)
+            for name, r in sets.items()
+            for o in r.observations
+            if isinstance(o.outcome, Scored)
+        }
+        for role, sets in records.items()
+    }
+    return [
+        item.messages
+        for evalset in inputs.evalsets
+        for item in evalset.items
+        if isinstance(item, Generation)
+        and all((evalset.card.name, item.id) in found for found in answered.values())
     ]
-    if not wanted or not conversations:
+
+
+def _time(
+    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], progress: Progress
+) -> PairedRun | None:
+    """Interleaved timing of both arms, when a check asks for it, time is left and there are prompts to time."""
+    wanted = any(METRICS[check.metric].estimator == "blocks" for check in inputs.policy.checks)
+    conversations = _prompts(inputs, records) if wanted else []
+    if not conversations or any(run.late for run in runs.values()):
         return None
     with lock(cache_root() / "timing.lock", timeout_s=TIMING_WAIT_S, what="is timing on this host"):
         while True:
@@ -159,41 +133,65 @@ def _time(inputs: Inputs, runs: Mapping[str, ArmRun], progress: Progress) -> Pai
                     lambda done, total: progress("timing, both arms", done, total),
                 )  # fmt: skip
             except EngineError as error:
-                failed = runs[error.arm or "baseline"]
-                failed.close()
-                failed.failures += 1
-                if failed.failures >= 2:
-                    raise
+                runs[error.arm or "baseline"].failed(error)
 
 
-def _judge(inputs: Inputs, records: Mapping[str, Records], paired: PairedRun | None) -> Judgement:
-    comparisons = {check.id: _compare(check, inputs, records, paired) for check in checks_of(inputs.policy)}
+def _judge(
+    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], paired: PairedRun | None
+) -> Judgement:
+    comparisons = {
+        check.id: _compare(check, inputs, runs, records, paired) for check in checks_of(inputs.policy)
+    }
     return decide(inputs.policy, comparisons, inputs.candidate.manifest.intends)
 
 
 def _compare(
-    check: Check, inputs: Inputs, records: Mapping[str, Records], paired: PairedRun | None
+    check: Check,
+    inputs: Inputs,
+    runs: Mapping[str, ArmRun],
+    records: Mapping[str, Records],
+    paired: PairedRun | None,
 ) -> Comparison:
     alpha = inputs.policy.error_budget.false_pass
-    arms = inputs.baseline, inputs.candidate
-    valid = comparable(arms[0].pins, arms[1].pins)[check.metric]
+    valid = comparable(inputs.baseline.pins, inputs.candidate.pins)[check.metric]
     if valid != "yes":
         return Inestimable(reason=valid)
-    if METRICS[check.metric].estimator == "blocks":
-        return compare_blocks(check, paired, alpha=alpha)
+    timed = METRICS[check.metric].estimator == "blocks"
+    absent = _absent(check, runs, records)
+    if absent or (timed and paired is None and any(run.late for run in runs.values())):
+        limit = f"max_minutes ({inputs.policy.max_minutes:g}) had passed before"
+        return Inestimable(reason=f"{limit} {absent or 'both arms could be timed'}")
+    if timed:
+        found = compare_blocks(check, paired, alpha=alpha)
+        if isinstance(found, Inestimable) and paired is not None and paired.notes:
+            return found.model_copy(update={"reason": "; ".join((found.reason, *paired.notes))})
+        return found
     sets = [evalset for evalset in inputs.evalsets if evalset.card.name in check.evalset]
     sample = pair(check.metric, sets, records["baseline"], records["candidate"], where=check.where)
     return compare(check, sample, alpha=alpha)
 
 
-def _failed(error: EngineError) -> Judgement:
-    """ERROR, except for a candidate that failed twice although it fits and the baseline did not."""
-    from checkweigh.errors import EngineOutOfMemory
+def _absent(check: Check, runs: Mapping[str, ArmRun], records: Mapping[str, Records]) -> str:
+    """What the check needs and an arm had no time left to measure, in words; empty when all of it is there."""
+    missing = [
+        f"{name} on the {role}"
+        for role, run in runs.items()
+        for name in check.evalset
+        if run.late and name not in records[role]
+    ]
+    return f"{' and '.join(missing)} was measured" if missing else ""
 
+
+def _failed(error: EngineError, runs: Mapping[str, ArmRun]) -> Judgement:
+    """ERROR, except for a candidate that failed twice although it was loaded and the baseline did not fail."""
     tail = f"\n{error.log_tail}" if error.log_tail else ""
-    if error.arm == "candidate" and not isinstance(error, EngineOutOfMemory):
-        return Judgement(Verdict.BLOCK, (f"candidate_unservable: its engine failed twice: {error}{tail}",), ())
-    return Judgement(Verdict.ERROR, (f"{error.arm or 'the'} engine failed: {error}{tail}",), ())
+    if error.arm == "candidate" and not runs["candidate"].unfit:
+        return Judgement(
+            Verdict.BLOCK, (f"candidate_unservable: its engine failed twice: {error}{tail}",), ()
+        )
+    who = f"the {error.arm}'s engine" if error.arm else "an engine"
+    what = "does not fit into this host's memory" if error.arm and runs[error.arm].unfit else "failed"
+    return Judgement(Verdict.ERROR, (f"{who} {what}: {error}{tail}",), ())
 
 
 def _decision(

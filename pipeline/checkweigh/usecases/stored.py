@@ -28,7 +28,9 @@ def read_decision(run: Path) -> Decision:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path}: expected the decision of a finished gate, found none ({error.strerror})") from None
+        raise BadInput(
+            f"{path}: expected the decision of a finished gate, found none ({error.strerror})"
+        ) from None
     return parse_json(Decision, data, str(path))
 
 

@@ -1,0 +1,94 @@
+"""What a gate is given, read and verified before the first second of compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
+from checkweigh.records.evalset import EvalSet
+from checkweigh.records.metrics import METRICS
+from checkweigh.records.policy import Policy
+from checkweigh.sources.diff import undeclared
+from checkweigh.sources.documents import read_policy
+from checkweigh.sources.evalsets import find_evalset
+from checkweigh.sources.pin import Resolved, verify
+from checkweigh.usecases.arms import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything that was read and verified before the first second of compute."""
+
+    baseline: Resolved
+    candidate: Resolved
+    policy: Policy
+    evalsets: tuple[EvalSet, ...]
+
+
+def read_inputs(baseline: Path, candidate: Path, policy: Path, progress: Progress) -> Inputs:
+    """Policy, sets and manifests, verified. Raises BadInput with everything that is wrong, all at once."""
+    wrong: list[BadInput] = []
+    rules = _try(wrong, lambda: read_policy(policy))
+    sets = _sets(wrong, policy, rules) if rules else ()
+    arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in (baseline, candidate)]  # type: ignore[misc]
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
+    first, second = arms
+    assert rules is not None
+    assert first is not None
+    assert second is not None
+    drift = undeclared(first.manifest, first.pins, second.manifest, second.pins)
+    if drift:
+        raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
+    return Inputs(baseline=first, candidate=second, policy=rules, evalsets=sets)
+
+
+def _try(wrong: list[BadInput], read: Callable[[], T]) -> T | None:
+    """What ``read`` gives; None when it is bad input, which is kept to be told with the rest."""
+    try:
+        return read()
+    except BadInput as error:
+        wrong.append(error)
+        return None
+
+
+def _sets(wrong: list[BadInput], path: Path, policy: Policy) -> tuple[EvalSet, ...]:
+    """The policy's sets that can be loaded; what the checks ask of them and cannot have is added to ``wrong``."""
+    found = [_try(wrong, lambda name=name: find_evalset(name)) for name in policy.evalsets()]  # type: ignore[misc]
+    sets = tuple(evalset for evalset in found if evalset is not None)
+    problems = list(_misfits(policy, sets, complete=len(sets) == len(found)))
+    if problems:
+        wrong.append(
+            BadDocument(
+                [Problem(file=str(path), line=None, path=p, expected=e, found=f) for p, e, f in problems]
+            )
+        )
+    return sets
+
+
+def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iterator[tuple[str, str, str]]:
+    """(path, expected, found): a check may only name sets that measure its metric, and strata that exist.
+
+    Timing needs prompts. Sets that could not be loaded (not ``complete``) have been complained of already.
+    """
+    cards = {s.card.name: s.card for s in sets}
+    prompts = any(card.kind == "generation" for card in cards.values())
+    for i, check in enumerate(policy.checks):
+        metric = METRICS[check.metric]
+        if metric.estimator == "blocks" and complete and not prompts:
+            found = ", ".join(cards) or "no set at all"
+            yield f"checks[{i}].metric", "some check on a generation set, whose prompts are timed", found
+        stratum = check.where.get("stratum")
+        for card in (cards[name] for name in check.evalset if name in cards):
+            if card.kind not in metric.kinds:
+                wanted = f"a set of kind {' or '.join(metric.kinds)} for {check.metric}"
+                yield f"checks[{i}].evalset", wanted, f"{card.name} ({card.kind})"
+            if stratum is not None and stratum not in card.strata:
+                yield f"checks[{i}].where.stratum", f"one of {', '.join(card.strata)} of {card.name}", stratum

@@ -1,0 +1,226 @@
+"""Ways in which a gate has been seen to fail open that need a running engine, a file or the command line.
+
+The record-level rows stand in tests/unit/test_never_fails_open.py. Not one of these may exit 0, and none may exit 1
+without the decision that says why (PEERS, "a crash exits 1 like a block").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.conftest import WriteManifest
+from tests.unit.usecases.desk import CONSOLE, PERPLEXITY, SCORE, Desk
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_manifest: WriteManifest,
+    capfd: pytest.CaptureFixture[str],
+) -> Desk:
+    """A working directory with sets and a policy, the current one."""
+    return Desk(tmp_path, monkeypatch, write_manifest, capfd)
+
+
+def arms(desk: Desk) -> tuple[Path, Path]:
+    return desk.manifest("baseline"), desk.manifest("candidate")
+
+
+def refused(desk: Desk, *said: str) -> None:
+    """The gate exits 2, says each of these on stderr, and writes nothing."""
+    assert desk.run(*desk.arguments(*arms(desk))) == 2, desk.stderr
+    for text in said:
+        assert text in desk.stderr
+    assert "Traceback" not in desk.stderr
+    assert desk.stdout == ""
+    assert not desk.out.exists()
+
+
+def test_an_unknown_set_lists_the_known_ones(desk: Desk) -> None:
+    desk.policy(PERPLEXITY | {"evalset": ["prosa"]})
+    refused(desk, "'prosa'", "answers", "choices", "prose")
+
+
+def test_a_metric_that_its_set_does_not_measure(desk: Desk) -> None:
+    desk.policy(PERPLEXITY | {"evalset": ["choices"]})
+    refused(desk, "checks[0].evalset", "a set of kind text for log_perplexity", "choices (choice)")
+
+
+def test_a_stratum_that_does_not_exist(desk: Desk) -> None:
+    desk.policy(PERPLEXITY | {"where": {"stratum": "s9"}})
+    refused(desk, "checks[0].where.stratum", "s0, s1, s2, s3", "s9")
+
+
+def test_timing_without_prompts(desk: Desk) -> None:
+    tpot = {"metric": "tpot", "statistic": "p50", "evalset": [], "scale": "relative", "id": "tpot"}
+    desk.policy(PERPLEXITY, PERPLEXITY | tpot)
+    refused(desk, "checks[1].metric", "whose prompts are timed")
+
+
+def test_everything_wrong_is_said_at_once(desk: Desk) -> None:
+    desk.policy(
+        PERPLEXITY | {"evalset": ["prosa"]},
+        SCORE | {"evalset": ["prose"], "id": "second"},
+        PERPLEXITY | {"where": {"stratum": "s9"}, "id": "third"},
+    )
+    first, _ = arms(desk)
+    arguments = desk.arguments(first, desk.folder / "nowhere.yaml")
+    first.with_suffix(".lock.json").unlink()
+    assert desk.run(*arguments) == 2
+    for text in (
+        "'prosa'",
+        "checks[1].evalset",
+        "checks[2].where.stratum",
+        "baseline.lock.json",
+        "nowhere.yaml",
+    ):
+        assert text in desk.stderr, text
+
+
+@pytest.mark.parametrize(
+    "name", ["gates/test.yaml", "candidate.yaml", "candidate.lock.json", "evalsets/prose/items.jsonl"]
+)
+def test_a_file_that_is_not_there(desk: Desk, name: str) -> None:
+    desk.policy(PERPLEXITY)
+    paths = arms(desk)
+    (desk.folder / name).unlink()
+    assert desk.run(*desk.arguments(*paths)) == 2
+    assert Path(name).name in desk.stderr
+    assert "Traceback" not in desk.stderr
+
+
+def test_items_that_were_swapped_between_two_gates(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate() == 0
+    path = desk.folder / "evalsets/prose/items.jsonl"
+    lines = path.read_text().splitlines()
+    lines[0], lines[1] = lines[1], lines[0]
+    path.write_text("\n".join(lines) + "\n")
+    assert desk.gate() == 2
+    assert "items.jsonl" in desk.stderr
+    assert "digest" in desk.stderr
+
+
+def test_a_set_of_another_version_is_measured_anew(desk: Desk) -> None:
+    """Items and card changed together, with the old time stamps, as an unpacked archive has them."""
+    desk.policy(PERPLEXITY)
+    assert desk.gate() == 0
+    first = desk.decision
+    path, card = desk.folder / "evalsets/prose/items.jsonl", desk.folder / "evalsets/prose/card.yaml"
+    stat = path.stat()
+    path.write_text(path.read_text().replace("of many words", "of more words"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    from checkweigh import canonical
+
+    document = yaml.safe_load(card.read_text())
+    card.write_text(yaml.safe_dump(document | {"digest": canonical.digest_bytes(path.read_bytes())}))
+    assert desk.gate() == 0, desk.stderr
+    assert desk.decision.evalsets != first.evalsets
+    assert not any(desk.stages().values())
+    assert desk.result("perplexity").comparison.baseline != first.checks[0].comparison.baseline
+
+
+def test_a_manifest_that_was_changed_after_it_was_pinned(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    first, second = arms(desk)
+    second.write_text(second.read_text().replace("noise_seed: 2", "noise_seed: 1"))
+    assert desk.run(*desk.arguments(first, second)) == 2
+    assert "candidate" in desk.stderr
+    assert not desk.out.exists()
+
+
+def test_an_output_place_that_is_a_file(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    paths = arms(desk)
+    desk.out.write_text("precious")
+    assert desk.run(*desk.arguments(*paths)) == 2
+    assert "--out" in desk.stderr
+    assert "Traceback" not in desk.stderr
+    assert desk.out.read_text() == "precious"
+
+
+def test_an_output_place_that_cannot_be_written(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    paths = arms(desk)
+    assert desk.run(*desk.arguments(*paths)[:-1], "/proc/checkweigh") == 2
+    assert "--out /proc/checkweigh" in desk.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_pass_that_cannot_be_delivered_is_neither_pass_nor_block(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    arguments = [str(CONSOLE), *desk.arguments(*arms(desk), "--json")]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 4, done.stderr.decode()
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+    for buffered in ("", "1"):  # the write fails at once, or only when the process ends
+        env = os.environ | {"PYTHONUNBUFFERED": buffered}
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [str(CONSOLE), "--version"], stdout=full, stderr=subprocess.PIPE, env=env, check=False
+            )
+        assert done.returncode == 4
+        assert b"No space left" in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.returncode == 4, "typer exits 1 when a pipe is closed, which would read as a block"
+
+
+def test_an_unforeseen_crash_is_no_verdict(desk: Desk) -> None:
+    """A fault of the tool's own, forced in a real process."""
+    code = (
+        "import sys, checkweigh.usecases.gate as g\n"
+        "def fall(*_): raise ZeroDivisionError('a bug')\n"
+        "g.gate = fall\n"
+        "from checkweigh.cli import entry\n"
+        "sys.argv = ['checkweigh', *sys.argv[1:]]\n"
+        "entry()"
+    )
+    desk.policy(PERPLEXITY)
+    command = [sys.executable, "-c", code, *desk.arguments(*arms(desk))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "a bug" in done.stderr
+    assert "not a verdict" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_report_is_not_re_read_as_another_verdict(desk: Desk) -> None:
+    """`report` exits as the gate did, and refuses a decision that is not whole."""
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"bias_nats": 0.3}) == 1
+    said = desk.stderr[desk.stderr.index("BLOCK") :]
+    assert desk.run("report", str(desk.out)) == 1
+    assert desk.stderr[desk.stderr.index("BLOCK") :] == said
+    assert desk.run("report", str(desk.out / "decision.json"), "--json") == 1
+    assert json.loads(desk.stdout)["verdict"] == "block"
+    assert re.search(r"report: \S+/out/report\.html", desk.stderr)
+    path = desk.out / "decision.json"
+    whole = path.read_text()
+    for text in (
+        whole[:-20],
+        "",
+        "{}",
+        "[]",
+        whole.replace('"block"', '"passed"', 1),
+        whole.replace("checks", "chekcs", 1),
+    ):
+        path.write_text(text)
+        assert desk.run("report", str(desk.out)) == 2, text[:40]
+        assert "decision.json" in desk.stderr
+        assert "Traceback" not in desk.stderr
+    path.unlink()
+    assert desk.run("report", str(desk.out)) == 2
+    assert "expected the decision of a finished gate" in desk.stderr

@@ -1,0 +1,210 @@
+"""Engines that die, hang, lie or do not fit: never a pass, and blamed on the right side."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import psutil
+import pytest
+from tests.builders import evalset
+from tests.unit.usecases.desk import PERPLEXITY, SCORE, TPOT, Desk
+
+from checkweigh.engines.spec import Timeouts
+from checkweigh.records.decision import Decision, Verdict
+from checkweigh.sources.pin import quiet
+from checkweigh.usecases.gate import gate
+from checkweigh.usecases.inputs import read_inputs
+
+DEATHS: list[tuple[dict[str, Any], str]] = [
+    ({"crash_at": 0}, "SIGABRT"),
+    ({"kill_at": 2}, "SIGKILL"),
+    ({"exit_at": 2}, "exited with code 0"),
+    ({"raise_at": 2}, "ArithmeticError"),
+    ({"oom_at": 2}, "out of memory"),
+    ({"lie_at": 2, "lie": "count"}, "results expected"),
+    ({"lie_at": 2, "lie": "positive"}, "probability above 1"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_engine_is_left_behind() -> Any:
+    """Whatever happened, no worker outlives its gate."""
+    yield
+    left = [
+        p for p in psutil.Process().children(recursive=True) if "checkweigh.engines.worker" in p.cmdline()
+    ]
+    assert left == []
+
+
+def starts(desk: Desk, role: str) -> int:
+    return desk.stderr.count(f"{role}: starting the engine")
+
+
+@pytest.mark.parametrize(("knobs", "why"), DEATHS)
+def test_a_candidate_that_fails_twice_is_unservable(desk: Desk, knobs: dict[str, Any], why: str) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate(knobs) == 1, desk.stderr
+    decision = desk.decision
+    assert decision.verdict is Verdict.BLOCK
+    assert decision.reasons[0].startswith("candidate_unservable: its engine failed twice: ")
+    assert why in desk.reasons
+    assert decision.checks == ()
+    assert set(decision.baseline.measurements) == {"prose"}
+    assert decision.candidate.measurements == {}
+    suite = ET.parse(desk.out / "junit.xml").getroot()
+    assert int(suite.get("failures") or 0) > 0
+    assert "candidate_unservable" in (desk.out / "report.html").read_text()
+    assert "unservable" in (desk.out / "summary.md").read_text()
+
+
+def test_the_decision_quotes_the_candidates_log(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"raise_at": 1}) == 1
+    assert "Traceback" in desk.reasons
+    assert "the fake engine was told to raise" in desk.reasons
+    assert (desk.out / "logs" / "candidate.log").read_text().count("told to raise") >= 2, "it was tried twice"
+
+
+def run(desk: Desk, candidate: dict[str, Any], baseline: dict[str, Any], timeouts: Timeouts) -> Decision:
+    inputs = read_inputs(
+        desk.manifest("baseline", baseline),
+        desk.manifest("candidate", candidate),
+        desk.folder / "gates/test.yaml",
+        quiet,
+    )
+    return gate(inputs, desk.out, quiet, timeouts)
+
+
+def test_a_hanging_candidate_is_unservable_and_a_hanging_baseline_an_error(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    short = Timeouts(start=20, call=0.7, render=20)
+    decision = run(desk, {"hang_at": 2}, {}, short)
+    assert decision.verdict is Verdict.BLOCK
+    assert "no answer within 0.7 s" in decision.reasons[0]
+    decision = run(desk, {}, {"hang_at": 2}, short)
+    assert decision.verdict is Verdict.ERROR
+
+
+@pytest.mark.parametrize(
+    ("candidate", "baseline"), [({}, {"crash_at": 2}), ({"crash_at": 2}, {"crash_at": 2})]
+)
+def test_a_baseline_that_fails_is_an_error(
+    desk: Desk, candidate: dict[str, Any], baseline: dict[str, Any]
+) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate(candidate, baseline) == 4
+    assert desk.decision.verdict is Verdict.ERROR
+    assert "the baseline's engine failed" in desk.decision.reasons[0]
+    suite = ET.parse(desk.out / "junit.xml").getroot()
+    assert int(suite.get("errors") or 0) > 0
+    assert suite.get("failures") == "0"
+    assert starts(desk, "baseline") == 2
+    assert starts(desk, "candidate") == 0
+
+
+def test_engines_that_do_not_fit_are_errors_of_the_host(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"oom_at": 0}) == 4, "refused before it answered anything"
+    assert desk.decision.verdict is Verdict.ERROR
+    assert "the candidate's engine does not fit into this host's memory" in desk.decision.reasons[0]
+    assert desk.gate(baseline={"oom_at": 0}) == 4
+    assert "the baseline's engine does not fit" in desk.decision.reasons[0]
+
+
+def test_a_real_candidate_beyond_its_headroom_is_an_error(desk: Desk) -> None:
+    """The memory check of the transformers engine, before torch is loaded."""
+    from importlib import metadata
+
+    desk.policy(PERPLEXITY)
+    first = desk.manifest("baseline")
+    real = {"kind": "transformers", "version": metadata.version("transformers"), "options": {}}
+    limits = {"max_sequence": 512, "memory_headroom": 0.999}
+    second = desk.write("candidate", engine=real, limits=limits)
+    assert desk.run(*desk.arguments(first, second)) == 4
+    assert desk.decision.verdict is Verdict.ERROR
+    assert "does not fit" in desk.reasons
+    assert "memory_headroom" in desk.reasons
+
+
+ONE_CALL_A_SET = {"max_batch": 512, "max_batch_tokens": 100_000}
+
+
+def test_an_engine_that_dies_once_is_started_again(desk: Desk) -> None:
+    """Calls 1 to 3 are the sets and 4 warms up for timing; the eighth is timed, and never comes again in seven."""
+    desk.policy(
+        PERPLEXITY, SCORE, TPOT, timing={"pairs": 6, "requests": 1, "output_tokens": 4, "max_seconds": 30}
+    )
+    first, second = (
+        desk.manifest("baseline"),
+        desk.manifest("candidate", {"crash_at": 8}, engine=ONE_CALL_A_SET),
+    )
+    assert desk.run(*desk.arguments(first, second)) == 0, desk.stderr
+    assert starts(desk, "candidate") == 2
+    assert starts(desk, "baseline") == 1
+    assert "SIGABRT" not in desk.reasons
+
+
+@pytest.mark.parametrize("role", ["baseline", "candidate"])
+def test_a_death_during_timing_is_blamed_on_the_arm_that_died(desk: Desk, role: str) -> None:
+    """Crashing at call 5 of every process: during timing at first, and during the repeated timing."""
+    desk.policy(PERPLEXITY, SCORE, TPOT)
+    paths = [
+        desk.manifest(name, {"crash_at": 5} if name == role else None, engine=ONE_CALL_A_SET)
+        for name in ("baseline", "candidate")
+    ]
+    code = desk.run(*desk.arguments(*paths))
+    assert (code, desk.decision.verdict) == ((1, "block") if role == "candidate" else (4, "error"))
+    assert ("candidate_unservable" in desk.reasons) == (role == "candidate")
+    assert len(desk.records()) == 6, "what was measured before is kept"
+    assert (starts(desk, "baseline"), starts(desk, "candidate")) == ((2, 1) if role == "baseline" else (1, 2))
+
+
+@pytest.mark.parametrize("knobs", [{"nan_share": 0.3}, {"error_share": 1.0}])
+def test_items_without_a_result_never_pass(desk: Desk, knobs: dict[str, Any]) -> None:
+    desk.policy(PERPLEXITY, SCORE)
+    assert desk.gate(knobs) in (1, 3)
+    assert desk.result("failures").outcome == "blocked"
+    assert desk.decision.verdict is Verdict.BLOCK
+    assert "failures" in desk.reasons
+
+
+def test_a_wrong_template_is_bad_input_and_names_the_probe(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"wrong_template": True}) == 2
+    assert "probe conversation 0" in desk.stderr
+    assert "rendered by the engine" in desk.stderr
+    assert not (desk.out / "decision.json").exists()
+
+
+def test_an_engine_of_another_version_is_bad_input(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"claim_version": "2"}) == 2
+    assert "engine.version" in desk.stderr
+    assert "expected 1, found 2 (the engine says)" in desk.stderr
+    assert desk.gate(baseline={"claim_version": "2"}) == 2
+
+
+def test_replies_that_cannot_be_timed_are_no_fault_of_an_engine(desk: Desk) -> None:
+    """More timed tokens than fit: both arms refuse, timing has no result, and the gate says why."""
+    timing = {"pairs": 6, "requests": 1, "output_tokens": 4000, "max_seconds": 30}
+    desk.policy(PERPLEXITY, SCORE, TPOT | {"tier": "supporting"}, timing=timing)
+    assert desk.gate() == 3, desk.stderr
+    assert "cannot answer a timing request (too_long" in desk.reasons
+    assert desk.decision.timing is not None
+    assert desk.decision.timing.blocks == ()
+
+
+def test_items_that_failed_are_not_timed(desk: Desk) -> None:
+    """They count as failed items; a request that cannot succeed is no measure of speed."""
+    desk.put(evalset("generation", 320, name="answers"), too_long=32)
+    timing = {"pairs": 40, "requests": 1, "output_tokens": 2, "max_seconds": 30}
+    desk.policy(PERPLEXITY, SCORE, TPOT, failure_margin=0.2, timing=timing)
+    slow = {"token_latency_s": 0.001}
+    assert desk.gate(slow, slow) in (0, 3), desk.stderr
+    comparison = desk.result("score").comparison
+    assert comparison.kind == "estimate"
+    assert (comparison.failed_baseline, comparison.failed_candidate) == (32, 32)
+    assert desk.decision.timing is not None
+    assert len(desk.decision.timing.blocks) == 40
+    assert desk.decision.timing.notes == ()

@@ -1,0 +1,143 @@
+"""What a gate says about candidates whose faults are known, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from tests.unit.usecases.desk import ENDINGS, LONGER, PERPLEXITY, SCORE, TIMING, TPOT, Desk
+
+from checkweigh.records.decision import Verdict
+from checkweigh.records.measurement import PROTOCOL
+
+
+def test_an_equal_candidate_passes_and_everything_is_written(desk: Desk) -> None:
+    desk.policy(PERPLEXITY, SCORE, ENDINGS, LONGER, TPOT)
+    slow = {"token_latency_s": 0.001}
+    assert desk.gate(slow, slow) == 0, desk.stderr
+    decision = desk.decision
+    assert decision.verdict is Verdict.PASS
+    assert [r.check.id for r in decision.checks] == [
+        "perplexity",
+        "score",
+        "bad-endings",
+        "longer",
+        "tpot",
+        "failures",
+    ]
+    assert all(r.outcome in ("passed", "warning") for r in decision.checks if r.gating)
+    assert [c.path for c in decision.changes] == ["engine.options.noise_seed"]
+    assert set(decision.baseline.measurements) == set(decision.evalsets) == {"prose", "choices", "answers"}
+    assert not set(decision.baseline.measurements.values()) & set(decision.candidate.measurements.values())
+    assert not any(desk.stages().values())
+    assert decision.timing is not None
+    assert len(decision.timing.blocks) == TIMING["pairs"]
+    assert decision.timing.protocol == PROTOCOL
+    found = {path.relative_to(desk.out).as_posix() for path in desk.out.rglob("*") if path.is_file()}
+    assert found == {
+        "decision.json", "report.html", "junit.xml", "summary.md", "logs/baseline.log", "logs/candidate.log",
+    }  # fmt: skip
+    suite = ET.parse(desk.out / "junit.xml").getroot()
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
+    assert "PASS" in (desk.out / "summary.md").read_text()
+    assert desk.stdout == ""
+    assert desk.half_written() == []
+
+
+@pytest.mark.parametrize(
+    ("knobs", "check", "number"),
+    [
+        ({"bias_nats": 0.2}, "perplexity", "nats"),
+        ({"wrong_share": 0.25}, "score", "pp"),
+        ({"truncate_share": 0.15}, "bad-endings", "pp"),
+        ({"loop_share": 0.15}, "bad-endings", "pp"),
+        ({"empty_share": 0.15}, "bad-endings", "pp"),
+        ({"length_factor": 1.5}, "longer", "%"),
+    ],
+)
+def test_a_known_fault_is_blocked_by_its_own_check(
+    desk: Desk, knobs: dict[str, Any], check: str, number: str
+) -> None:
+    desk.policy(PERPLEXITY, SCORE, ENDINGS, LONGER)
+    assert desk.gate(knobs) == 1, desk.stderr
+    decision, result = desk.decision, desk.result(check)
+    assert decision.verdict is Verdict.BLOCK
+    assert result.outcome == "blocked"
+    assert result.sentence in decision.reasons
+    assert check in result.sentence
+    assert number in result.sentence
+    suite = ET.parse(desk.out / "junit.xml").getroot()
+    assert check in {case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None}
+    assert check in desk.stderr
+
+
+def test_longer_replies_that_are_declared_do_not_gate(desk: Desk) -> None:
+    desk.policy(PERPLEXITY, LONGER)
+    assert desk.gate({"length_factor": 1.5}, intends=["longer"]) == 0, desk.stderr
+    result = desk.result("longer")
+    assert result.declared
+    assert not result.gating
+    assert desk.decision.intends == ("longer",)
+    assert "longer" in desk.stderr
+
+
+def test_an_unclear_candidate_holds_and_under_block_exits_one(desk: Desk) -> None:
+    desk.policy(SCORE | {"min_items": 10_000}, PERPLEXITY)
+    assert desk.gate() == 3, desk.stderr
+    assert desk.decision.verdict is Verdict.INCONCLUSIVE
+    desk.policy(SCORE | {"min_items": 10_000}, PERPLEXITY, on_inconclusive="block")
+    assert desk.gate() == 1
+    assert desk.decision.verdict is Verdict.INCONCLUSIVE, "the exit code blocks, the verdict stays what it is"
+
+
+def test_json_is_one_document_on_stdout(desk: Desk) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"prints": True}, more=["--json"]) == 0
+    assert json.loads(desk.stdout) == json.loads((desk.out / "decision.json").read_text())
+    assert desk.stderr != ""
+
+
+def test_identical_arms_pass_as_identical(desk: Desk) -> None:
+    """Another manifest that changes nothing: two executions, equal to the last bit."""
+    desk.policy(PERPLEXITY, SCORE)
+    assert desk.gate({"noise_seed": 1, "latency_s": 0.0001}) == 0, desk.stderr
+    assert desk.result("perplexity").comparison.kind == "identical"
+    assert desk.decision.candidate.replicate == 0
+
+
+def test_a_better_candidate_beyond_belief_is_no_pass(desk: Desk) -> None:
+    desk.policy(PERPLEXITY, SCORE)
+    assert desk.gate({"bias_nats": -0.4}) == 3
+    assert desk.result("perplexity").outcome == "anomalous"
+
+
+def test_time_that_runs_out_is_inconclusive_and_named(desk: Desk) -> None:
+    assert desk.gate() == 0  # the baseline is stored
+    desk.policy(PERPLEXITY, SCORE, ENDINGS, TPOT, max_minutes=0.05)
+    assert desk.gate({"latency_s": 0.3}) == 3, desk.stderr
+    for name in ("perplexity", "score", "bad-endings", "failures", "tpot"):
+        comparison = desk.result(name).comparison
+        assert comparison.kind == "inestimable", name
+        assert "max_minutes (0.05) had passed before" in comparison.reason
+    assert "prose on the candidate was measured" in desk.reasons
+    assert "max_minutes" in desk.stderr.replace("\n", " ")
+    assert desk.decision.timing is None
+    kept = list((desk.home / "store").glob("*/batches/*.json"))
+    assert kept, "what was measured in time is not lost"
+
+
+def test_progress_is_one_line_a_stage(desk: Desk) -> None:
+    desk.policy(PERPLEXITY, SCORE)
+    assert desk.gate() == 0
+    lines = [line.split(":")[0] + ":" + line.split(":")[1] for line in desk.stderr.splitlines()
+             if line.startswith(("baseline:", "candidate:"))]  # fmt: skip
+    assert lines == [
+        f"{role}: {what}"
+        for role in ("baseline", "candidate")
+        for what in ("starting the engine", "prose", "choices", "answers")
+    ]
+    assert "baseline: prose: 320 in " in desk.stderr
+    assert desk.gate() == 0
+    assert "baseline: prose (stored): 320 in " in desk.stderr
