@@ -11,7 +11,7 @@ import json
 
 
 def dumps(value: object) -> str:
-    """Canonical JSON text of a JSON-like value; ValueError on NaN, infinity or other types."""
+    """Canonical JSON text of a JSON-like value; ValueError on NaN or infinity, TypeError on other types."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

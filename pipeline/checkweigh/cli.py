@@ -209,7 +209,3 @@ def entry() -> None:
             _say(traceback.format_exc())
             _say("checkweigh: this is a fault of the tool, not a verdict")
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    entry()

@@ -224,7 +224,7 @@ def _pass_side(
             candidate=np.where(failed_c, 1.0 - best, sample.candidate),
         )
         return _estimate(check, filled, alpha), note
-    if 1 - complete.mean() > MAX_UNBOUNDED_FAILURES:
+    if (~complete).sum() > MAX_UNBOUNDED_FAILURES * len(complete):
         return None, (*note, f"more than {MAX_UNBOUNDED_FAILURES:.1%} failures: no pass")
     return block, note
 

@@ -27,6 +27,8 @@ from checkweigh.records.policy import FAILURES, Check, Policy
 from checkweigh.sentences import sentence
 from checkweigh.stats import MIN_CLUSTERS, holm, items_to_settle
 
+FAILURE_ITEMS = 300  # that the implicit check on failures needs, over all sets (STATISTICS, "Failed items")
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -44,7 +46,7 @@ def checks_of(policy: Policy) -> tuple[Check, ...]:
     implicit = Check(
         id=FAILURES, metric="failed", evalset=policy.evalsets(), direction="lower", margin=policy.failure_margin,
         because="implicit in every policy: an item without a result is evidence, never dropped",
-        min_items=300, tier="critical",
+        min_items=FAILURE_ITEMS, tier="critical",
     )  # fmt: skip
     return (*policy.checks, implicit)
 

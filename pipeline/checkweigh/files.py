@@ -47,6 +47,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error})") from error
+    finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written ({error})") from error

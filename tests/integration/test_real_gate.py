@@ -17,11 +17,11 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-SLICES = {"prose": 64, "choices": 80, "answers": 80}
+SLICES = {"prose": 64, "choices": 144, "answers": 96}
 POLICY = """
 schema: checkweigh/policy@1
 name: slices
-failure_margin: 0.05
+failure_margin: 0.02
 timing: {pairs: 8, requests: 1, output_tokens: 4, max_seconds: 60}
 checks:
   - {id: perplexity, metric: log_perplexity, evalset: [prose], direction: lower, scale: log, margin: 0.05,

@@ -156,3 +156,12 @@ def test_progress_on_a_terminal_draws_bars() -> None:
         bars.update("prose", 10, 10)
     assert list(bars.tasks) == ["prose"]
     assert "10/10" in "\n".join(lines(bars))
+
+
+def test_a_broken_installation_is_no_verdict() -> None:
+    code = "import sys; sys.modules['typer'] = None; from checkweigh.__main__ import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 4
+    assert "installation is broken" in done.stderr

@@ -1,7 +1,7 @@
 """The batch plan: which items run together, and in which order. A pure function of set and settings.
 
-Items are sorted by stratum, whose prompts often begin alike and then share a prefix, and by length, so that little
-is padded. A batch is the atomic unit of storage and is redone whole
+Items are sorted by stratum and by the turns before the last one, because prompts that begin alike share a prefix, and
+then by length, so that little is padded. A batch is the atomic unit of storage and is redone whole
 after an interruption, because in bf16 another batching moves the numbers (ENGINES: up to half a nat).
 """
 
@@ -32,7 +32,7 @@ class Batch:
 
 def plan(evalset: EvalSet, engine: Engine) -> tuple[Batch, ...]:
     """Batches of similar length, within ``engine.max_batch`` items and ``max_batch_tokens`` padded tokens."""
-    order = sorted(evalset.items, key=lambda item: (item.stratum, -_length(item), item.id))
+    order = sorted(evalset.items, key=lambda item: (item.stratum, _opening(item), -_length(item), item.id))
     batches: list[list[Item]] = []
     longest = 0
     for item in order:
@@ -43,6 +43,11 @@ def plan(evalset: EvalSet, engine: Engine) -> tuple[Batch, ...]:
             longest = _length(item)
         batches[-1].append(item)
     return tuple(Batch(index, tuple(items)) for index, items in enumerate(batches))
+
+
+def _opening(item: Item) -> tuple[str, ...]:
+    """The turns before the last one; few-shot items have them in common."""
+    return () if isinstance(item, Text) else tuple(message.content for message in item.messages[:-1])
 
 
 def _length(item: Item) -> int:

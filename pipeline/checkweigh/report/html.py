@@ -10,8 +10,8 @@ import jinja2
 from markupsafe import Markup
 
 from checkweigh import numbers
-from checkweigh.compare import block_key
 from checkweigh.canonical import short
+from checkweigh.compare import block_key
 from checkweigh.records.decision import Arm, Decision
 from checkweigh.records.metrics import METRICS
 from checkweigh.report import plots, view

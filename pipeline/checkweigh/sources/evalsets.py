@@ -15,7 +15,7 @@ from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch, Problem
 from checkweigh.records.document import explain, load_json
 from checkweigh.records.evalset import ITEM_OF, Card, EvalSet, Generation, Item, Kind
-from checkweigh.scoring.replies import CHECKS
+from checkweigh.scoring.replies import CHECKS, score_reply
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
 from checkweigh.sources.documents import read_card
@@ -159,6 +159,10 @@ def _parse(card: Card, source: Path, rows: Iterable[tuple[int, Any]]) -> tuple[I
         if isinstance(item, Generation) and item.check.kind not in CHECKS:
             known = f"one of {', '.join(CHECKS)}"
             problems.append(_problem(source, line, "check.kind", known, item.check.kind))
+        elif isinstance(item, Generation) and (fault := _check_fault(item)):
+            problems.append(
+                _problem(source, line, "check", f"a {item.check.kind} check that can score", fault)
+            )
         if item.id in first:
             seen = f"'{item.id}' again, first in line {first[item.id]}"
             problems.append(_problem(source, line, "id", "ids that are all different", seen))
@@ -167,6 +171,16 @@ def _parse(card: Card, source: Path, rows: Iterable[tuple[int, Any]]) -> tuple[I
     if problems:
         raise BadDocument(_first(problems, source))
     return tuple(items)
+
+
+def _check_fault(item: Generation) -> str | None:
+    """Why an item's check cannot score any reply at all, such as a pattern that is no regular expression."""
+    check = item.check
+    try:
+        score_reply(check.kind, check.values, check.pattern, "a reply, 1")
+    except Exception as error:  # whatever a check may raise, it would raise for every reply
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _explain(kind: Kind, source: Path, line: int, row: Any, error: ValueError) -> list[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from checkweigh.decide import FAILURE_ITEMS
 from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
@@ -80,6 +81,10 @@ def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iter
     """
     cards = {s.card.name: s.card for s in sets}
     prompts = any(card.kind == "generation" for card in cards.values())
+    items = sum(card.items for card in cards.values())
+    if cards and complete and items < FAILURE_ITEMS:
+        wanted = f"sets with {FAILURE_ITEMS} items in all: the implicit check on failed items cannot pass with fewer"
+        yield "checks", wanted, f"{items} items"
     for i, check in enumerate(policy.checks):
         metric = METRICS[check.metric]
         if metric.estimator == "blocks" and complete and not prompts:

@@ -1,0 +1,21 @@
+"""Start of the command line. Imports nothing that may be missing before it can say so: Python's own exit code for
+a failed import is 1, which would read as a block.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def run() -> None:
+    """Run the command line; a broken installation exits 4."""
+    try:
+        from checkweigh.cli import entry
+    except ImportError as error:
+        print(f"checkweigh: the installation is broken, which is no verdict: {error}", file=sys.stderr)
+        sys.exit(4)
+    entry()
+
+
+if __name__ == "__main__":
+    run()
