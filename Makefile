@@ -1,5 +1,5 @@
 # make setup | demo | test | check | lock      Needs Python 3.11, pip and make; nothing else.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
