@@ -40,8 +40,11 @@ EVENTS = frozenset({"bad_ending", "truncated", "empty", "looping", "failed"})
 
 
 def margin_of(check: Check) -> float:
-    """The margin on the scale of the comparison: a relative one becomes the log ratio."""
-    return float(np.log1p(check.margin)) if check.scale == "relative" else check.margin
+    """The margin on the scale of the comparison: a relative rise or fall becomes the log ratio of that size."""
+    if check.scale != "relative":
+        return check.margin
+    falls = check.direction == "higher" and check.kind != "equivalence"
+    return float(-np.log1p(-check.margin)) if falls else float(np.log1p(check.margin))
 
 
 def compare(check: Check, sample: PairedSample, *, alpha: float) -> Comparison:
@@ -93,7 +96,7 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float) -> Comp
     d = _sign(check) * np.log(values[:, 1] / values[:, 0])
     evidence = block_log_ratio(d, margin=margin_of(check), alpha=alpha)
     if not evidence.estimable.all():
-        return Inestimable(reason="the blocks do not differ at all; the clock is too coarse")
+        return Inestimable(reason="the blocks do not vary, so that no interval can be stated")
     means = float(np.median(values[:, 0])), float(np.median(values[:, 1]))
     record = _to_record(check, evidence, evidence, alpha, pairs=len(values), means=means)
     if check.kind != "equivalence":
@@ -146,6 +149,8 @@ def _unusable(check: Check, sample: PairedSample, complete: Bools) -> str | None
         return f"{labels} clusters, {check.min_clusters} needed"
     if not complete.any():
         return "every item failed in one arm or the other"
+    if check.metric == "failed" and sample.baseline.all():
+        return "the baseline has no result for any item"
     if check.metric in EVENTS:
         return None
     for arm, values in (("baseline", sample.baseline), ("candidate", sample.candidate)):
@@ -161,7 +166,6 @@ def _take(sample: PairedSample, keep: Bools) -> PairedSample:
         baseline=sample.baseline[keep], candidate=sample.candidate[keep],
         size=sample.size[keep], weights=sample.weights[keep],
         clusters=tuple(label for label, k in zip(sample.clusters, keep, strict=True) if k),
-        batches=tuple(label for label, k in zip(sample.batches, keep, strict=True) if k),
     )  # fmt: skip
 
 

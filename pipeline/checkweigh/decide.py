@@ -100,7 +100,12 @@ def _result(
         check, comparison, margin, adjusted.get(check.id), budget.false_pass, budget.false_block
     )
     settle = None
-    if isinstance(comparison, Estimate) and outcome == "inconclusive" and check.kind == "non_inferiority":
+    if (
+        isinstance(comparison, Estimate)
+        and outcome == "inconclusive"
+        and check.kind == "non_inferiority"
+        and not comparison.exclusions
+    ):
         settle = items_to_settle(
             comparison.effect, comparison.se, comparison.pairs, margin, budget.false_pass,
             checks=max(1, len(adjusted)), block_alpha=budget.false_block,
@@ -137,9 +142,10 @@ def _outcome(
     if beyond and p_worse <= alpha_block:
         return "blocked"
     quality = METRICS[check.metric].estimator in ("ratio", "graded", "binary") and check.metric not in EVENTS
+    gain = check.kind == "non_inferiority" or (check.kind == "superiority" and margin > 0)
     low = comparison.low
     implausible = low is not None and low > 2 * margin and comparison.effect > 3 * margin
-    if quality and check.kind == "non_inferiority" and implausible:
+    if quality and gain and implausible:
         return "anomalous"
     if comparison.p_pass < alpha and low is not None:
         return "warning" if p_worse <= alpha_block else "passed"
@@ -163,7 +169,7 @@ def _verdict(results: Sequence[CheckResult]) -> tuple[Verdict, tuple[str, ...]]:
     ]
     if open_:
         return Verdict.INCONCLUSIVE, tuple(r.sentence for r in open_)
-    passed = [r for r in results if r.gating and r.check.tier == "critical"]
+    passed = [r for r in results if r.gating and r.check.tier == "critical" and not r.implicit]
     if not passed:
         return Verdict.INCONCLUSIVE, ("no critical check is left to pass: every one is declared by intends",)
     warned = [r.sentence for r in results if r.gating and r.outcome == "warning"]

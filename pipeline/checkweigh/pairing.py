@@ -37,7 +37,6 @@ class PairedSample:
     size: Floats
     weights: Floats
     clusters: tuple[str, ...]
-    batches: tuple[str, ...]
     identical: bool
     problems: tuple[str, ...] = ()
     exclusions: tuple[str, ...] = field(default=())
@@ -57,7 +56,6 @@ class _Part:
     size: Floats
     weights: Floats
     clusters: tuple[str, ...]
-    batches: tuple[str, ...]
     identical: bool
     problems: tuple[str, ...]
 
@@ -85,7 +83,7 @@ def pair(
     if not parts or not any(len(part.clusters) for part in parts):
         empty = np.zeros(0)
         return PairedSample(
-            metric=metric, baseline=empty, candidate=empty, size=empty, weights=empty, clusters=(), batches=(),
+            metric=metric, baseline=empty, candidate=empty, size=empty, weights=empty, clusters=(),
             identical=False, problems=(*problems, "no items"),
         )  # fmt: skip
     return PairedSample(
@@ -95,7 +93,6 @@ def pair(
         size=np.concatenate([part.size for part in parts]),
         weights=np.concatenate([part.weights for part in parts]),
         clusters=tuple(label for part in parts for label in part.clusters),
-        batches=tuple(label for part in parts for label in part.batches),
         identical=all(part.identical for part in parts),
         problems=(*problems, *(problem for part in parts for problem in part.problems)),
     )
@@ -122,8 +119,7 @@ def _part(
         candidate=values[:, 1],
         size=np.where(np.isnan(sizes[:, 0]), sizes[:, 1], sizes[:, 0]),
         weights=np.array([1.0 / strata[item.stratum] for item in items]),
-        clusters=tuple(f"{name}/{item.cluster}" for item in items),
-        batches=tuple(f"{name}/{row[1].batch if row[1] else 'missing'}" for row in rows),
+        clusters=tuple(f"{name}/{item.id if metric == 'failed' else item.cluster}" for item in items),
         identical=all(
             b is not None and c is not None and b.raw is not None and b.raw == c.raw for b, c in rows
         ),

@@ -40,7 +40,7 @@ def _verb(check: Check, effect: float) -> str:
     """What happened to the metric, in the words of its kind."""
     if effect == 0:
         return "did not change: it differs"
-    if METRICS[check.metric].estimator == "log_length":
+    if METRICS[check.metric].estimator == "log_length" or check.kind == "equivalence":
         return "grew" if (effect > 0) == (check.direction == "higher") else "shrank"
     return "got better" if effect > 0 else "got worse"
 
@@ -52,7 +52,8 @@ def _against(result: CheckResult, estimate: Estimate) -> str:
     notes = "".join(f"; {note}" for note in estimate.exclusions)
     match result.outcome:
         case "blocked":
-            return f"worse, and beyond the limit {margin}{sure}{notes}"
+            worse = "different" if result.check.kind == "equivalence" else "worse"
+            return f"{worse}, and beyond the limit {margin}{sure}{notes}"
         case "passed":
             return f"within the limit {margin}{notes}"
         case "warning":

@@ -37,7 +37,7 @@ def sample(
         PairedSample(
             metric=metric, baseline=np.asarray(baseline, float), candidate=np.asarray(candidate, float),
             size=np.ones(n), weights=np.ones(n), clusters=tuple(f"c{i // per_cluster}" for i in range(n)),
-            batches=tuple(f"b{i // 16}" for i in range(n)), identical=False,
+            identical=False,
         ),
         **changes,
     )  # fmt: skip

@@ -61,6 +61,7 @@ def test_a_stratum_that_does_not_exist(desk: Desk) -> None:
 
 def test_timing_without_prompts(desk: Desk) -> None:
     tpot = {"metric": "tpot", "statistic": "p50", "evalset": [], "scale": "relative", "id": "tpot"}
+    tpot |= {"tier": "advisory", "min_clusters": 6}
     desk.policy(PERPLEXITY, PERPLEXITY | tpot)
     refused(desk, "checks[1].metric", "whose prompts are timed")
 

@@ -165,7 +165,8 @@ class Manifest(Record):
     @property
     def unsafe(self) -> tuple[str, ...]:
         """What this manifest allows that is refused by default; every output says so."""
-        return tuple(k for k in ("unsafe_pickle", "unsafe_remote_code") if getattr(self.model, k))
+        found = [k for k in ("unsafe_pickle", "unsafe_remote_code") if getattr(self.model, k)]
+        return (*found, *(["fake_engine"] if self.engine.kind == "fake" else []))
 
 
 class Pins(Record):

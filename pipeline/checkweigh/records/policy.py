@@ -11,6 +11,8 @@ from checkweigh.records.metrics import METRICS, Scale, Statistic
 
 Tier = Literal["critical", "supporting", "advisory"]
 CheckKind = Literal["non_inferiority", "superiority", "equivalence", "absolute"]
+GATING_PAIRS = 20
+P99_REQUESTS = 100
 FAILURES = "failures"  # id of the implicit check every policy has
 
 
@@ -49,6 +51,14 @@ class Check(Record):
             return self
         if self.margin == 0 and self.kind in ("non_inferiority", "equivalence"):
             raise ValueError("a margin above zero: nothing can be shown to be no worse by less than nothing")
+        if self.kind != "absolute" and self.margin >= 1:
+            raise ValueError("a margin below 1: shares and scores lie in [0, 1], so three points are 0.03")
+        if self.kind == "absolute" and metric.estimator == "binary" and not 0 < self.margin < 1:
+            raise ValueError(f"a limit between 0 and 1 for {self.metric}")
+        if self.kind == "equivalence" and metric.estimator == "log_length":
+            raise ValueError(
+                "non_inferiority for log_length, one check for each direction, so that intends can name one"
+            )
         if self.kind != "absolute" and self.scale not in metric.scales:
             raise ValueError(f"scale {' or '.join(metric.scales)} for {self.metric}")
         if self.kind == "absolute" and (
@@ -115,9 +125,24 @@ class Policy(Record):
             raise ValueError(f"no check named '{FAILURES}': it is implicit in every policy")
         if not any(check.tier == "critical" for check in self.checks):
             raise ValueError("at least one critical check: a policy of advisory checks gates nothing")
+        for check in self.checks:
+            self._timed(check)
         if self.looks != (1.0,):
             raise ValueError("looks: [1.0]: adaptive looks are not built yet")
         return self
+
+    def _timed(self, check: Check) -> None:
+        """What a timing check needs of the timing plan (STATISTICS, latency): pairs of blocks, and requests for p99."""
+        if METRICS[check.metric].estimator != "blocks":
+            return
+        if self.timing.pairs < check.min_clusters:
+            raise ValueError(f"timing.pairs of at least {check.id}'s min_clusters, {check.min_clusters}")
+        if check.tier != "advisory" and min(self.timing.pairs, check.min_clusters) < GATING_PAIRS:
+            raise ValueError(
+                f"timing.pairs and min_clusters of at least {GATING_PAIRS} for {check.id}, which gates"
+            )
+        if check.tier != "advisory" and check.statistic == "p99" and self.timing.requests < P99_REQUESTS:
+            raise ValueError(f"timing.requests of at least {P99_REQUESTS} for {check.id}, a p99 that gates")
 
     def evalsets(self) -> tuple[str, ...]:
         """Names of all sets the checks use, in order of first use."""

@@ -19,7 +19,7 @@ HEADLINE = {
     Verdict.ERROR: "ERROR: the gate broke; this says nothing about the candidate",
 }
 P_NOTE = (
-    "Critical checks are needed to pass, supporting ones can only block, the others gate nothing. "
+    "Critical checks are needed to pass, supporting ones can block and must be estimable, the others gate nothing. "
     "p is one-sided, smaller is surer: 'holds' and 'open' test the limit; 'worse' tests any decline, "
     "Holm-adjusted over the gating checks."
 )
@@ -153,7 +153,7 @@ def notes(decision: Decision) -> tuple[str, ...]:
     if decision.verdict is Verdict.INCONCLUSIVE and decision.on_inconclusive == "block":
         said.append("The policy treats inconclusive as a block")
     if decision.provenance.dirty:
-        said.append("Measured by a tool with uncommitted changes")
+        said.append("Run from a working directory with uncommitted changes")
     if decision.timing is not None:
         said.extend(f"Timing: {note}" for note in decision.timing.notes)
     return tuple(said)

@@ -23,20 +23,21 @@ from checkweigh.sources.documents import read_card
 MAX_PROBLEMS = 20
 
 
-def roots() -> tuple[Path, ...]:
-    """Where sets are looked for: ``evalsets/`` here, then in the checkout that this package runs from."""
-    return (Path("evalsets"), Path(__file__).resolve().parents[3] / "evalsets")
+def roots(policy: Path) -> tuple[Path, ...]:
+    """Where a policy's sets are: ``evalsets/`` beside it, or beside the folder it is in. Never elsewhere: a gate must
+    not measure other items because it was started from another directory."""
+    folder = policy.resolve().parent
+    return (folder / "evalsets", folder.parent / "evalsets")
 
 
-def find_evalset(name: str, within: Sequence[Path] | None = None) -> EvalSet:
-    """The set of that name below one of the roots. BadInput when there is none."""
-    folders = tuple(within) if within is not None else roots()
-    for root in folders:
+def find_evalset(name: str, within: Sequence[Path]) -> EvalSet:
+    """The set of that name below one of the folders. BadInput when there is none."""
+    for root in within:
         if (root / name / "card.yaml").is_file():
             return load_evalset(root / name)
-    known = sorted({card.parent.name for root in folders for card in root.glob("*/card.yaml")})
-    where = folders[0] if folders else "nowhere"
-    raise BadInput(f"evalset '{name}': expected one of {', '.join(known) or 'no sets at all'} below {where}/")
+    known = sorted({card.parent.name for root in within for card in root.glob("*/card.yaml")})
+    where = " or ".join(f"{root}/" for root in within) or "nowhere"
+    raise BadInput(f"evalset '{name}': expected one of {', '.join(known) or 'no sets at all'} below {where}")
 
 
 def load_evalset(folder: Path) -> EvalSet:
@@ -150,6 +151,7 @@ def _parse(card: Card, source: Path, rows: Iterable[tuple[int, Any]]) -> tuple[I
     items: list[Item] = []
     problems: list[Problem] = []
     first: dict[str, int] = {}
+    same: dict[str, int] = {}
     for line, row in rows:
         try:
             item = ITEM_OF[card.kind].model_validate_json(canonical.dumps(row))
@@ -167,6 +169,11 @@ def _parse(card: Card, source: Path, rows: Iterable[tuple[int, Any]]) -> tuple[I
             seen = f"'{item.id}' again, first in line {first[item.id]}"
             problems.append(_problem(source, line, "id", "ids that are all different", seen))
         first.setdefault(item.id, line)
+        content = canonical.digest(item.model_dump(mode="json", exclude={"id", "cluster", "stratum"}))
+        if content in same and first[item.id] == line:
+            seen = f"the item of line {same[content]} again under another id"
+            problems.append(_problem(source, line, "", "items that are all different", seen))
+        same.setdefault(content, line)
         items.append(item)
     if problems:
         raise BadDocument(_first(problems, source))

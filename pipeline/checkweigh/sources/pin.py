@@ -178,10 +178,13 @@ def _check_engine(path: Path, manifest: Manifest) -> None:
     engine = manifest.engine
     found = FAKE_VERSION
     if engine.kind == "transformers":
+        needed = ["transformers", "torch"] + ["bitsandbytes"] * (
+            manifest.quantization.method == "bitsandbytes"
+        )
         try:
-            found = metadata.version("transformers")
-        except metadata.PackageNotFoundError:
-            raise SourceError("transformers is not installed: pip install 'checkweigh[engine]'") from None
+            found, *_ = [metadata.version(name) for name in needed]
+        except metadata.PackageNotFoundError as error:
+            raise SourceError(f"{error.name} is not installed: pip install 'checkweigh[engine]'") from None
     if engine.version != found:
         installed = f"{engine.kind} {found} installed"
         raise PinMismatch([_problem(path, "engine.version", engine.version, installed)])

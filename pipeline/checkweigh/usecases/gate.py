@@ -11,6 +11,7 @@ is served) is raised, and leaves no decision.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -59,6 +60,7 @@ def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | Non
         try:
             for role, run in runs.items():
                 run.measure_all(inputs.evalsets, records[role])
+                run.close()
             paired = _time(inputs, runs, records, progress)
             judgement = _judge(inputs, runs, records, paired)
         except EngineError as error:
@@ -119,14 +121,29 @@ def _prompts(inputs: Inputs, records: Mapping[str, Records]) -> list[tuple[Messa
 def _time(
     inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], progress: Progress
 ) -> PairedRun | None:
-    """Interleaved timing of both arms, when a check asks for it, time is left and there are prompts to time."""
+    """Interleaved timing of both arms, when a check asks for it, time is left and there are prompts to time.
+
+    Both engines start anew: what an arm measured before, or did not because it was stored, shows in the memory of
+    its process.
+    """
     wanted = any(METRICS[check.metric].estimator == "blocks" for check in inputs.policy.checks)
     conversations = _prompts(inputs, records) if wanted else []
     if not conversations or any(run.late for run in runs.values()):
         return None
-    with lock(cache_root() / "timing.lock", timeout_s=TIMING_WAIT_S, what="is timing on this host"):
+    with lock(
+        Path(tempfile.gettempdir()) / "checkweigh-timing.lock",
+        timeout_s=TIMING_WAIT_S,
+        what="is timing on this host",
+    ):
         while True:
-            arms = {role: run.survive(lambda arm: arm) for role, run in runs.items()}
+            try:
+                arms = {role: run.survive(lambda arm: arm) for role, run in runs.items()}
+            except EngineError:
+                if any(
+                    run.unfit for run in runs.values()
+                ):  # each was measured alone; both at once do not fit
+                    return None
+                raise
             try:
                 return run_pairs(
                     arms, conversations, inputs.policy.timing, inputs.policy.seed,
@@ -185,7 +202,7 @@ def _absent(check: Check, runs: Mapping[str, ArmRun], records: Mapping[str, Reco
 def _failed(error: EngineError, runs: Mapping[str, ArmRun]) -> Judgement:
     """ERROR, except for a candidate that failed twice although it was loaded and the baseline did not fail."""
     tail = f"\n{error.log_tail}" if error.log_tail else ""
-    if error.arm == "candidate" and not runs["candidate"].unfit:
+    if error.arm == "candidate" and not runs["candidate"].unfit and not runs["baseline"].failures:
         return Judgement(
             Verdict.BLOCK, (f"candidate_unservable: its engine failed twice: {error}{tail}",), ()
         )
@@ -206,7 +223,7 @@ def _decision(
         intends=manifests[1].intends, policy=inputs.policy.record_digest(), policy_name=inputs.policy.name,
         on_inconclusive=inputs.policy.on_inconclusive,
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
-        guarantees=guarantees(inputs.policy), timing=paired,
+        guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=paired,
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=host.provenance(started),
     )  # fmt: skip
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from checkweigh.decide import checks_of
+from collections.abc import Sequence
+
+from checkweigh.decide import checks_of, declared
 from checkweigh.records.policy import Policy
 
 
-def guarantees(policy: Policy) -> tuple[str, ...]:
-    """Sentences for people; the numbers are the policy's."""
-    checks = checks_of(policy)
+def guarantees(policy: Policy, intends: Sequence[str] = ()) -> tuple[str, ...]:
+    """Sentences for people; the numbers are the policy's. Declared checks do not gate and promise nothing."""
+    checks = [check for check in checks_of(policy) if not declared(check, intends)]
     critical = [check.id for check in checks if check.tier == "critical"]
     gating = [check.id for check in checks if check.tier != "advisory"]
     budget = policy.error_budget

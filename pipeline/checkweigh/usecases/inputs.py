@@ -14,7 +14,7 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.sources.diff import undeclared
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets import find_evalset
+from checkweigh.sources.evalsets import find_evalset, roots
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.usecases.arms import Progress
 
@@ -62,7 +62,7 @@ def _try(wrong: list[BadInput], read: Callable[[], T]) -> T | None:
 
 def _sets(wrong: list[BadInput], path: Path, policy: Policy) -> tuple[EvalSet, ...]:
     """The policy's sets that can be loaded; what the checks ask of them and cannot have is added to ``wrong``."""
-    found = [_try(wrong, lambda name=name: find_evalset(name)) for name in policy.evalsets()]  # type: ignore[misc]
+    found = [_try(wrong, lambda name=name: find_evalset(name, roots(path))) for name in policy.evalsets()]  # type: ignore[misc]
     sets = tuple(evalset for evalset in found if evalset is not None)
     problems = list(_misfits(policy, sets, complete=len(sets) == len(found)))
     if problems:
@@ -81,6 +81,10 @@ def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iter
     """
     cards = {s.card.name: s.card for s in sets}
     prompts = any(card.kind == "generation" for card in cards.values())
+    for card in cards.values():
+        twins = [c.name for c in cards.values() if c.digest == card.digest]
+        if card.name == twins[0] and len(twins) > 1:
+            yield "checks", "sets with items of their own", f"the same items in {' and '.join(twins)}"
     items = sum(card.items for card in cards.values())
     if cards and complete and items < FAILURE_ITEMS:
         wanted = f"sets with {FAILURE_ITEMS} items in all: the implicit check on failed items cannot pass with fewer"

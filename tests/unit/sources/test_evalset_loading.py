@@ -203,7 +203,20 @@ def test_sets_are_found_by_name(write: Write) -> None:
         find_evalset("large", [folder.parent])
     with pytest.raises(BadInput, match="no sets at all"):
         find_evalset("large", [])
-    assert roots()[0] == Path("evalsets")
+
+
+def test_the_same_item_under_another_id_is_refused(write: Write) -> None:
+    folder = write("text", [text(0), text(1), text(0, id="another")])
+    with pytest.raises(BadDocument, match=r"jsonl:3: expected items that are all different"):
+        load_evalset(folder)
+
+
+def test_sets_stand_beside_the_policy_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert roots(tmp_path / "gates" / "p.yaml") == (tmp_path / "gates" / "evalsets", tmp_path / "evalsets")
 
 
 def test_other_items_at_the_same_place_and_time_are_read_anew(write: Write) -> None:

@@ -99,7 +99,7 @@ def test_a_renamed_copy_counts_as_itself(desk: Desk) -> None:
 def test_a_killed_gate_goes_on_where_it_stopped(desk: Desk) -> None:
     """SIGKILL in the middle of the candidate; every batch is measured exactly once over both runs."""
     desk.policy(PERPLEXITY, ENDINGS)
-    first, second = desk.manifest("baseline"), desk.manifest("candidate", {"latency_s": 0.04})
+    first, second = desk.manifest("baseline"), desk.manifest("candidate", {"latency_s": 0.2})
     assert desk.run(*desk.arguments(first, second)) == 0
     undisturbed = steady(desk.decision)
     shutil.rmtree(desk.home / "store")
