@@ -133,8 +133,10 @@ def test_a_killed_gate_goes_on_where_it_stopped(desk: Desk) -> None:
 
 
 def _batches(desk: Desk) -> list[Path]:
+    """Batches of measurements that are not complete; those of a complete one are about to be removed."""
     try:
-        return sorted((desk.home / "store").glob("*/batches/[0-9]*.json"))
+        found = sorted((desk.home / "store").glob("*/batches/[0-9]*.json"))
+        return [path for path in found if not (path.parent.parent / "record.json").exists()]
     except FileNotFoundError:  # a record was completed, and its batches removed, while we looked
         return []
 
