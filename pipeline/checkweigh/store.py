@@ -118,11 +118,17 @@ def _to_parquet(observations: Sequence[Observation]) -> bytes:
     import pyarrow.parquet as pq
 
     numbers = pa.map_(pa.string(), pa.float64())
+    text, real = pa.string(), pa.float64()
+    token = pa.struct(
+        [("position", pa.int64()), ("kl", real), ("before", text), ("token", text), ("baseline", text),
+         ("baseline_p", real), ("candidate", text), ("candidate_p", real)]
+    )  # fmt: skip
     schema = pa.schema(
         [
             ("item", pa.string()), ("replicate", pa.int64()), ("batch", pa.int64()), ("outcome", pa.string()),
             ("values", numbers), ("weights", numbers), ("reason", pa.string()), ("detail", pa.string()),
             ("raw", pa.string()), ("text", pa.string()), ("output_tokens", pa.int64()), ("finish", pa.string()),
+            ("kl", pa.list_(pa.float64())), ("worst", pa.list_(token)),
         ]
     )  # fmt: skip
     rows = []

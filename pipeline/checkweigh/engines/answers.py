@@ -8,6 +8,7 @@ that the engine cannot be trusted at all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar, get_args
@@ -18,15 +19,17 @@ from numpy.typing import NDArray
 from checkweigh.engines import wire
 from checkweigh.engines.protocol import (
     Continuation,
+    Divergence,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
     Resources,
     ScoreRequest,
     ScoreResult,
+    States,
 )
 from checkweigh.errors import EngineError
-from checkweigh.records.measurement import FailureKind
+from checkweigh.records.measurement import FailureKind, WorstToken
 
 REASONS = frozenset(get_args(FailureKind))
 LIES = "the engine's answer does not fit the request"
@@ -138,6 +141,28 @@ Number = TypeVar("Number", np.float32, np.int32)
 def _table(flat: NDArray[Number], rows: int, name: str) -> NDArray[Number]:
     check(flat.size > 0 and flat.size % rows == 0, f"{name}: a ragged top_k table")
     return flat.reshape(rows, -1)
+
+
+def states(value: dict[str, Any], request: ScoreRequest) -> States | ItemFailure:
+    """The ids whose hidden states were written."""
+    check(value["kind"] == "states", f"{request.id}: states expected, {value['kind']!r} came")
+    return States(id=request.id, token_ids=_ids(value["ids"], request.id))
+
+
+def divergence(value: dict[str, Any], request: ScoreRequest) -> Divergence | ItemFailure:
+    """A divergence for every token; ``ItemFailure`` (non_finite) where one is NaN or infinite."""
+    name = request.id
+    check(value["kind"] == "divergence", f"{name}: a divergence expected, {value['kind']!r} came")
+    ids = _ids(value["ids"], name)
+    kl, agree = wire.unpack_floats(value["kl"]), wire.unpack_ints(value["agree"])
+    check(0 < len(ids) == len(kl) == len(agree), f"{name}: one divergence a token expected")
+    if bad := int((~np.isfinite(kl)).sum()):
+        detail = f"{bad} of {len(kl)} divergences are not finite"
+        return ItemFailure(id=name, reason="non_finite", detail=detail)
+    check(bool((kl >= 0).all()), f"{name}: a negative divergence")
+    check(bool(np.isin(agree, (0, 1)).all()), f"{name}: agreement is 0 or 1")
+    worst = tuple(WorstToken.model_validate_json(json.dumps(token)) for token in value["worst"])
+    return Divergence(id=name, token_ids=ids, kl=kl, agree=agree, worst=worst)
 
 
 def reply(value: dict[str, Any], request: GenerateRequest) -> GenerateResult | ItemFailure:

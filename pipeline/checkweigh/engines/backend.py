@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from checkweigh.engines.protocol import (
+    Divergence,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
@@ -13,6 +15,7 @@ from checkweigh.engines.protocol import (
     Resources,
     ScoreRequest,
     ScoreResult,
+    States,
 )
 from checkweigh.records.measurement import EngineIdentity
 
@@ -32,6 +35,12 @@ class Backend(Protocol):
         """Prompt ids, generation prompt included."""
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
+        """One result for each request, in order."""
+
+    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
+        """One result for each request, in order; ``file`` appears whole or not at all."""
+
+    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
         """One result for each request, in order."""
 
     def generate(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from checkweigh.engines import answers, wire
 from checkweigh.engines.process import TooSlow, Worker, WorkerGone
 from checkweigh.engines.protocol import (
+    Divergence,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
@@ -21,6 +22,7 @@ from checkweigh.engines.protocol import (
     Resources,
     ScoreRequest,
     ScoreResult,
+    States,
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import BadInput, EngineDied, EngineError, EngineOutOfMemory, EngineTimeout
@@ -83,6 +85,18 @@ class ChildEngine:
         packed = [wire.pack_score_request(r) for r in batch]
         return answers.results(self._ask("score", self.timeouts.call, batch=packed), batch, answers.score)
 
+    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
+        """Write hidden states of one batch of raw texts to ``file``."""
+        packed = [wire.pack_score_request(r) for r in batch]
+        answer = self._ask("states", self.timeouts.call, batch=packed, file=str(file))
+        return answers.results(answer, batch, answers.states)
+
+    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
+        """Compare with the hidden states in ``file``."""
+        packed = [wire.pack_score_request(r) for r in batch]
+        answer = self._ask("divergence", self.timeouts.call, batch=packed, file=str(file))
+        return answers.results(answer, batch, answers.divergence)
+
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""
         packed = [wire.pack_generate_request(r) for r in batch]
@@ -141,7 +155,7 @@ class ChildEngine:
             raise EngineError(answers.LIES, cause=f"no identity: {error}") from error
 
     def _slow(self, worker: Worker, call: str, seconds: float) -> EngineTimeout:
-        name = {"start": "start", "score": "call", "generate": "call"}.get(call, "render")
+        name = {"start": "start", "render": "render", "resources": "render"}.get(call, "call")
         tail = worker.tail()
         self._end(f"it was stopped after {call} took over {seconds:g} s", grace=0)
         return EngineTimeout(

@@ -26,12 +26,14 @@ from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from checkweigh.engines.backend import too_long
 from checkweigh.engines.fake_knobs import Knobs, read_knobs
 from checkweigh.engines.memory import process_memory
 from checkweigh.engines.protocol import (
     Continuation,
+    Divergence,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
@@ -39,9 +41,10 @@ from checkweigh.engines.protocol import (
     Resources,
     ScoreRequest,
     ScoreResult,
+    States,
 )
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.records.measurement import EngineIdentity
+from checkweigh.records.measurement import EngineIdentity, WorstToken
 from checkweigh.sources.render import Renderer
 
 FILLER = (
@@ -224,6 +227,48 @@ class FakeBackend:
         top_ids = (np.asarray(ids)[:, None] + steps) % self.vocabulary_size
         return top_ids.astype(np.int32), (logprobs[:, None] - np.log(2.0) * steps).astype(np.float32)
 
+    # divergence
+
+    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
+        """Pseudo logits of each text over a vocabulary of eight."""
+        self._begin()
+        texts = [self._text(request) for request in batch]
+        tables = {t.id: self._logits(t) for t in texts if isinstance(t, States)}
+        unfinished = file.with_suffix(".part.npz")
+        np.savez(unfinished, **tables)  # type: ignore[arg-type]
+        os.replace(unfinished, file)
+        return texts
+
+    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
+        """KL(other || this) of the pseudo logits."""
+        self._begin()
+        results: list[Divergence | ItemFailure] = []
+        with np.load(file, allow_pickle=False) as stored:
+            for request in batch:
+                text = self._text(request)
+                if isinstance(text, States) and text.id not in stored:
+                    detail = "the other engine gave no hidden states"
+                    results.append(ItemFailure(id=text.id, reason="engine", detail=detail))
+                elif isinstance(text, States):
+                    results.append(_divergence(text, stored[request.id], self._logits(text)))
+                else:
+                    results.append(text)
+        return results
+
+    def _text(self, request: ScoreRequest) -> States | ItemFailure:
+        ids = self.text.encode(request.continuations[0])
+        failure = too_long(request.id, 1 + len(ids), self.limit, "prompt and longest continuation")
+        return self._error(request.id) or failure or States(id=request.id, token_ids=ids)
+
+    def _logits(self, text: States) -> NDArray[np.float64]:
+        """(T, 8)."""
+        knobs, shape = self.knobs, (len(text.token_ids), 8)
+        logits = 2 * np.random.default_rng(hashed(knobs.seed, "logits", text.token_ids)).normal(size=shape)
+        if self._struck(knobs.nan_share, "nan", text.id):
+            logits[0] = np.nan
+        error = np.random.default_rng(hashed("divergence", knobs.noise_seed, text.id)).normal(size=shape)
+        return logits + knobs.divergence * error
+
     # generation
 
     def _reply(self, request: GenerateRequest, first: float, step: float) -> GenerateResult | ItemFailure:
@@ -262,6 +307,23 @@ class FakeBackend:
         count = room if endless else round((4 + start % 9) * knobs.length_factor)
         rest = [FILLER[(start + i) % len(FILLER)] for i in range(count - 1)]
         return [lead, *rest], endless
+
+
+def _divergence(text: States, theirs: NDArray[np.float64], mine: NDArray[np.float64]) -> Divergence:
+    p, q = log_softmax(theirs, axis=1), log_softmax(mine, axis=1)
+    kl = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0).astype(np.float32)
+    best = p.argmax(axis=1), q.argmax(axis=1)
+    worst = int(np.argmax(kl))
+    largest = float(np.nan_to_num(kl[worst], posinf=0))
+    token = WorstToken(
+        position=worst, kl=largest, before="...", token=str(text.token_ids[worst]),
+        baseline=str(best[0][worst]), baseline_p=float(np.nan_to_num(np.exp(p[worst].max()))),
+        candidate=str(best[1][worst]), candidate_p=float(np.nan_to_num(np.exp(q[worst].max()))),
+    )  # fmt: skip
+    agree = (best[0] == best[1]).astype(np.int32)
+    return Divergence(
+        id=text.id, token_ids=text.token_ids, kl=kl, agree=agree, worst=(token,) if largest > 0 else ()
+    )
 
 
 def _vocabulary(tokenizer_dir: Path) -> tuple[int, tuple[int, ...]]:

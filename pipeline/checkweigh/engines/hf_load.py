@@ -31,6 +31,8 @@ class Loaded:
     model: Any
     base: Any  # the decoder without its head; gives hidden states after the last norm
     head: Head  # (N, hidden) -> (N, vocabulary) float32, the model's own scale and softcap applied
+    scale: float
+    softcap: float | None
     tokenizer: Any
     device: Any
     prefix_id: int
@@ -64,7 +66,6 @@ def load(spec: EngineSpec) -> Loaded:
         use_safetensors=True,
         dtype=DTYPES[manifest.engine.dtype],
         quantization_config=_quantization(manifest),
-        attn_implementation="sdpa",
         device_map={"": manifest.engine.device},
     ).eval()
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -81,10 +82,13 @@ def load(spec: EngineSpec) -> Loaded:
         raise BadInput("the tokenizer has neither a BOS nor an EOS token; raw text cannot be scored")
     device = next(model.parameters()).device
     base = model.base_model
+    head, scale, softcap = _head(model, base, device)
     return Loaded(
         model=model,
         base=base,
-        head=_head(model, base, device),
+        head=head,
+        scale=scale,
+        softcap=softcap,
         tokenizer=tokenizer,
         device=device,
         prefix_id=prefix,
@@ -142,8 +146,8 @@ def shares_context(config: Any) -> bool:
     return kinds == {"full_attention"} and not window
 
 
-def _head(model: Any, base: Any, device: Any) -> Head:
-    """The model's own head with its own scale and softcap, found by comparing with the model's logits.
+def _head(model: Any, base: Any, device: Any) -> tuple[Head, float, float | None]:
+    """The model's own head, its own scale and softcap, found by comparing with the model's logits.
 
     EngineError: none of the known transformations gives what the model itself gives.
     """
@@ -157,17 +161,19 @@ def _head(model: Any, base: Any, device: Any) -> Head:
         hidden = base(input_ids=ids, use_cache=False).last_hidden_state[0]
         wanted = model(input_ids=ids, use_cache=False).logits[0].float()
         for scale in scales:
-            head = _make_head(layer, float(scale), softcap)
+            head = head_of(layer, float(scale), softcap)
             error = (head(hidden) - wanted).abs().max().item()
             if error <= 0.01 * max(1.0, wanted.abs().max().item()):
-                return head
+                return head, float(scale), softcap
     raise EngineError(
         f"{type(model).__name__} changes its logits in a way this engine does not know",
         cause=f"its own logits differ from the head's by up to {error:.3g}",
     )
 
 
-def _make_head(layer: Any, scale: float, softcap: float | None) -> Head:
+def head_of(layer: Head, scale: float, softcap: float | None) -> Head:
+    """``layer`` with its logits in float32, scaled and capped."""
+
     def head(hidden: Tensor) -> Tensor:
         logits = layer(hidden).float()
         if scale != 1.0:

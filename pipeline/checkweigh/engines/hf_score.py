@@ -56,15 +56,15 @@ def score(loaded: Loaded, tasks: Sequence[Task], max_tokens: int) -> list[list[C
     raw = [i for i, task in enumerate(tasks) if len(task.prompt) == 1]
     chats = [i for i, task in enumerate(tasks) if len(task.prompt) > 1]
     for group in (raw, chats):
-        rows = [row for i in group for row in _rows(loaded, i, tasks[i], max_tokens)]
+        rows = [row for i in group for row in rows_of(loaded, i, tasks[i], max_tokens)]
         shared = shared_length(loaded, [row.prompt for row in rows])
         cache = run_prefix(loaded, rows[0].prompt[:shared]) if shared else None
-        for part in _parts(rows, shared, max_tokens):
+        for part in parts_of(rows, shared, max_tokens):
             found |= _score_part(loaded, part, tasks, shared, cache)
     return [[found[i, j] for j in range(len(task.continuations))] for i, task in enumerate(tasks)]
 
 
-def _rows(loaded: Loaded, index: int, task: Task, max_tokens: int) -> list[Row]:
+def rows_of(loaded: Loaded, index: int, task: Task, max_tokens: int) -> list[Row]:
     """One row, or several when the model cannot share or the row would be too long."""
     rows: list[Row] = []
     for branch in enumerate(task.continuations):
@@ -76,7 +76,7 @@ def _rows(loaded: Loaded, index: int, task: Task, max_tokens: int) -> list[Row]:
     return rows
 
 
-def _parts(rows: list[Row], shared: int, max_tokens: int) -> list[list[Row]]:
+def parts_of(rows: list[Row], shared: int, max_tokens: int) -> list[list[Row]]:
     """Rows of similar length, longest first, at most ``max_tokens`` padded tokens a part, or one row."""
     parts: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: -row.length):
@@ -88,7 +88,7 @@ def _parts(rows: list[Row], shared: int, max_tokens: int) -> list[list[Row]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """Where everything of a part lies. B rows of Q tokens, N predicted tokens."""
 
     ids: NDArray[np.int64]  # (B, Q)
@@ -99,7 +99,7 @@ class _Layout:
     spans: list[tuple[int, int, Ids]]  # (request, continuation, ids), in the order of the N
 
 
-def _lay_out(rows: Sequence[Row], shared: int, pad: int) -> _Layout:
+def _lay_out(rows: Sequence[Row], shared: int, pad: int) -> Layout:
     width = max(row.length for row in rows) - shared
     ids = np.full((len(rows), width), pad, np.int64)
     positions = np.zeros_like(ids)
@@ -121,7 +121,7 @@ def _lay_out(rows: Sequence[Row], shared: int, pad: int) -> _Layout:
             spans.append((row.request, index, tokens))
             at += size
     target = np.array([token for *_, tokens in spans for token in tokens], np.int64)
-    return _Layout(ids, positions, branch, np.array(predictor, np.int64), target, spans)
+    return Layout(ids, positions, branch, np.array(predictor, np.int64), target, spans)
 
 
 def _mask(branch: Tensor, shared: int, dtype: Any) -> Tensor:
@@ -138,18 +138,7 @@ def _mask(branch: Tensor, shared: int, dtype: Any) -> Tensor:
 def _score_part(
     loaded: Loaded, rows: Sequence[Row], tasks: Sequence[Task], shared: int, cache: Any
 ) -> dict[tuple[int, int], Continuation]:
-    layout = _lay_out(rows, shared, loaded.pad)
-    device = loaded.device
-    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(layout.ids).to(device), "use_cache": False}
-    if shared or layout.branch.max() > 1:
-        inputs["attention_mask"] = _mask(
-            torch.from_numpy(layout.branch).to(device), shared, loaded.model.dtype
-        )
-        inputs["position_ids"] = torch.from_numpy(layout.positions).to(device)
-    # else: padding stands on the right, where the causal mask hides it from every token that is read
-    if shared:
-        inputs |= {"past_key_values": expanded(cache, len(rows)), "use_cache": True}
-    hidden = loaded.base(**inputs).last_hidden_state.flatten(0, 1)
+    layout, hidden = hidden_states(loaded, rows, shared, cache)
     top_k = max(tasks[row.request].top_k for row in rows)
     logprobs, top_ids, top = _head_scores(loaded, hidden, layout, top_k)
     found: dict[tuple[int, int], Continuation] = {}
@@ -167,8 +156,26 @@ def _score_part(
     return found
 
 
+def hidden_states(
+    loaded: Loaded, rows: Sequence[Row], shared: int = 0, cache: Any = None
+) -> tuple[Layout, Tensor]:
+    """The part's layout and its hidden states after the last norm, (B * Q, hidden)."""
+    layout = _lay_out(rows, shared, loaded.pad)
+    device = loaded.device
+    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(layout.ids).to(device), "use_cache": False}
+    if shared or layout.branch.max() > 1:
+        inputs["attention_mask"] = _mask(
+            torch.from_numpy(layout.branch).to(device), shared, loaded.model.dtype
+        )
+        inputs["position_ids"] = torch.from_numpy(layout.positions).to(device)
+    # else: padding stands on the right, where the causal mask hides it from every token that is read
+    if shared:
+        inputs |= {"past_key_values": expanded(cache, len(rows)), "use_cache": True}
+    return layout, loaded.base(**inputs).last_hidden_state.flatten(0, 1)
+
+
 def _head_scores(
-    loaded: Loaded, hidden: Tensor, layout: _Layout, top_k: int
+    loaded: Loaded, hidden: Tensor, layout: Layout, top_k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """(N,), (N, k), (N, k).
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from checkweigh.records.evalset import Message
-from checkweigh.records.measurement import EngineIdentity, FailureKind
+from checkweigh.records.measurement import EngineIdentity, FailureKind, WorstToken
 
 Messages = tuple[Message, ...]
 
@@ -75,6 +76,25 @@ class GenerateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """A text whose hidden states were written to a file."""
+
+    id: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """How far this engine's next-token distributions are from the other's, for one text of T tokens."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    kl: NDArray[np.float32]  # (T,) nats, KL(other || this) over the whole vocabulary
+    agree: NDArray[np.int32]  # (T,) 1 where both find the same token likeliest
+    worst: tuple[WorstToken, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFailure:
     """No result for one request, and why."""
 
@@ -108,6 +128,12 @@ class Engine(Protocol):
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Score one batch."""
+
+    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
+        """Write the final hidden states of one batch of raw texts, with the head they need, to ``file``."""
+
+    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
+        """Compare with the hidden states that another engine wrote for the same batch."""
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from checkweigh.engines.protocol import (
     Continuation,
+    Divergence,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
     Messages,
     ScoreRequest,
     ScoreResult,
+    States,
 )
 from checkweigh.records.evalset import Message
 
@@ -148,13 +150,27 @@ def _pack_continuation(value: Continuation) -> dict[str, Any]:
     return packed
 
 
-def pack_result(result: ScoreResult | GenerateResult | ItemFailure) -> dict[str, Any]:
+Result = ScoreResult | GenerateResult | States | Divergence | ItemFailure
+
+
+def pack_result(result: Result) -> dict[str, Any]:
     """A result as JSON values; its ``kind`` tells which."""
     if isinstance(result, ItemFailure):
         return {"kind": "failure", "id": result.id, "reason": result.reason, "detail": result.detail}
     if isinstance(result, ScoreResult):
         packed = [_pack_continuation(c) for c in result.continuations]
         return {"kind": "score", "id": result.id, "prompt": list(result.prompt_ids), "continuations": packed}
+    if isinstance(result, States):
+        return {"kind": "states", "id": result.id, "ids": list(result.token_ids)}
+    if isinstance(result, Divergence):
+        return {
+            "kind": "divergence",
+            "id": result.id,
+            "ids": list(result.token_ids),
+            "kl": floats(result.kl),
+            "agree": ints(result.agree),
+            "worst": [token.model_dump(mode="json") for token in result.worst],
+        }
     return {
         "kind": "generate",
         "id": result.id,
@@ -166,6 +182,6 @@ def pack_result(result: ScoreResult | GenerateResult | ItemFailure) -> dict[str,
     }
 
 
-def pack_results(results: Sequence[ScoreResult | GenerateResult | ItemFailure]) -> list[dict[str, Any]]:
+def pack_results(results: Sequence[Result]) -> list[dict[str, Any]]:
     """``pack_result`` of each."""
     return [pack_result(result) for result in results]

@@ -54,11 +54,11 @@ def run_batch(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation]
 def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
     requests = [_score_request(arm, item) for item in batch.items]
     results = arm.engine.score(requests)
-    _same_ids([request.id for request in requests], [result.id for result in results])
+    same_ids([request.id for request in requests], [result.id for result in results])
     observations, tokens = [], 0
     for item, request, result in zip(batch.items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
-            observations.append(_failed(item, replicate, batch, result))
+            observations.append(failed(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
         if len(result.continuations) != len(request.continuations):
@@ -66,7 +66,7 @@ def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], i
                 f"item {item.id}: {len(request.continuations)} scores asked, not as many answered"
             )
         for text, continuation in zip(request.continuations, result.continuations, strict=True):
-            _same_tokens(arm, f"continuation of item {item.id}", arm.encode(text), continuation.token_ids)
+            same_tokens(arm, f"continuation of item {item.id}", arm.encode(text), continuation.token_ids)
         tokens += sum(len(c.token_ids) for c in result.continuations)
         observations.append(_scored(item, replicate, batch, result))
     return observations, tokens
@@ -93,7 +93,7 @@ def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Ob
         failure = ItemFailure(
             id=item.id, reason="non_finite", detail="log-probabilities that are NaN or above 0"
         )
-        return _failed(item, replicate, batch, failure)
+        return failed(item, replicate, batch, failure)
     raw = b"".join(np.asarray(c.logprobs, dtype="<f4").tobytes() for c in result.continuations)
     ids = canonical.dumps([list(result.prompt_ids), [list(c.token_ids) for c in result.continuations]])
     if isinstance(item, Text):
@@ -116,11 +116,11 @@ def _generate(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation]
     prompts = arm.manifest.prompts
     requests = [GenerateRequest(id=item.id, messages=prompts.compose(item.messages)) for item in items]
     results = arm.engine.generate(requests)
-    _same_ids([request.id for request in requests], [result.id for result in results])
+    same_ids([request.id for request in requests], [result.id for result in results])
     observations, tokens = [], 0
     for item, request, result in zip(items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
-            observations.append(_failed(item, replicate, batch, result))
+            observations.append(failed(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
         tokens += len(result.token_ids)
@@ -134,7 +134,7 @@ def _replied(item: Generation, replicate: int, batch: Batch, result: GenerateRes
         score = score_reply(check.kind, check.values, check.pattern, result.text)
     except (ValueError, ArithmeticError, re.error) as error:
         detail = f"the check {check.kind} cannot be applied: {type(error).__name__}: {error}"
-        return _failed(item, replicate, batch, ItemFailure(id=item.id, reason="scorer", detail=detail))
+        return failed(item, replicate, batch, ItemFailure(id=item.id, reason="scorer", detail=detail))
     values = {
         "score": score,
         "truncated": float(result.finish == "length"),
@@ -148,14 +148,14 @@ def _replied(item: Generation, replicate: int, batch: Batch, result: GenerateRes
     )  # fmt: skip
 
 
-def _failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Observation:
+def failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Observation:
     return Observation(
         item=item.id, replicate=replicate, batch=batch.index,
         outcome=Failed(reason=failure.reason, detail=failure.detail[:500]), raw=None,
     )  # fmt: skip
 
 
-def _same_ids(asked: Sequence[str], answered: Sequence[str]) -> None:
+def same_ids(asked: Sequence[str], answered: Sequence[str]) -> None:
     if list(asked) != list(answered):
         raise EngineError("the engine answered other requests than it was asked")
 
@@ -163,10 +163,10 @@ def _same_ids(asked: Sequence[str], answered: Sequence[str]) -> None:
 def _check_prompt(arm: Arm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]) -> None:
     """The ids the engine served must be those the pinned tokenizer and template give."""
     pinned = (arm.prefix_id,) if messages is None else arm.render(messages)
-    _same_tokens(arm, f"prompt of item {item.id}", pinned, found)
+    same_tokens(arm, f"prompt of item {item.id}", pinned, found)
 
 
-def _same_tokens(arm: Arm, what: str, pinned: tuple[int, ...], found: tuple[int, ...]) -> None:
+def same_tokens(arm: Arm, what: str, pinned: tuple[int, ...], found: tuple[int, ...]) -> None:
     if found == pinned:
         return
     shorter = min(len(pinned), len(found))

@@ -10,7 +10,7 @@ from pydantic import Field
 from checkweigh.errors import ExitCode
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.comparison import Comparison
-from checkweigh.records.measurement import PairedRun, Provenance, Stage
+from checkweigh.records.measurement import PairedRun, Provenance, Stage, WorstToken
 from checkweigh.records.policy import Check
 
 
@@ -70,6 +70,31 @@ class Arm(Record):
     unsafe: tuple[str, ...] = ()
 
 
+class DivergingToken(Record):
+    """A token with a large divergence, and the document it stands in."""
+
+    item: str
+    token: WorstToken
+
+
+class DivergenceSummary(Record):
+    """KL(baseline || candidate) of the next-token distributions on one set, nats a token. For people; checks rest on
+    ``typical`` alone."""
+
+    set_name: str
+    documents: int
+    failed: int
+    tokens: int
+    typical: float = Field(description="geometric mean over documents")
+    mean: float = Field(description="mean over tokens")
+    p50: float
+    p90: float
+    p99: float
+    largest: float
+    agreement: float = Field(description="share of tokens where both arms find the same token likeliest")
+    worst: tuple[DivergingToken, ...] = ()
+
+
 class Change(Record):
     """One thing that differs between the manifests."""
 
@@ -95,6 +120,7 @@ class Decision(Record):
     evalsets: dict[str, Digest]
     guarantees: tuple[str, ...]
     timing: PairedRun | None = None
+    divergence: tuple[DivergenceSummary, ...] = ()
     stages: tuple[Stage, ...] = ()
     provenance: Provenance
 

@@ -19,7 +19,7 @@ class Message(Record):
 class Scorer(Record):
     """The scorer's name and version; another version is another measurement."""
 
-    name: Literal["log_likelihood", "choice_probability", "reply_check"]
+    name: Literal["log_likelihood", "choice_probability", "reply_check", "kl_divergence"]
     version: int = Field(ge=1)
 
 

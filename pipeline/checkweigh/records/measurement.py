@@ -33,6 +33,19 @@ class Failed(Record):
 Outcome = Annotated[Scored | Failed, Field(discriminator="kind")]
 
 
+class WorstToken(Record):
+    """A token after which the two arms disagree most about what comes next."""
+
+    position: int = Field(ge=0, description="index of the token in its document")
+    kl: float = Field(ge=0, description="nats")
+    before: str = Field(description="the end of the text before it")
+    token: str = Field(description="the token that stands there")
+    baseline: str = Field(description="the baseline's likeliest token")
+    baseline_p: float
+    candidate: str
+    candidate_p: float
+
+
 class Observation(Record):
     """What one execution of one item gave."""
 
@@ -46,6 +59,8 @@ class Observation(Record):
     text: str | None = None
     output_tokens: int | None = None
     finish: Literal["stop", "length"] | None = None
+    kl: tuple[float, ...] = Field(default=(), description="divergence only: nats, one value a token")
+    worst: tuple[WorstToken, ...] = ()
 
 
 class EngineIdentity(Record):
@@ -87,6 +102,9 @@ class MeasurementKey(Record):
     protocol: int = PROTOCOL
     hardware: str
     replicate: int = Field(ge=0)
+    against: Digest | None = Field(
+        default=None, description="divergence only: key of the baseline's measurement of the same set"
+    )
 
 
 class Stage(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Estimator = Literal["ratio", "graded", "binary", "log_length", "blocks"]
+Estimator = Literal["ratio", "graded", "binary", "log_length", "blocks", "divergence"]
 Statistic = Literal["mean", "p50", "p90", "p99"]
 Scale = Literal["absolute", "relative", "log"]
 
@@ -53,6 +53,13 @@ METRICS: dict[str, Metric] = {
         better="lower",
         kinds=("text",),
         meaning="negative log-likelihood a byte of text, in bits; comparable across vocabularies",
+    ),
+    "kl": Metric(
+        estimator="divergence",
+        unit="nats/token",
+        better="lower",
+        kinds=("text",),
+        meaning="KL divergence of the candidate's next-token distributions from the baseline's, typical document",
     ),
     "score": Metric(
         estimator="graded",

@@ -69,6 +69,8 @@ def _template() -> jinja2.Template:
         line=one_line,
         short=short,
         count=numbers.count,
+        divergence=view.divergence,
+        favourites=view.favourites,
         duration=numbers.duration,
         speed=view.speed,
         size=numbers.size,

@@ -21,6 +21,7 @@ from checkweigh.report.safe import clip, one_line, visible
 _MOST = 60_000
 _CHANGES = 20
 _ITEMS = 5
+_TOKENS = 8
 _ITEM_TEXT = 700
 _SIGN = {Verdict.PASS: "✅", Verdict.INCONCLUSIVE: "⚠️", Verdict.BLOCK: "⛔", Verdict.ERROR: "💥"}
 _GAP = "\u200b"
@@ -91,6 +92,15 @@ def _parts(decision: Decision, pairs: Sequence[ItemPair]) -> Iterator[str]:
             f"- {plain(n)}: about {items:,} items would settle it (now {had:,})" for n, had, items in settle
         ]
         yield "\n".join(["**What would settle it**", "", *lines, "", view.RETRY_NOTE])
+    for summary in decision.divergence:
+        lines = [
+            f"| {one.token.kl:.2f} | {plain(one.item, 80)} | {plain(f'…{one.token.before[-60:]}[{one.token.token}]')} "
+            f"| {plain(view.favourites(one.token))} |"
+            for one in summary.worst[:_TOKENS]
+        ]
+        head = "| nats | document | context [token] | baseline → candidate |\n|---|---|---|---|"
+        body = "\n".join([plain(view.divergence(summary), 400), "", head, *lines])
+        yield _folded("Divergence of the token distributions", body)
     shown = worst(pairs, _ITEMS)
     if shown:
         yield _folded("Items that got worst", "\n\n".join(_item(pair) for pair in shown))

@@ -21,6 +21,7 @@ from checkweigh.report.safe import one_line
 
 _WIDE, _MIDDLE = 100, 80  # widths from which the bounds, and how sure one is, have columns of their own
 _CHANGES = 8
+_TOKENS, _CONTEXT = 4, 40
 _STYLE = {
     Verdict.PASS: "bold white on green",
     Verdict.INCONCLUSIVE: "bold black on yellow",
@@ -76,6 +77,7 @@ def _blocks(decision: Decision, pen: _Pen, width: int) -> Iterator[RenderableTyp
         yield pen(view.P_NOTE, "dim")
         yield Text("")
     yield from _settling(decision, pen)
+    yield from _divergence(decision, pen)
     if decision.stages:
         yield _stages(decision, pen)
         yield Text("")
@@ -156,6 +158,20 @@ def _settling(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
         yield pen(f"{name}: about {items:,} items would settle it if the truth is as estimated (now {had:,})")
     yield pen(view.RETRY_NOTE, "dim")
     yield Text("")
+
+
+def _divergence(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
+    for summary in decision.divergence:
+        yield Text("Divergence", style="bold")
+        yield pen(view.divergence(summary), limit=400)
+        table = Table.grid(padding=(0, 2))
+        for worst in summary.worst[:_TOKENS]:
+            context = pen(f"...{worst.token.before[-_CONTEXT:]}").append_text(
+                pen(f"[{worst.token.token}]", "bold")
+            )
+            table.add_row(f"{worst.token.kl:.2f}", context, pen(view.favourites(worst.token)))
+        yield table
+        yield Text("")
 
 
 def _stages(decision: Decision, pen: _Pen) -> Table:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from checkweigh import numbers
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
-from checkweigh.records.decision import CheckResult, Decision, Verdict
-from checkweigh.records.measurement import Stage
+from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
+from checkweigh.records.measurement import Stage, WorstToken
 
 HEADLINE = {
     Verdict.PASS: "PASS: the candidate may ship",
@@ -137,6 +137,27 @@ def speed(stage: Stage) -> str:
         return "-"
     rate = stage.tokens / stage.seconds
     return numbers.fixed(rate, 0 if rate >= 100 else 1, False)
+
+
+def divergence(summary: DivergenceSummary) -> str:
+    """One set's divergence in a line."""
+    failed = f", {numbers.count(summary.failed)} failed" if summary.failed else ""
+    spread = ", ".join(
+        f"{name} {value:.3g}"
+        for name, value in (
+            ("p50", summary.p50), ("p90", summary.p90), ("p99", summary.p99), ("largest", summary.largest),
+        )
+    )  # fmt: skip
+    return (
+        f"{summary.set_name}: KL {summary.typical:.3g} nats/token in the typical document; over tokens mean "
+        f"{summary.mean:.3g}, {spread}; same likeliest token in {summary.agreement:.2%} of "
+        f"{numbers.count(summary.tokens)} tokens ({numbers.count(summary.documents)} documents{failed})"
+    )
+
+
+def favourites(token: WorstToken) -> str:
+    """What either arm would have said there: ``' the' 91% -> ' a' 40%``."""
+    return f"{token.baseline!r} {token.baseline_p:.0%} → {token.candidate!r} {token.candidate_p:.0%}"
 
 
 def notes(decision: Decision) -> tuple[str, ...]:

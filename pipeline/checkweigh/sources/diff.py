@@ -43,6 +43,7 @@ def comparable(baseline: Pins, candidate: Pins) -> dict[str, str]:
     if baseline.vocabulary != candidate.vocabulary:
         why = "the vocabularies differ"
         answers["log_perplexity"] = f"{why}: a token is not the same unit in both; use bits_per_byte"
+        answers["kl"] = f"{why}: distributions over different tokens have no divergence"
         answers["log_length"] = f"{why}: lengths are counted in different tokens"
         answers["tpot"] = f"{why}: a token is not the same unit in both; use e2e"
     return answers

@@ -23,6 +23,7 @@ from checkweigh.sources.render import Renderer
 from checkweigh.store import Store
 
 T = TypeVar("T")
+Kept = tuple[list[Observation], int, float]  # a batch's observations, tokens and seconds
 Progress = Callable[[str, int, int], None]
 ATTEMPTS = 2
 LOCK_WAIT_S = 5.0  # for a measurement's lock when no time is left: a stored record can still be read
@@ -165,7 +166,7 @@ class ArmRun:
         self.stages.append(stage)
         return record
 
-    def _run(self, arm: Arm, batch: Batch) -> tuple[list[Observation], int, float]:
+    def _run(self, arm: Arm, batch: Batch) -> Kept:
         started = time.monotonic()
         observations, tokens = run_batch(arm, batch, self.replicate)
         return observations, tokens, time.monotonic() - started

@@ -20,6 +20,7 @@ from pathlib import Path
 from checkweigh import report
 from checkweigh.compare import compare, compare_blocks
 from checkweigh.decide import Judgement, checks_of, decide
+from checkweigh.divergence import compare_divergence, summary
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError
 from checkweigh.files import lock
@@ -27,7 +28,7 @@ from checkweigh.measure import host
 from checkweigh.measure.timing import run_pairs
 from checkweigh.pairing import pair
 from checkweigh.records.comparison import Comparison, Inestimable
-from checkweigh.records.decision import Arm, Decision, Verdict
+from checkweigh.records.decision import Arm, Decision, DivergenceSummary, Verdict
 from checkweigh.records.evalset import Generation, Message
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun, Scored
 from checkweigh.records.metrics import METRICS
@@ -36,6 +37,7 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.diff import changes, comparable
 from checkweigh.store import Store
 from checkweigh.usecases.arms import ArmRun, Progress
+from checkweigh.usecases.divergence import Divergences, measure_divergences
 from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
@@ -54,6 +56,7 @@ def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | Non
     runs = _runs(inputs, out, progress, timeouts)
     records: dict[str, Records] = {"baseline": {}, "candidate": {}}
     paired: PairedRun | None = None
+    divergences = Divergences()
     with ExitStack() as stack:
         for run in runs.values():
             stack.callback(run.close)
@@ -61,13 +64,14 @@ def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | Non
             for role, run in runs.items():
                 run.measure_all(inputs.evalsets, records[role])
                 run.close()
+            divergences = _diverge(inputs, runs, records)
             paired = _time(inputs, runs, records, progress)
-            judgement = _judge(inputs, runs, records, paired)
+            judgement = _judge(inputs, runs, records, divergences, paired)
         except EngineError as error:
             judgement = _failed(error, runs)
         except (Broken, OSError) as error:
             judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
-    decision = _decision(inputs, runs, records, paired, judgement, started)
+    decision = _decision(inputs, runs, records, divergences, paired, judgement, started)
     pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
     report.write_all(decision, pairs, out)
     return decision
@@ -153,11 +157,29 @@ def _time(
                 runs[error.arm or "baseline"].failed(error)
 
 
+def _diverge(inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records]) -> Divergences:
+    """The divergences that checks ask for, where the two arms can be compared so."""
+    wanted = {
+        name
+        for check in inputs.policy.checks
+        if METRICS[check.metric].estimator == "divergence"
+        for name in check.evalset
+    }
+    if comparable(inputs.baseline.pins, inputs.candidate.pins)["kl"] != "yes" or not wanted:
+        return Divergences()
+    return measure_divergences([s for s in inputs.evalsets if s.card.name in wanted], runs, records)
+
+
 def _judge(
-    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], paired: PairedRun | None
+    inputs: Inputs,
+    runs: Mapping[str, ArmRun],
+    records: Mapping[str, Records],
+    divergences: Divergences,
+    paired: PairedRun | None,
 ) -> Judgement:
     comparisons = {
-        check.id: _compare(check, inputs, runs, records, paired) for check in checks_of(inputs.policy)
+        check.id: _compare(check, inputs, runs, records, divergences, paired)
+        for check in checks_of(inputs.policy)
     }
     return decide(inputs.policy, comparisons, inputs.candidate.manifest.intends)
 
@@ -167,6 +189,7 @@ def _compare(
     inputs: Inputs,
     runs: Mapping[str, ArmRun],
     records: Mapping[str, Records],
+    divergences: Divergences,
     paired: PairedRun | None,
 ) -> Comparison:
     alpha = inputs.policy.error_budget.false_pass
@@ -184,6 +207,8 @@ def _compare(
             return found.model_copy(update={"reason": "; ".join((found.reason, *paired.notes))})
         return found
     sets = [evalset for evalset in inputs.evalsets if evalset.card.name in check.evalset]
+    if METRICS[check.metric].estimator == "divergence":
+        return compare_divergence(check, sets, divergences.records, divergences.why_absent)
     sample = pair(check.metric, sets, records["baseline"], records["candidate"], where=check.where)
     return compare(check, sample, alpha=alpha)
 
@@ -212,8 +237,8 @@ def _failed(error: EngineError, runs: Mapping[str, ArmRun]) -> Judgement:
 
 
 def _decision(
-    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], paired: PairedRun | None,
-    judgement: Judgement, started: str,
+    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], divergences: Divergences,
+    paired: PairedRun | None, judgement: Judgement, started: str,
 ) -> Decision:  # fmt: skip
     arms = {role: _arm(run, records[role]) for role, run in runs.items()}
     manifests = inputs.baseline.manifest, inputs.candidate.manifest
@@ -224,8 +249,18 @@ def _decision(
         on_inconclusive=inputs.policy.on_inconclusive,
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
         guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=paired,
+        divergence=_summaries(inputs, divergences),
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=host.provenance(started),
     )  # fmt: skip
+
+
+def _summaries(inputs: Inputs, divergences: Divergences) -> tuple[DivergenceSummary, ...]:
+    found = (
+        summary(s, divergences.records[s.card.name])
+        for s in inputs.evalsets
+        if s.card.name in divergences.records
+    )
+    return tuple(one for one in found if one is not None)
 
 
 def _arm(run: ArmRun, records: Records) -> Arm:

@@ -382,7 +382,7 @@ def test_a_head_with_its_own_softcap_and_scale_is_found(tiny_dir: Path) -> None:
     ).eval()
     ids = torch.tensor([[4, 5, 6]])
     for model in (gemma, granite):
-        head = hf_load._head(model, model.base_model, ids.device)
+        head, _, _ = hf_load._head(model, model.base_model, ids.device)
         with torch.inference_mode():
             hidden = model.base_model(ids).last_hidden_state[0]
             assert torch.allclose(head(hidden), model(ids).logits[0], atol=1e-5)

@@ -1,0 +1,70 @@
+"""KL divergence of the candidate from the baseline on raw texts, in two passes over one batch plan.
+
+1. The baseline's engine writes its hidden states of a batch to a file.
+2. The candidate's engine compares its own with them, at every position and over the whole vocabulary.
+
+The token ids of both passes must be those the pinned tokenizers give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from checkweigh import canonical
+from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest
+from checkweigh.measure.plan import Batch
+from checkweigh.measure.quality import Arm, failed, same_ids, same_tokens
+from checkweigh.records.evalset import Scorer, Text
+from checkweigh.records.measurement import Observation, Scored
+
+SCORER = Scorer(name="kl_divergence", version=1)
+
+
+def write_states(arm: Arm, batch: Batch, file: Path) -> None:
+    """The first pass: the baseline's hidden states of one batch."""
+    requests = _requests(batch)
+    results = arm.engine.states(requests, file)
+    same_ids([r.id for r in requests], [r.id for r in results])
+    for request, result in zip(requests, results, strict=True):
+        if not isinstance(result, ItemFailure):
+            same_tokens(arm, f"item {request.id}", arm.encode(request.continuations[0]), result.token_ids)
+
+
+def compare_states(arm: Arm, batch: Batch, file: Path, replicate: int) -> tuple[list[Observation], int]:
+    """The second pass: observations of one batch in the batch's order, and the number of tokens computed."""
+    requests = _requests(batch)
+    results = arm.engine.divergence(requests, file)
+    same_ids([r.id for r in requests], [r.id for r in results])
+    observations, tokens = [], 0
+    for item, request, result in zip(batch.items, requests, results, strict=True):
+        if isinstance(result, ItemFailure):
+            observations.append(failed(item, replicate, batch, result))
+            continue
+        same_tokens(arm, f"item {item.id}", arm.encode(request.continuations[0]), result.token_ids)
+        tokens += len(result.token_ids)
+        observations.append(_observation(result, replicate, batch))
+    return observations, tokens
+
+
+def _requests(batch: Batch) -> Sequence[ScoreRequest]:
+    return [
+        ScoreRequest(id=item.id, messages=None, continuations=(item.text,))
+        for item in batch.items
+        if isinstance(item, Text)
+    ]
+
+
+def _observation(result: Divergence, replicate: int, batch: Batch) -> Observation:
+    kl = np.asarray(result.kl, dtype=np.float64)
+    raw = canonical.dumps(list(result.token_ids)).encode() + np.asarray(result.kl, dtype="<f4").tobytes()
+    return Observation(
+        item=result.id, replicate=replicate, batch=batch.index, raw=canonical.digest_bytes(raw),
+        outcome=Scored(
+            values={"kl": float(kl.mean()), "agreement": float(np.mean(result.agree))},
+            weights={"tokens": float(len(kl))},
+        ),
+        kl=tuple(float(value) for value in kl), worst=result.worst,
+    )  # fmt: skip

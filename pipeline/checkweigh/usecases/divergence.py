@@ -1,0 +1,131 @@
+"""The divergence of a gate's two arms, through the store: measured once for a pair of executions."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkweigh.errors import BadInput, PinMismatch
+from checkweigh.measure import host
+from checkweigh.measure.divergence import SCORER, compare_states, write_states
+from checkweigh.measure.plan import Batch, plan
+from checkweigh.records.evalset import EvalSet
+from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Stage
+from checkweigh.usecases.arms import ArmRun, Kept
+
+
+@dataclass
+class Divergences:
+    """Set -> record, and why a record that is asked for is not there."""
+
+    records: dict[str, MeasurementSet] = field(default_factory=dict)
+    why_absent: str = ""
+
+
+def measure_divergences(
+    sets: Sequence[EvalSet], runs: Mapping[str, ArmRun], measured: Mapping[str, Mapping[str, MeasurementSet]]
+) -> Divergences:
+    """The divergence on every set that both arms were measured on. The engines run one after the other.
+
+    What an engine cannot do (a head of an unknown kind) is a reason, not an error; a pin mismatch is one.
+    """
+    found = Divergences()
+    kinds = {run.resolved.manifest.engine.kind for run in runs.values()}
+    if len(kinds) > 1:
+        found.why_absent = f"it needs one kind of engine in both arms, found {' and '.join(sorted(kinds))}"
+        return found
+    for evalset in sets:
+        name = evalset.card.name
+        if name not in measured["baseline"] or name not in measured["candidate"]:
+            found.why_absent = "an arm was not measured on it"
+            continue
+        key = _key(measured["baseline"][name].key, measured["candidate"][name].key)
+        try:
+            record = _stored_or_measured(evalset, key, runs)
+        except PinMismatch:
+            raise
+        except BadInput as error:
+            found.why_absent = str(error)
+            continue
+        if record is None:
+            found.why_absent = "max_minutes had passed before"
+        else:
+            found.records[name] = record
+    for run in runs.values():
+        run.close()
+    return found
+
+
+def _key(baseline: MeasurementKey, candidate: MeasurementKey) -> MeasurementKey:
+    return candidate.model_copy(update={"scorer": SCORER, "against": baseline.record_digest()})
+
+
+def _stored_or_measured(
+    evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]
+) -> MeasurementSet | None:
+    candidate = runs["candidate"]
+    with candidate.store.measuring(key):
+        if candidate.store.exists(key):
+            record = candidate.store.read(key)
+            candidate.stages.append(record.stage.model_copy(update={"stored": True, "arm": "both"}))
+            return record
+        return _measure(evalset, key, runs)
+
+
+def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
+    started, store = host.now(), runs["candidate"].store
+    batches = plan(evalset, runs["candidate"].resolved.manifest.engine)
+    kept: dict[int, Kept] = {}
+    for batch in batches:
+        done = store.read_batch(key, batch.index, batch.digest)
+        if done is not None:
+            kept[batch.index] = done
+    missing = [batch for batch in batches if batch.index not in kept]
+    with tempfile.TemporaryDirectory(prefix="checkweigh-states-") as folder:
+        first = _pass(runs["baseline"], evalset, missing, Path(folder), key, kept=None)
+        if not first or not _pass(runs["candidate"], evalset, missing, Path(folder), key, kept=kept):
+            return None
+    in_order = [kept[batch.index] for batch in batches]
+    observations = tuple(o for part in in_order for o in part[0])
+    stage = Stage(
+        name=f"{evalset.card.name} KL", arm="both", items=len(observations),
+        tokens=sum(part[1] for part in in_order), seconds=sum(part[2] for part in in_order),
+    )  # fmt: skip
+    record = MeasurementSet(
+        key=key, set_name=evalset.card.name, planned=len(evalset.items),
+        identity=runs["candidate"].survive(lambda arm: arm.engine.identity),
+        stage=stage, provenance=host.provenance(started), observations=observations,
+    )  # fmt: skip
+    store.write(record)
+    runs["candidate"].stages.append(stage)
+    return record
+
+
+def _pass(
+    run: ArmRun, evalset: EvalSet, batches: Sequence[Batch], folder: Path, key: MeasurementKey,
+    kept: dict[int, Kept] | None,
+) -> bool:  # fmt: skip
+    """One arm over all batches: the baseline writes states, the candidate (``kept``) compares; False when time ran
+    out. Only one arm's engine runs at a time."""
+    label = f"{run.role}: {evalset.card.name} KL"
+    for number, batch in enumerate(batches):
+        run.progress(label, number, len(batches))
+        if time.monotonic() > run.deadline:
+            return False
+        file, before = folder / f"{batch.index:04d}.states", time.monotonic()
+        if kept is None:
+            run.survive(lambda arm, batch=batch, file=file: write_states(arm, batch, file))  # type: ignore[misc]
+        else:
+            observations, tokens = run.survive(
+                lambda arm, batch=batch, file=file: compare_states(arm, batch, file, key.replicate)  # type: ignore[misc]
+            )
+            kept[batch.index] = observations, tokens, time.monotonic() - before
+            run.store.write_batch(key, batch.index, batch.digest, kept[batch.index])
+            file.unlink()
+    run.progress(label, len(batches), len(batches))
+    if kept is None:
+        run.close()
+    return True
