@@ -165,6 +165,8 @@ def _divergence(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
         yield Text("Divergence", style="bold")
         yield pen(view.divergence(summary), limit=400)
         table = Table.grid(padding=(0, 2))
+        for _ in range(3):
+            table.add_column(overflow="fold")
         for worst in summary.worst[:_TOKENS]:
             context = pen(f"...{worst.token.before[-_CONTEXT:]}").append_text(
                 pen(f"[{worst.token.token}]", "bold")

@@ -8,8 +8,17 @@ import numpy as np
 
 from checkweigh import canonical
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
-from checkweigh.records.decision import Arm, Change, CheckResult, Decision, Outcome, Verdict
-from checkweigh.records.measurement import Block, PairedRun, Provenance, Stage
+from checkweigh.records.decision import (
+    Arm,
+    Change,
+    CheckResult,
+    Decision,
+    DivergenceSummary,
+    DivergingToken,
+    Outcome,
+    Verdict,
+)
+from checkweigh.records.measurement import Block, PairedRun, Provenance, Stage, WorstToken
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, CheckKind, Tier
 from checkweigh.report.items import ItemPair
@@ -260,6 +269,7 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
             "Nothing is promised about advisory checks, or about prompts unlike those in the sets.",
         ),
         timing=timing(),
+        divergence=(divergence(text),),
         stages=stages(),
         provenance=Provenance(
             tool="checkweigh 0.1.0",
@@ -283,6 +293,18 @@ def arm(name: str, unsafe: tuple[str, ...] = ()) -> Arm:
         measurements={"sample-set": digest(name + "measured")},
         unsafe=unsafe,
     )
+
+
+def divergence(text: str = "") -> DivergenceSummary:
+    """A set's divergence; its words may be hostile."""
+    token = WorstToken(
+        position=31, kl=6.71, before=text or "by clients. Clients must first read the", token=text or " v",
+        baseline=text or " files", baseline_p=0.22, candidate=text or " documentation", candidate_p=0.53,
+    )  # fmt: skip
+    return DivergenceSummary(
+        set_name="prose", documents=206, failed=1, tokens=28_614, typical=0.278, mean=0.281, p50=0.215, p90=0.533,
+        p99=1.32, largest=6.71, agreement=0.7115, worst=(DivergingToken(item=text or "doc-1", token=token),) * 3,
+    )  # fmt: skip
 
 
 def stages() -> tuple[Stage, ...]:
