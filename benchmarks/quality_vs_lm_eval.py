@@ -352,7 +352,7 @@ def fp32(resolved: Resolved) -> Resolved:
 
 def report(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole benchmark."""
-    sets = {name: spread(find_evalset(name), arguments.limit) for name in TASKS}
+    sets = {name: spread(find_evalset(name, [HERE.parent / "evalsets"]), arguments.limit) for name in TASKS}
     load_before = os.getloadavg()
     resolved = fp32(verify(arguments.manifest))
     here = start_here(resolved, folder)
