@@ -29,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+policies = typer.Typer(help="Policies: what a change of one lets through.", no_args_is_help=True)
+app.add_typer(policies, name="policy")
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -121,6 +123,30 @@ def schema(kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, 
     from checkweigh.usecases.stored import json_schema
 
     print(json.dumps(json_schema(kind), indent=2))
+
+
+@policies.command("diff")
+def policy_diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="the policy as it was")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="the policy as it would be")],
+    as_json: AsJson = False,
+) -> None:
+    """List everything that got looser. Exit 1 unless each carries a because that is newer than the change."""
+    import json
+    from dataclasses import asdict
+
+    from checkweigh.governance import loosenings
+    from checkweigh.sources.documents import read_policy
+
+    found = loosenings(read_policy(old), read_policy(new))
+    if as_json:
+        print(json.dumps([asdict(line) for line in found], indent=2))
+    for line in found:
+        reason = "with a new reason" if line.excused else "WITHOUT a new reason (because)"
+        _say(f"looser: {line.path}: {line.old} -> {line.new}, {reason}")
+    if not found:
+        _say("nothing got looser")
+    raise typer.Exit(ExitCode.PASS if all(line.excused for line in found) else ExitCode.BLOCK)
 
 
 def _version(value: bool) -> None:

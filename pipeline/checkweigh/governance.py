@@ -1,0 +1,94 @@
+"""What a new policy lets through that the old one did not. Pure.
+
+A loosened line is excused by a reason that is newer than it: the check's ``because`` (the policy's own, for what
+belongs to no check, and naming the check that is gone) must have changed in the same edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from checkweigh.records.policy import Check, Policy
+
+TIERS = ("critical", "supporting", "advisory")
+IDENTITY = ("metric", "evalset", "statistic", "kind", "direction", "scale", "where")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loosening:
+    """One line that got looser; ``excused`` by a newer reason."""
+
+    path: str
+    old: str
+    new: str
+    excused: bool
+
+
+def loosenings(old: Policy, new: Policy) -> tuple[Loosening, ...]:
+    """Everything that got looser from ``old`` to ``new``, in the order of the old policy."""
+    return (*_of_policy(old, new), *(line for check in old.checks for line in _of_check(check, old, new)))
+
+
+def _of_policy(old: Policy, new: Policy) -> Iterator[Loosening]:
+    pairs = (
+        ("error_budget.false_pass", old.error_budget.false_pass, new.error_budget.false_pass),
+        ("error_budget.false_block", new.error_budget.false_block, old.error_budget.false_block),
+        ("failure_margin", old.failure_margin, new.failure_margin),
+        ("timing.pairs", new.timing.pairs, old.timing.pairs),
+        ("timing.requests", new.timing.requests, old.timing.requests),
+    )
+    excused = _newer(old.because, new.because)
+    for path, tighter, looser in pairs:
+        if looser > tighter:
+            values = (
+                (tighter, looser)
+                if path in ("error_budget.false_pass", "failure_margin")
+                else (looser, tighter)
+            )
+            yield _line(path, *values, excused)
+    if old.on_inconclusive == "block" and new.on_inconclusive == "hold":
+        yield _line("on_inconclusive", "block", "hold", excused)
+    if len(new.looks) > len(old.looks):
+        yield _line("looks", old.looks, new.looks, excused)
+
+
+def _of_check(check: Check, old: Policy, new: Policy) -> Iterator[Loosening]:
+    path = f"checks.{check.id}"
+    found = next((other for other in new.checks if other.id == check.id), None)
+    if found is None:
+        if check.tier != "advisory":
+            named = _newer(old.because, new.because) and check.id in new.because
+            yield _line(path, check.tier, "dropped", named)
+        return
+    excused = _newer(check.because, found.because)
+    if check.tier == "advisory" and found.tier == "advisory":
+        return
+    if TIERS.index(found.tier) > TIERS.index(check.tier):
+        yield _line(f"{path}.tier", check.tier, found.tier, excused)
+    for name in IDENTITY:
+        if getattr(check, name) != getattr(found, name):  # another question: its margin cannot be compared
+            yield _line(f"{path}.{name}", getattr(check, name), getattr(found, name), excused)
+    if _slack(found) > _slack(check):
+        yield _line(f"{path}.margin", check.margin, found.margin, excused)
+    for name in ("min_items", "min_clusters"):
+        if getattr(found, name) < getattr(check, name):
+            yield _line(f"{path}.{name}", getattr(check, name), getattr(found, name), excused)
+
+
+def _slack(check: Check) -> float:
+    """The margin, turned so that more lets more through."""
+    tight = check.kind == "superiority" or (check.kind == "absolute" and check.direction == "higher")
+    return -check.margin if tight else check.margin
+
+
+def _newer(old: str, new: str) -> bool:
+    return bool(new.split()) and old.split() != new.split()
+
+
+def _line(path: str, old: object, new: object, excused: bool) -> Loosening:
+    return Loosening(path=path, old=_shown(old), new=_shown(new), excused=excused)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
