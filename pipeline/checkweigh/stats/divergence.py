@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
-from checkweigh.stats._tails import Floats
+from checkweigh.stats._linear import jackknife
+from checkweigh.stats._tails import Floats, checked_alpha, t_isf, t_sf
+from checkweigh.stats.evidence import Evidence, nothing
+from checkweigh.stats.partition import Partition
 
 KAPPA = 1e-4  # nats; below it a document's divergence is rounding
+MIN_DOCUMENTS = 120
+RUINED = 4.0  # times the margin: a document beyond it is ruined
+MOST_RUINED = 0.10
 
 
 def typical_divergence(kl: ArrayLike, *, kappa: float = KAPPA) -> Floats:
@@ -23,6 +30,52 @@ def typical_divergence(kl: ArrayLike, *, kappa: float = KAPPA) -> Floats:
     with np.errstate(invalid="ignore"):
         logs = np.where((values >= 0) & np.isfinite(values), np.log(np.maximum(values, 0) + kappa), np.nan)
     return np.asarray(np.exp(logs.mean(axis=-1)))
+
+
+def divergence_evidence(
+    kl: ArrayLike,
+    partition: Partition,
+    *,
+    margin: float,
+    floor: float,
+    kappa: float = KAPPA,
+    alpha: float = 0.05,
+) -> Evidence:
+    """The typical divergence against a margin and against the noise floor; effect = -theta, as higher is better.
+
+    Estimand: theta of ``typical_divergence``; kl (..., n) >= 0, nats a token. ``p_noninferior`` is p of H0
+    theta >= margin, and 1 when the 95% Clopper-Pearson upper bound on the share of ruined documents
+    (above 4 margins) reaches 10%, because a geometric mean hardly sees a few of them; ``p_worse`` is p of H0
+    theta <= floor, ``floor`` being the upper bound of the divergence of the baseline from itself.
+    Assumptions: the logarithms' mean is close to normal, clusters (works) are independent, t(G_eff - 1).
+    Degenerate: fewer than 2 clusters, a negative or non-finite value, no variance: not estimable; whether there are
+    documents enough (``MIN_DOCUMENTS``) is the caller's to ask. Source: STATISTICS, "KL to the baseline".
+    Size: tests/calibration/test_calibrated_divergence.py. ValueError: a margin, floor or kappa that is not positive.
+    """
+    values = np.asarray(kl, dtype=np.float64)
+    if not (floor > 0 and margin > 0 and kappa > 0):
+        raise ValueError(f"margin, floor and kappa must be positive, got {margin!r}, {floor!r} and {kappa!r}")
+    if values.ndim == 0 or values.shape[-1] != partition.n:
+        raise ValueError(f"expected {partition.n} documents, got {values.shape}")
+    method = "log divergence, cluster jackknife t"
+    if partition.clusters < 2:
+        return nothing(values.shape[:-1], partition, method)
+    sound = (np.isfinite(values) & (values >= 0)).all(axis=-1)
+    logs = np.log(np.where(np.isfinite(values), np.maximum(values, 0), 0) + kappa)
+    jack = jackknife(logs, np.ones(partition.n), partition)
+    df, se, middle = jack.g_eff - 1.0, np.sqrt(jack.variance), jack.theta
+    reach = t_isf(checked_alpha(alpha), df) * se
+    ruined = (values > RUINED * margin).sum(axis=-1)
+    most = special.betaincinv(ruined + 1.0, np.maximum(partition.n - ruined, 1e-9), 0.95)
+    with np.errstate(all="ignore"):
+        p_pass = np.where(most < MOST_RUINED, t_sf((np.log(margin) - middle) / se, df), 1.0)
+        return Evidence(
+            effect=-np.exp(middle), lower=-np.exp(middle + reach), upper=-np.exp(middle - reach),
+            p_noninferior=p_pass, p_worse=t_sf((middle - np.log(floor)) / se, df),
+            p_superior=np.ones_like(middle), se=np.exp(middle) * se, df=np.full(middle.shape, df),
+            design_effect=jack.design_effect, estimable=sound & (se > 1e-9),
+            n=partition.n, clusters=partition.clusters, g_eff=jack.g_eff, method=method,
+        )  # fmt: skip
 
 
 def truncated_divergence(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkweigh.stats.divergence import KAPPA, truncated_divergence, typical_divergence
+from checkweigh.stats.divergence import KAPPA, divergence_evidence, truncated_divergence, typical_divergence
+from checkweigh.stats.partition import Partition
 
 
 def test_the_typical_divergence_is_a_geometric_mean() -> None:
@@ -59,3 +60,41 @@ def test_an_impossible_list_gives_no_number(bad: list[list[float]]) -> None:
     fine = np.log([[0.5, 0.3]])
     assert np.isnan(truncated_divergence([[1, 2]], bad, [[1, 2]], fine)).all()
     assert np.isnan(truncated_divergence([[1, 2]], fine, [[1, 2]], bad)).all()
+
+
+ALONE = Partition(np.arange(4), np.ones(4, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    "kl",
+    [
+        [0.1, 0.1, 0.1, 0.1],
+        [0.0] * 4,
+        [0.1, 0.2, np.nan, 0.1],
+        [0.1, 0.2, np.inf, 0.1],
+        [0.1, 0.2, -0.1, 0.1],
+    ],
+)
+def test_what_says_nothing_is_not_estimable(kl: list[float]) -> None:
+    found = divergence_evidence(kl, ALONE, margin=0.05, floor=0.01)
+    assert not found.estimable
+    assert np.isnan(found.p_noninferior)
+
+
+def test_evidence_by_hand() -> None:
+    """Logs 0, 1, 2, 3 above log(1e-2): mean 1.5, s = 1.29, se = .6455, t(3)."""
+    kl = 1e-2 * np.exp([0.0, 1, 2, 3]) - KAPPA
+    found = divergence_evidence(kl, ALONE, margin=0.5, floor=0.01)
+    assert found.effect == pytest.approx(-1e-2 * np.exp(1.5))
+    assert found.lower == pytest.approx(-1e-2 * np.exp(1.5 + 2.3534 * 0.6455), rel=1e-3)
+    assert found.upper == pytest.approx(-1e-2 * np.exp(1.5 - 2.3534 * 0.6455), rel=1e-3)
+    assert found.p_worse == pytest.approx(0.0514, abs=1e-3)
+    assert found.p_noninferior == 1.0, "with four documents nobody can exclude that a tenth is ruined"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"margin": 0.0}, {"floor": 0.0}, {"kappa": -1.0}, {"margin": float("nan")}]
+)
+def test_limits_that_are_none_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        divergence_evidence([0.1, 0.2, 0.3, 0.4], ALONE, **({"margin": 0.05, "floor": 0.01} | wrong))
