@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from checkweigh import canonical
 from checkweigh.engines.protocol import (
     Divergence,
     GenerateRequest,
@@ -37,10 +38,12 @@ class Backend(Protocol):
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """One result for each request, in order."""
 
-    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
-        """One result for each request, in order; ``file`` appears whole or not at all."""
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
+        """One result for each request, in order; a text's file appears whole or not at all."""
 
-    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
         """One result for each request, in order."""
 
     def generate(
@@ -50,6 +53,11 @@ class Backend(Protocol):
 
     def resources(self, *, reset_peak: bool) -> Resources:
         """Memory now, in bytes."""
+
+
+def states_file(folder: Path, request_id: str) -> Path:
+    """Where the hidden states of one request lie."""
+    return folder / f"{canonical.short(canonical.digest(request_id))}.states"
 
 
 def too_long(request_id: str, tokens: int, limit: int, what: str) -> ItemFailure | None:

@@ -85,16 +85,18 @@ class ChildEngine:
         packed = [wire.pack_score_request(r) for r in batch]
         return answers.results(self._ask("score", self.timeouts.call, batch=packed), batch, answers.score)
 
-    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
-        """Write hidden states of one batch of raw texts to ``file``."""
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
+        """Write hidden states of one batch of raw texts to ``folder``."""
         packed = [wire.pack_score_request(r) for r in batch]
-        answer = self._ask("states", self.timeouts.call, batch=packed, file=str(file))
+        answer = self._ask("states", self.timeouts.call, batch=packed, folder=str(folder))
         return answers.results(answer, batch, answers.states)
 
-    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
-        """Compare with the hidden states in ``file``."""
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
+        """Compare the hidden states in two folders."""
         packed = [wire.pack_score_request(r) for r in batch]
-        answer = self._ask("divergence", self.timeouts.call, batch=packed, file=str(file))
+        answer = self._ask("divergence", self.timeouts.call, batch=packed, theirs=str(theirs), mine=str(mine))
         return answers.results(answer, batch, answers.divergence)
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:

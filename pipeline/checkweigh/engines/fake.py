@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from checkweigh.engines.backend import too_long
+from checkweigh.engines.backend import states_file, too_long
 from checkweigh.engines.fake_knobs import Knobs, read_knobs
 from checkweigh.engines.memory import process_memory
 from checkweigh.engines.protocol import (
@@ -229,30 +229,32 @@ class FakeBackend:
 
     # divergence
 
-    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Pseudo logits of each text over a vocabulary of eight."""
         self._begin()
         texts = [self._text(request) for request in batch]
-        tables = {t.id: self._logits(t) for t in texts if isinstance(t, States)}
-        unfinished = file.with_suffix(".part.npz")
-        np.savez(unfinished, **tables)  # type: ignore[arg-type]
-        os.replace(unfinished, file)
+        for text in texts:
+            if isinstance(text, States):
+                file = states_file(folder, text.id)
+                np.save(unfinished := file.with_suffix(".npy"), self._logits(text))
+                os.replace(unfinished, file)
         return texts
 
-    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
         """KL(other || this) of the pseudo logits."""
         self._begin()
         results: list[Divergence | ItemFailure] = []
-        with np.load(file, allow_pickle=False) as stored:
-            for request in batch:
-                text = self._text(request)
-                if isinstance(text, States) and text.id not in stored:
-                    detail = "the other engine gave no hidden states"
-                    results.append(ItemFailure(id=text.id, reason="engine", detail=detail))
-                elif isinstance(text, States):
-                    results.append(_divergence(text, stored[request.id], self._logits(text)))
-                else:
-                    results.append(text)
+        for text in map(self._text, batch):
+            files = [states_file(folder, text.id) for folder in (theirs, mine)]
+            if isinstance(text, ItemFailure):
+                results.append(text)
+            elif not all(file.exists() for file in files):
+                detail = "an engine gave no hidden states"
+                results.append(ItemFailure(id=text.id, reason="engine", detail=detail))
+            else:
+                results.append(_divergence(text, *(np.load(file, allow_pickle=False) for file in files)))
         return results
 
     def _text(self, request: ScoreRequest) -> States | ItemFailure:

@@ -100,46 +100,33 @@ class TransformersBackend:
             for request, task in zip(batch, prepared, strict=True)
         ]
 
-    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Hidden states of one batch of raw texts, and the head, on disk."""
         prepared = [self._task(request) for request in batch]
+        tasks = {r.id: t for r, t in zip(batch, prepared, strict=True) if isinstance(t, hf_score.Task)}
         with torch.inference_mode():
-            hf_divergence.write_states(self.loaded, self._hidden(batch, prepared), file)
+            hidden = hf_divergence.hidden_of(
+                self.loaded, list(tasks.values()), self.manifest.engine.max_batch_tokens
+            )
+            hf_divergence.write_states(self.loaded, dict(zip(tasks, hidden, strict=True)), folder)
         return [
             task if isinstance(task, ItemFailure) else States(id=r.id, token_ids=task.continuations[0])
             for r, task in zip(batch, prepared, strict=True)
         ]
 
-    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
-        """One batch of raw texts against what another engine's ``states`` wrote for it."""
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
+        """Each raw text's states, as another engine and as this one wrote them, through either's head."""
         prepared = [self._task(request) for request in batch]
-        results: list[Divergence | ItemFailure] = []
+        other = hf_divergence.read_head(theirs, self.loaded.device)
         with torch.inference_mode():
-            mine = self._hidden(batch, prepared)
-            theirs = hf_divergence.read_states(file, self.loaded.device)
-            other = hf_divergence.read_head(file.with_name(hf_divergence.HEAD_FILE), self.loaded.device)
-            for request, task in zip(batch, prepared, strict=True):
-                if isinstance(task, ItemFailure):
-                    results.append(task)
-                elif request.id not in theirs:
-                    detail = "the other engine gave no hidden states"
-                    results.append(ItemFailure(id=request.id, reason="engine", detail=detail))
-                else:
-                    pair = theirs[request.id], mine[request.id]
-                    results.append(
-                        hf_divergence.compare(self.loaded, other, *pair, request.id, task.continuations[0])
-                    )
-        return results
-
-    def _hidden(
-        self, batch: Sequence[ScoreRequest], prepared: Sequence[hf_score.Task | ItemFailure]
-    ) -> dict[str, hf_load.Tensor]:
-        """Request -> (T, hidden), of those that can be computed."""
-        tasks = {r.id: t for r, t in zip(batch, prepared, strict=True) if isinstance(t, hf_score.Task)}
-        found = hf_divergence.hidden_of(
-            self.loaded, list(tasks.values()), self.manifest.engine.max_batch_tokens
-        )
-        return dict(zip(tasks, found, strict=True))
+            return [
+                task
+                if isinstance(task, ItemFailure)
+                else hf_divergence.compare(self.loaded, other, theirs, mine, r.id, task.continuations[0])
+                for r, task in zip(batch, prepared, strict=True)
+            ]
 
     def _task(self, request: ScoreRequest) -> hf_score.Task | ItemFailure:
         prompt = (self.loaded.prefix_id,) if request.messages is None else self._render(request.messages)

@@ -18,10 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from checkweigh.engines.backend import states_file
 from checkweigh.engines.hf_load import Head, Loaded, Tensor, head_of
 from checkweigh.engines.hf_score import Ids, Task, hidden_states, parts_of, rows_of
 from checkweigh.engines.memory import HEAD_ROWS
-from checkweigh.engines.protocol import Divergence
+from checkweigh.engines.protocol import Divergence, ItemFailure
 from checkweigh.errors import BadInput
 from checkweigh.records.measurement import WorstToken
 
@@ -44,12 +45,12 @@ def hidden_of(loaded: Loaded, tasks: Sequence[Task], max_tokens: int) -> list[Te
     return [found[i] for i in range(len(tasks))]
 
 
-def write_states(loaded: Loaded, hidden: Mapping[str, Tensor], file: Path) -> None:
-    """Write the states of each request to ``file``, and the head beside it unless an earlier batch has.
+def write_states(loaded: Loaded, hidden: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the states of each request to a file of its own, and the head beside them unless it is there.
 
     BadInput: a head of a kind that cannot be written down.
     """
-    head = file.with_name(HEAD_FILE)
+    head = folder / HEAD_FILE
     if not head.exists():
         layer = loaded.model.get_output_embeddings()
         if type(layer) is not torch.nn.Linear:
@@ -58,7 +59,8 @@ def write_states(loaded: Loaded, hidden: Mapping[str, Tensor], file: Path) -> No
         if layer.bias is not None:
             tensors["bias"] = layer.bias.detach().cpu().contiguous()
         _publish(tensors, head, {"scale": loaded.scale, "softcap": loaded.softcap})
-    _publish({name: states.cpu().contiguous() for name, states in hidden.items()}, file, {})
+    for name, states in hidden.items():
+        _publish({"hidden": states.cpu().contiguous()}, states_file(folder, name), {})
 
 
 def _publish(tensors: dict[str, Tensor], file: Path, settings: dict[str, Any]) -> None:
@@ -67,9 +69,9 @@ def _publish(tensors: dict[str, Tensor], file: Path, settings: dict[str, Any]) -
     os.replace(unfinished, file)
 
 
-def read_head(file: Path, device: Any) -> Head:
-    """The other engine's head."""
-    with safe_open(str(file), framework="pt", device=str(device)) as stored:
+def read_head(folder: Path, device: Any) -> Head:
+    """The head that an engine wrote."""
+    with safe_open(str(folder / HEAD_FILE), framework="pt", device=str(device)) as stored:
         settings = json.loads(stored.metadata()["settings"])
         weight = stored.get_tensor("weight")
         bias = stored.get_tensor("bias") if "bias" in stored.keys() else None  # noqa: SIM118
@@ -77,22 +79,34 @@ def read_head(file: Path, device: Any) -> Head:
     return head_of(lambda hidden: layer(hidden, weight, bias), settings["scale"], settings["softcap"])
 
 
-def read_states(file: Path, device: Any) -> dict[str, Tensor]:
-    """Request -> the other engine's hidden states."""
+def _read_states(folder: Path, request: str, device: Any) -> Tensor | None:
+    file = states_file(folder, request)
+    if not file.exists():
+        return None
     with safe_open(str(file), framework="pt", device=str(device)) as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        return stored.get_tensor("hidden")
 
 
-def compare(loaded: Loaded, other: Head, theirs: Tensor, mine: Tensor, request: str, ids: Ids) -> Divergence:
-    """KL(other || this) at every position of one text. BadInput: states of another shape, or another vocabulary."""
-    if len(theirs) != len(mine):
-        raise BadInput(f"item {request}: hidden states of {len(theirs)} tokens, {len(mine)} expected")
+def compare(
+    loaded: Loaded, other: Head, theirs: Path, mine: Path, request: str, ids: Ids
+) -> Divergence | ItemFailure:
+    """KL(other || this) at every position of one text; a failure where either engine wrote no states.
+
+    BadInput: states of another number of tokens, or another vocabulary. Must run in inference mode.
+    """
+    first, second = (_read_states(folder, request, loaded.device) for folder in (theirs, mine))
+    if first is None or second is None:
+        return ItemFailure(id=request, reason="engine", detail="an engine gave no hidden states")
+    if not len(first) == len(second) == len(ids):
+        raise BadInput(
+            f"item {request}: states of {len(first)} and {len(second)} tokens, {len(ids)} expected"
+        )
     kl = np.empty(len(ids), np.float32)
     best = np.empty((2, len(ids)), np.int64)
     sure = np.empty((2, len(ids)), np.float32)
     for at in range(0, len(ids), HEAD_ROWS):
         span = slice(at, at + HEAD_ROWS)
-        p, q = other(theirs[span]).log_softmax(-1), loaded.head(mine[span]).log_softmax(-1)
+        p, q = other(first[span]).log_softmax(-1), loaded.head(second[span]).log_softmax(-1)
         if p.shape != q.shape:
             raise BadInput(f"vocabularies of {p.shape[-1]} and {q.shape[-1]} tokens have no KL divergence")
         terms = torch.where(torch.isneginf(p), 0.0, p.exp() * (p - q))

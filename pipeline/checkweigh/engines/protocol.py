@@ -129,11 +129,13 @@ class Engine(Protocol):
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Score one batch."""
 
-    def states(self, batch: Sequence[ScoreRequest], file: Path) -> list[States | ItemFailure]:
-        """Write the final hidden states of one batch of raw texts, with the head they need, to ``file``."""
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
+        """Write the final hidden states of each raw text, and the head they need, to ``folder``."""
 
-    def divergence(self, batch: Sequence[ScoreRequest], file: Path) -> list[Divergence | ItemFailure]:
-        """Compare with the hidden states that another engine wrote for the same batch."""
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
+        """Compare the states of each raw text that another engine wrote with those that this one wrote."""
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""

@@ -90,10 +90,10 @@ def answer(backend: Backend, call: dict[str, Any]) -> Any:
             return wire.pack_results(backend.score([wire.unpack_score_request(r) for r in call["batch"]]))
         case "states":
             batch = [wire.unpack_score_request(r) for r in call["batch"]]
-            return wire.pack_results(backend.states(batch, Path(call["file"])))
+            return wire.pack_results(backend.states(batch, Path(call["folder"])))
         case "divergence":
             batch = [wire.unpack_score_request(r) for r in call["batch"]]
-            return wire.pack_results(backend.divergence(batch, Path(call["file"])))
+            return wire.pack_results(backend.divergence(batch, Path(call["theirs"]), Path(call["mine"])))
         case "generate":
             requests = [wire.unpack_generate_request(r) for r in call["batch"]]
             return wire.pack_results(backend.generate(requests, sent=call["sent"]))

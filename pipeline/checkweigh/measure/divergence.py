@@ -1,9 +1,9 @@
-"""KL divergence of the candidate from the baseline on raw texts, in two passes over one batch plan.
+"""KL divergence of one execution from another on raw texts.
 
-1. The baseline's engine writes its hidden states of a batch to a file.
-2. The candidate's engine compares its own with them, at every position and over the whole vocabulary.
+1. Either engine writes its hidden states and its head to a folder.
+2. One of them compares the two folders, at every position and over the whole vocabulary.
 
-The token ids of both passes must be those the pinned tokenizers give.
+The token ids of both steps must be those the pinned tokenizers give.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from checkweigh.records.measurement import Observation, Scored
 SCORER = Scorer(name="kl_divergence", version=1)
 
 
-def write_states(arm: Arm, batch: Batch, file: Path) -> None:
-    """The first pass: the baseline's hidden states of one batch."""
+def write_states(arm: Arm, batch: Batch, folder: Path) -> None:
+    """The hidden states of one batch, as the arm's engine has them."""
     requests = _requests(batch)
-    results = arm.engine.states(requests, file)
+    results = arm.engine.states(requests, folder)
     same_ids([r.id for r in requests], [r.id for r in results])
     for request, result in zip(requests, results, strict=True):
         if not isinstance(result, ItemFailure):
             same_tokens(arm, f"item {request.id}", arm.encode(request.continuations[0]), result.token_ids)
 
 
-def compare_states(arm: Arm, batch: Batch, file: Path, replicate: int) -> tuple[list[Observation], int]:
-    """The second pass: observations of one batch in the batch's order, and the number of tokens computed."""
+def compare_states(
+    arm: Arm, batch: Batch, theirs: Path, mine: Path, replicate: int
+) -> tuple[list[Observation], int]:
+    """Observations of one batch in the batch's order, and the number of tokens compared."""
     requests = _requests(batch)
-    results = arm.engine.divergence(requests, file)
+    results = arm.engine.divergence(requests, theirs, mine)
     same_ids([r.id for r in requests], [r.id for r in results])
     observations, tokens = [], 0
     for item, request, result in zip(batch.items, requests, results, strict=True):

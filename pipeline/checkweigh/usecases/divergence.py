@@ -85,8 +85,11 @@ def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) 
             kept[batch.index] = done
     missing = [batch for batch in batches if batch.index not in kept]
     with tempfile.TemporaryDirectory(prefix="checkweigh-states-") as folder:
-        first = _pass(runs["baseline"], evalset, missing, Path(folder), key, kept=None)
-        if not first or not _pass(runs["candidate"], evalset, missing, Path(folder), key, kept=kept):
+        folders = {role: Path(folder) / role for role in runs}
+        if not _pass(runs["baseline"], evalset, missing, folders, None, key):
+            return None
+        runs["baseline"].close()
+        if not _pass(runs["candidate"], evalset, missing, folders, kept, key):
             return None
     in_order = [kept[batch.index] for batch in batches]
     observations = tuple(o for part in in_order for o in part[0])
@@ -105,27 +108,23 @@ def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) 
 
 
 def _pass(
-    run: ArmRun, evalset: EvalSet, batches: Sequence[Batch], folder: Path, key: MeasurementKey,
-    kept: dict[int, Kept] | None,
+    run: ArmRun, evalset: EvalSet, batches: Sequence[Batch], folders: Mapping[str, Path],
+    kept: dict[int, Kept] | None, key: MeasurementKey,
 ) -> bool:  # fmt: skip
-    """One arm over all batches: the baseline writes states, the candidate (``kept``) compares; False when time ran
-    out. Only one arm's engine runs at a time."""
-    label = f"{run.role}: {evalset.card.name} KL"
+    """One arm over all batches: both write their states, the candidate (``kept``) compares; False when time ran out."""
+    label, mine = f"{run.role}: {evalset.card.name} KL", folders[run.role]
+    mine.mkdir()
     for number, batch in enumerate(batches):
         run.progress(label, number, len(batches))
         if time.monotonic() > run.deadline:
             return False
-        file, before = folder / f"{batch.index:04d}.states", time.monotonic()
-        if kept is None:
-            run.survive(lambda arm, batch=batch, file=file: write_states(arm, batch, file))  # type: ignore[misc]
-        else:
+        before = time.monotonic()
+        run.survive(lambda arm, batch=batch: write_states(arm, batch, mine))  # type: ignore[misc]
+        if kept is not None:
             observations, tokens = run.survive(
-                lambda arm, batch=batch, file=file: compare_states(arm, batch, file, key.replicate)  # type: ignore[misc]
+                lambda arm, batch=batch: compare_states(arm, batch, folders["baseline"], mine, key.replicate)  # type: ignore[misc]
             )
             kept[batch.index] = observations, tokens, time.monotonic() - before
             run.store.write_batch(key, batch.index, batch.digest, kept[batch.index])
-            file.unlink()
     run.progress(label, len(batches), len(batches))
-    if kept is None:
-        run.close()
     return True

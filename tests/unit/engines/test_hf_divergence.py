@@ -39,12 +39,18 @@ def backend(folder: Path, **engine: Any) -> TransformersBackend:
     return TransformersBackend(make_spec(folder, "transformers", engine=engine))
 
 
-def diverge(first: TransformersBackend, second: TransformersBackend, file: Path) -> list[Any]:
-    wrote = first.states(BATCH, file)
-    assert all(isinstance(w, States) for w in wrote)
-    found = second.divergence(BATCH, file)
+def diverge(
+    first: TransformersBackend, second: TransformersBackend, folder: Path, batches: Any = ((BATCH), (BATCH))
+) -> list[Any]:
+    """The states of either may have been computed in other batches."""
+    folders = folder / "first", folder / "second"
+    for engine, target, batch in zip((first, second), folders, batches, strict=True):
+        target.mkdir()
+        for part in [batch] if isinstance(batch[0], ScoreRequest) else batch:
+            assert all(isinstance(w, States) for w in engine.states(part, target))
+    assert not list(folder.rglob("*.part"))
+    found = second.divergence(BATCH, *folders)
     assert [f.id for f in found] == [r.id for r in BATCH]
-    assert [f.token_ids for f in found] == [w.token_ids for w in wrote]
     return found
 
 
@@ -70,10 +76,9 @@ def check_exact(first: Path, second: Path, found: list[Any], prefix: int) -> Non
 def test_it_is_the_divergence_of_the_whole_tables(tiny_dir: Path, tmp_path: Path, max_tokens: int) -> None:
     other = disturbed(tiny_dir, tmp_path / "other", 0.2)
     first, second = backend(tiny_dir), backend(other, max_batch_tokens=max_tokens)
-    found = diverge(first, second, tmp_path / "0000.states")
+    found = diverge(first, second, tmp_path, (BATCH, [BATCH[2:], BATCH[:2]]))
     assert min(float(f.kl.mean()) for f in found) > 1e-3, "the models differ, so that something is tested"
     check_exact(tiny_dir, other, found, first.loaded.prefix_id)
-    assert not list(tmp_path.glob("*.part"))
 
 
 def test_each_model_has_its_own_head_with_its_softcap(tiny_dir: Path, tmp_path: Path) -> None:
@@ -90,13 +95,13 @@ def test_each_model_has_its_own_head_with_its_softcap(tiny_dir: Path, tmp_path: 
     other = disturbed(folder, tmp_path / "other", 0.3)
     first, second = backend(folder), backend(other)
     assert first.loaded.softcap == 3.0
-    found = diverge(first, second, tmp_path / "0000.states")
+    found = diverge(first, second, tmp_path)
     check_exact(folder, other, found, first.loaded.prefix_id)
 
 
 def test_a_model_does_not_diverge_from_itself(tiny_dir: Path, tmp_path: Path) -> None:
     same = backend(tiny_dir)
-    for result in diverge(same, same, tmp_path / "0000.states"):
+    for result in diverge(same, same, tmp_path):
         assert not result.kl.any()
         assert result.agree.all()
         assert result.worst == ()
@@ -106,8 +111,7 @@ def test_ruined_weights_are_no_divergence_of_zero(tiny_dir: Path, tmp_path: Path
     first, second = backend(tiny_dir), backend(tiny_dir)
     with torch.no_grad():
         second.loaded.model.get_output_embeddings().weight[5] = float("nan")
-    first.states(BATCH, tmp_path / "0000.states")
-    for result in second.divergence(BATCH, tmp_path / "0000.states"):
+    for result in diverge(first, second, tmp_path):
         assert isinstance(result, Divergence)
         assert not np.isfinite(result.kl).any()
 
@@ -115,9 +119,13 @@ def test_ruined_weights_are_no_divergence_of_zero(tiny_dir: Path, tmp_path: Path
 def test_a_text_only_one_arm_can_take_has_no_divergence(tiny_dir: Path, tmp_path: Path) -> None:
     long = ScoreRequest(id="long", messages=None, continuations=(TEXTS[1] * 2,))
     short = TransformersBackend(make_spec(tiny_dir, "transformers", limits={"max_sequence": 64}))
-    wrote = short.states([*BATCH[:1], long], tmp_path / "0000.states")
-    assert isinstance(wrote[1], ItemFailure)
-    found = backend(tiny_dir).divergence([*BATCH[:1], long], tmp_path / "0000.states")
+    texts, theirs, mine = [*BATCH[:1], long], tmp_path / "theirs", tmp_path / "mine"
+    theirs.mkdir()
+    mine.mkdir()
+    assert isinstance(short.states(texts, theirs)[1], ItemFailure)
+    engine = backend(tiny_dir)
+    assert all(isinstance(w, States) for w in engine.states(texts, mine))
+    found = engine.divergence(texts, theirs, mine)
     assert isinstance(found[0], Divergence)
     assert isinstance(found[1], ItemFailure)
     assert "no hidden states" in found[1].detail
@@ -132,4 +140,4 @@ def test_a_head_of_an_unknown_kind_is_refused(tiny_dir: Path, tmp_path: Path) ->
     head = engine.loaded.model.get_output_embeddings()
     engine.loaded.model.set_output_embeddings(Strange(head.in_features, head.out_features))
     with pytest.raises(BadInput, match="plain linear head, and this is Strange"):
-        engine.states(BATCH, tmp_path / "0000.states")
+        engine.states(BATCH, tmp_path)
