@@ -103,6 +103,26 @@ def diff(baseline: Baseline, candidate: Candidate, as_json: AsJson = False) -> N
 
 
 @app.command()
+def calibrate(
+    manifest: ManifestPath,
+    policy: PolicyPath = Path("gates/default.yaml"),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="for logs; default: runs/calibrate")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Execute a manifest five times against itself: noise floors, and the smallest honest margins."""
+    from checkweigh.report.calibration import table
+    from checkweigh.usecases.calibrate import calibrate as run
+    from checkweigh.usecases.inputs import read_calibration_inputs
+
+    with _bars() as bars:
+        resolved, rules, sets = read_calibration_inputs(manifest, policy, bars.update)
+        found = run(resolved, rules, sets, (out or Path("runs") / "calibrate") / "logs", bars.update)
+    if as_json:
+        print(found.model_dump_json(indent=2, by_alias=True))
+    _console().print(table(found, rules), highlight=False)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a gate, with its decision.json")],
     as_json: AsJson = False,

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from checkweigh.records.comparison import Comparison, Inestimable
+from checkweigh.compare import MAX_UNBOUNDED_FAILURES
+from checkweigh.records.calibration import Floor
+from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import DivergenceSummary, DivergingToken
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, Observation, Scored
 from checkweigh.records.policy import Check
-from checkweigh.stats.divergence import typical_divergence
+from checkweigh.stats import MIN_EFFECTIVE_CLUSTERS, Partition, differing_share_upper
+from checkweigh.stats.divergence import MIN_DOCUMENTS, divergence_evidence, typical_divergence
 
 WORST = 12  # tokens shown of a set
 
@@ -36,21 +39,65 @@ def summary(evalset: EvalSet, record: MeasurementSet) -> DivergenceSummary | Non
 
 
 def compare_divergence(
-    check: Check, sets: Sequence[EvalSet], records: Mapping[str, MeasurementSet], why_absent: str
+    check: Check,
+    sets: Sequence[EvalSet],
+    records: Mapping[str, MeasurementSet],
+    why_absent: str,
+    *,
+    floor: Floor | None,
+    alpha: float,
 ) -> Comparison:
     """What the divergence says about the check. Without a noise floor (the divergence of the baseline from itself) a
     number is all there is: whether it is much or little cannot be told."""
     missing = [s.card.name for s in sets if s.card.name not in records]
     if missing:
         return Inestimable(reason=f"no divergence on {', '.join(missing)}: {why_absent or 'not measured'}")
-    documents = [o for s in sets for o in records[s.card.name].observations]
-    scored = [o for o in documents if isinstance(o.outcome, Scored)]
+    clusters = {(s.card.name, item.id): f"{s.card.name}/{item.cluster}" for s in sets for item in s.items}
+    pairs = [(s.card.name, o) for s in sets for o in records[s.card.name].observations]
+    scored = [(clusters[name, o.item], _value(o, "kl")) for name, o in pairs if isinstance(o.outcome, Scored)]
     if not scored:
         return Inestimable(reason="no document has a divergence")
-    theta = float(typical_divergence([_value(o, "kl") for o in scored]))
-    found = f"{theta:.4g} nats/token over {len(scored)} of {len(documents)} documents"
-    floor = "no noise floor has been measured, so that it cannot be told whether this is much"
-    return Inestimable(reason=f"{found}; {floor}", candidate=theta)
+    values = np.array([value for _, value in scored])
+    if floor is None:
+        found = (
+            f"{float(typical_divergence(values)):.4g} nats/token over {len(scored)} of {len(pairs)} documents"
+        )
+        why = "no noise floor has been measured (checkweigh calibrate), so that it cannot be told whether this is much"
+        return Inestimable(reason=f"{found}; {why}")
+    if len(scored) < max(check.min_items, MIN_DOCUMENTS):
+        return Inestimable(reason=f"{len(scored)} documents, {max(check.min_items, MIN_DOCUMENTS)} needed")
+    partition = Partition.from_labels([label for label, _ in scored])
+    if partition.clusters < check.min_clusters:
+        return Inestimable(reason=f"{partition.clusters} clusters, {check.min_clusters} needed")
+    if not values.any():
+        share = differing_share_upper(partition.clusters)
+        return Identical(
+            pairs=len(scored),
+            clusters=partition.clusters,
+            differing_share_upper=share,
+            baseline=0,
+            candidate=0,
+        )
+    evidence = divergence_evidence(
+        values, partition, margin=check.margin, floor=floor.upper, kappa=floor.kappa, alpha=alpha
+    )
+    if not evidence.estimable or evidence.g_eff < MIN_EFFECTIVE_CLUSTERS:
+        return Inestimable(
+            reason="the divergences do not vary, or too few works are left; no interval can be stated"
+        )
+    failed = len(pairs) - len(scored)
+    usable = failed <= MAX_UNBOUNDED_FAILURES * len(pairs)
+    note = (
+        f"{failed} documents failed{'' if usable else f', more than {MAX_UNBOUNDED_FAILURES:.1%}: no pass'}"
+    )
+    return Estimate(
+        effect=float(evidence.effect), low=float(evidence.lower) if usable else None, high=float(evidence.upper),
+        confidence=1 - alpha, method=evidence.method, pairs=len(scored), clusters=evidence.clusters,
+        effective_clusters=evidence.g_eff, design_effect=float(evidence.design_effect), se=float(evidence.se),
+        p_pass=float(evidence.p_noninferior) if usable else 1.0, p_worse=float(evidence.p_worse),
+        baseline=floor.floor, candidate=-float(evidence.effect), failed_candidate=failed,
+        exclusions=(note,) if failed else (),
+    )  # fmt: skip
 
 
 def _value(observation: Observation, name: str) -> float:

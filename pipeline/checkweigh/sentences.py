@@ -31,6 +31,8 @@ def _found(result: CheckResult, estimate: Estimate) -> str:
         what = f"{check.statistic} {what}"
     text = shown(check, estimate, result.margin)
     bounds = f"(one-sided {estimate.confidence:.0%} bounds {text.bounds})"
+    if METRICS[check.metric].estimator == "divergence":
+        return f"the candidate's divergence is {text.effect.lstrip('+-')} {bounds}"
     if check.kind == "absolute":
         return f"the candidate's {what} is {text.effect} {bounds}"
     return f"{what} {_verb(check, estimate.effect)} by {text.effect.lstrip('+-')} {bounds}"

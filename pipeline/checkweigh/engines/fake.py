@@ -84,6 +84,7 @@ class FakeBackend:
         self.text = Renderer(spec.tokenizer_dir, spec.chat_template)
         self.vocabulary_size, self.eos = _vocabulary(spec.tokenizer_dir)
         self.calls = 0
+        self.company = 0  # which items run together
         self.ballast = bytearray(os.urandom(1 << 20) * self.knobs.ballast_mib)
         self.limit = spec.manifest.limits.max_sequence
         self._misbehave()
@@ -113,7 +114,7 @@ class FakeBackend:
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Pseudo log-probabilities of each request."""
-        self._begin()
+        self._begin(batch)
         results = [self._error(r.id) or self._score(r) for r in batch]
         return _lie_score(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
 
@@ -133,8 +134,9 @@ class FakeBackend:
         """Memory of this process."""
         return process_memory(reset_peak=reset_peak)
 
-    def _begin(self) -> None:
+    def _begin(self, batch: Sequence[ScoreRequest] = ()) -> None:
         self.calls += 1
+        self.company = hashed(self.spec.manifest.engine.threads, *(request.id for request in batch))
         if self.knobs.prints:
             print("a library speaks on stdout", flush=True)
             os.write(1, b"and another writes to descriptor 1\n")
@@ -211,6 +213,9 @@ class FakeBackend:
                 knobs.noise_nats
                 * np.random.default_rng(hashed("noise", knobs.noise_seed, request.id)).normal()
             )
+        if knobs.jitter:
+            company = np.random.default_rng(hashed("jitter", self.company, request.id))
+            shift += knobs.jitter * company.normal()
         logprobs = -np.maximum(nll + shift, 0).astype(np.float32)
         if self._struck(knobs.nan_share, "nan", request.id):
             logprobs[:] = np.nan
@@ -231,7 +236,7 @@ class FakeBackend:
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Pseudo logits of each text over a vocabulary of eight."""
-        self._begin()
+        self._begin(batch)
         texts = [self._text(request) for request in batch]
         for text in texts:
             if isinstance(text, States):
@@ -269,7 +274,8 @@ class FakeBackend:
         if self._struck(knobs.nan_share, "nan", text.id):
             logits[0] = np.nan
         error = np.random.default_rng(hashed("divergence", knobs.noise_seed, text.id)).normal(size=shape)
-        return logits + knobs.divergence * error
+        company = np.random.default_rng(hashed("jitter", self.company, text.id)).normal(size=shape)
+        return logits + knobs.divergence * error + knobs.jitter * company
 
     # generation
 

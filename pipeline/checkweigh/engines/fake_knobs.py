@@ -27,6 +27,9 @@ class Knobs:
     bias_nats: float = 0.0  # added to the negative log-likelihood of every token
     noise_nats: float = 0.0  # standard deviation of a normal error, one for each item, added to every token
     divergence: float = 0.0  # standard deviation of a normal error on every logit that ``states`` gives
+    jitter: float = (
+        0.0  # the same on all of these, of what depends on which items run together and on threads
+    )
     noise_seed: int = 0  # another seed, other errors
     constant_nats: float = -1.0  # from 0: the negative log-likelihood of every token, instead of a random one
     wrong_share: float = 0.0  # items whose reply or preferred choice is wrong
@@ -89,7 +92,15 @@ def _wrong_values(knobs: Knobs) -> list[str]:
         share = getattr(knobs, name)
         if not 0 <= share <= 1:
             problems.append(f"engine.options.{name}: expected a share from 0 to 1, found {share!r}")
-    for name in ("latency_s", "token_latency_s", "noise_nats", "divergence", "length_factor", "ballast_mib"):
+    for name in (
+        "latency_s",
+        "token_latency_s",
+        "noise_nats",
+        "divergence",
+        "jitter",
+        "length_factor",
+        "ballast_mib",
+    ):
         if not getattr(knobs, name) >= 0:
             problems.append(f"engine.options.{name}: expected 0 or more, found {getattr(knobs, name)!r}")
     if knobs.lie not in LIES:

@@ -30,9 +30,14 @@ class Batch:
         return canonical.digest([item.id for item in self.items])
 
 
-def plan(evalset: EvalSet, engine: Engine) -> tuple[Batch, ...]:
-    """Batches of similar length, within ``engine.max_batch`` items and ``max_batch_tokens`` padded tokens."""
+def plan(evalset: EvalSet, engine: Engine, seed: int = 0) -> tuple[Batch, ...]:
+    """Batches of similar length, within ``engine.max_batch`` items and ``max_batch_tokens`` padded tokens.
+
+    A ``seed`` above 0 mixes the lengths instead, so that the same items are padded otherwise (calibration).
+    """
     order = sorted(evalset.items, key=lambda item: (item.stratum, _opening(item), -_length(item), item.id))
+    if seed:
+        order.sort(key=lambda item: canonical.digest([seed, item.id]))
     batches: list[list[Item]] = []
     longest = 0
     for item in order:

@@ -121,6 +121,7 @@ class Decision(Record):
     guarantees: tuple[str, ...]
     timing: PairedRun | None = None
     divergence: tuple[DivergenceSummary, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="what every output must say beside the verdict")
     stages: tuple[Stage, ...] = ()
     provenance: Provenance
 

@@ -67,10 +67,6 @@ class Check(Record):
             raise ValueError(
                 f"an absolute check takes scale absolute, and no timing, memory or length ({self.metric})"
             )
-        if metric.estimator == "divergence" and self.tier != "advisory":
-            raise ValueError(
-                f"tier advisory for {self.metric}, which gates nothing without a measured noise floor"
-            )
         if metric.estimator == "divergence" and self.kind != "non_inferiority":
             raise ValueError(f"kind non_inferiority for {self.metric}")
         if self.statistic not in metric.statistics:

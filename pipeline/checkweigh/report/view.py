@@ -175,6 +175,7 @@ def notes(decision: Decision) -> tuple[str, ...]:
         said.append("The policy treats inconclusive as a block")
     if decision.provenance.dirty:
         said.append("Run from a working directory with uncommitted changes")
+    said.extend(decision.notes)
     if decision.timing is not None:
         said.extend(f"Timing: {note}" for note in decision.timing.notes)
     return tuple(said)

@@ -46,6 +46,7 @@ class ArmRun:
     timeouts: Timeouts | None = None
     launch: Callable[..., Engine] = open_engine
     replicate: int = 0
+    batches: int = 0
     failures: int = 0
     late: bool = False
     unfit: bool = False
@@ -134,12 +135,12 @@ class ArmRun:
         card = evalset.card
         return MeasurementKey(
             pins=self.pins, identity=identity, evalset=card.digest, scorer=card.scorer,
-            hardware=host.hardware(), replicate=self.replicate,
+            hardware=host.hardware(), replicate=self.replicate, batches=self.batches,
         )  # fmt: skip
 
     def _measure(self, evalset: EvalSet, key: MeasurementKey) -> MeasurementSet | None:
         started = host.now()
-        batches = plan(evalset, self.resolved.manifest.engine)
+        batches = plan(evalset, self.resolved.manifest.engine, self.batches)
         label = f"{self.role}: {evalset.card.name}"
         observations: list[Observation] = []
         tokens, seconds = 0, 0.0

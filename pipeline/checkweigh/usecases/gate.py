@@ -26,13 +26,15 @@ from checkweigh.errors import BadInput, Broken, EngineError
 from checkweigh.files import lock
 from checkweigh.measure import host
 from checkweigh.measure.timing import run_pairs
+from checkweigh.noise import floor_of
 from checkweigh.pairing import pair
+from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.decision import Arm, Decision, DivergenceSummary, Verdict
 from checkweigh.records.evalset import Generation, Message
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun, Scored
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.policy import Check
+from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.diff import changes, comparable
 from checkweigh.store import Store
@@ -181,7 +183,34 @@ def _judge(
         check.id: _compare(check, inputs, runs, records, divergences, paired)
         for check in checks_of(inputs.policy)
     }
-    return decide(inputs.policy, comparisons, inputs.candidate.manifest.intends)
+    return decide(_effective(inputs, records), comparisons, inputs.candidate.manifest.intends)
+
+
+def _floor(check: Check, inputs: Inputs, records: Mapping[str, Records]) -> Floor | None:
+    """The check's noise floor, measured with the very engine that measured the baseline here."""
+    identities = {record.key.identity for record in records["baseline"].values()}
+    return floor_of(check, inputs.evalsets, [c for c in inputs.calibrations if {c.identity} == identities])
+
+
+def _unfounded(inputs: Inputs, records: Mapping[str, Records]) -> list[str]:
+    """Divergence checks that would gate and have no noise floor here."""
+    return [
+        check.id
+        for check in inputs.policy.checks
+        if METRICS[check.metric].estimator == "divergence"
+        and check.tier != "advisory"
+        and _floor(check, inputs, records) is None
+    ]
+
+
+def _effective(inputs: Inputs, records: Mapping[str, Records]) -> Policy:
+    """The policy, with divergence checks that have no noise floor here informing only (STATISTICS, verdict rule)."""
+    unfounded = _unfounded(inputs, records)
+    checks = tuple(
+        check.model_copy(update={"tier": "advisory"}) if check.id in unfounded else check
+        for check in inputs.policy.checks
+    )
+    return inputs.policy.model_copy(update={"checks": checks})
 
 
 def _compare(
@@ -208,7 +237,10 @@ def _compare(
         return found
     sets = [evalset for evalset in inputs.evalsets if evalset.card.name in check.evalset]
     if METRICS[check.metric].estimator == "divergence":
-        return compare_divergence(check, sets, divergences.records, divergences.why_absent)
+        return compare_divergence(
+            check, sets, divergences.records, divergences.why_absent,
+            floor=_floor(check, inputs, records), alpha=alpha,
+        )  # fmt: skip
     sample = pair(check.metric, sets, records["baseline"], records["candidate"], where=check.where)
     return compare(check, sample, alpha=alpha)
 
@@ -250,6 +282,11 @@ def _decision(
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
         guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=paired,
         divergence=_summaries(inputs, divergences),
+        notes=tuple(
+            f"{name} informs only: no noise floor of {inputs.baseline.manifest.name} is known on this host for it; "
+            "checkweigh calibrate measures one"
+            for name in _unfounded(inputs, records)
+        ),
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=host.provenance(started),
     )  # fmt: skip
 

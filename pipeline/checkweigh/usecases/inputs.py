@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from checkweigh.decide import FAILURE_ITEMS
 from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
+from checkweigh.noise import below_floor, floor_of
+from checkweigh.records.calibration import Calibration
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
@@ -17,6 +19,7 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, roots
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.usecases.arms import Progress
+from checkweigh.usecases.calibrations import known
 
 T = TypeVar("T")
 
@@ -29,9 +32,12 @@ class Inputs:
     candidate: Resolved
     policy: Policy
     evalsets: tuple[EvalSet, ...]
+    calibrations: tuple[Calibration, ...] = ()
 
 
-def read_inputs(baseline: Path, candidate: Path, policy: Path, progress: Progress) -> Inputs:
+def read_inputs(
+    baseline: Path, candidate: Path, policy: Path, progress: Progress, *, calibrated: bool = True
+) -> Inputs:
     """Policy, sets and manifests, verified. Raises BadInput with everything that is wrong, all at once."""
     wrong: list[BadInput] = []
     rules = _try(wrong, lambda: read_policy(policy))
@@ -48,7 +54,30 @@ def read_inputs(baseline: Path, candidate: Path, policy: Path, progress: Progres
     drift = undeclared(first.manifest, first.pins, second.manifest, second.pins)
     if drift:
         raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
-    return Inputs(baseline=first, candidate=second, policy=rules, evalsets=sets)
+    calibrations = known(first.pins.record_digest()) if calibrated else ()
+    _honest(rules, policy, sets, calibrations)
+    return Inputs(baseline=first, candidate=second, policy=rules, evalsets=sets, calibrations=calibrations)
+
+
+def read_calibration_inputs(
+    manifest: Path, policy: Path, progress: Progress
+) -> tuple[Resolved, Policy, tuple[EvalSet, ...]]:
+    """One manifest, a policy and its sets, verified. Raises BadInput with everything that is wrong."""
+    inputs = read_inputs(manifest, manifest, policy, progress, calibrated=False)
+    return inputs.baseline, inputs.policy, inputs.evalsets
+
+
+def _honest(policy: Policy, path: Path, sets: Sequence[EvalSet], calibrations: Sequence[Calibration]) -> None:
+    """Refuses margins that noise alone may use up."""
+    problems = [
+        Problem(
+            file=str(path), line=None, path=f"checks[{i}].margin", expected=why, found=f"{check.margin:g}"
+        )
+        for i, check in enumerate(policy.checks)
+        if (why := below_floor(check, floor_of(check, sets, calibrations)))
+    ]
+    if problems:
+        raise BadDocument(problems)
 
 
 def _try(wrong: list[BadInput], read: Callable[[], T]) -> T | None:

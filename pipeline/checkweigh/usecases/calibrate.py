@@ -1,0 +1,171 @@
+"""A/A: one manifest executed several times, in other batches, on other threads, each on an engine of its own.
+
+1. Measure every set of the policy in each execution, through the store; keep the hidden states of raw texts.
+2. Compare every pair of executions on every check.
+3. The 95th percentile of a check's contrasts is its noise floor; three times that its smallest honest margin.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from checkweigh.compare import compare
+from checkweigh.decide import checks_of
+from checkweigh.errors import BadInput
+from checkweigh.measure import host
+from checkweigh.measure.divergence import compare_states, write_states
+from checkweigh.measure.plan import plan
+from checkweigh.noise import difference_floor, divergence_floor
+from checkweigh.pairing import Floats, pair
+from checkweigh.records.calibration import Calibration, Execution, Floor
+from checkweigh.records.comparison import Comparison
+from checkweigh.records.evalset import EvalSet
+from checkweigh.records.measurement import PROTOCOL, MeasurementSet, Scored
+from checkweigh.records.metrics import METRICS
+from checkweigh.records.policy import Check, Policy
+from checkweigh.sources.cache import cache_root
+from checkweigh.sources.pin import Resolved
+from checkweigh.store import Store
+from checkweigh.usecases.arms import ArmRun, Progress
+from checkweigh.usecases.calibrations import keep
+
+# (seed of the batch plan, on another number of threads): five executions are ten contrasts
+EXECUTIONS = ((0, False), (1, False), (0, True), (2, True), (3, False))
+Records = dict[str, MeasurementSet]
+
+
+@dataclass(frozen=True, slots=True)
+class _Executed:
+    run: ArmRun
+    records: Records
+    states: Path
+
+
+def calibrate(
+    resolved: Resolved, policy: Policy, evalsets: Sequence[EvalSet], logs: Path, progress: Progress
+) -> Calibration:
+    """The floors of a manifest under the policy's checks; kept for gates. BadInput when time does not suffice."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="checkweigh-states-") as folder:
+        done = []
+        executions = []
+        for number, (seed, other) in enumerate(EXECUTIONS):
+            before = time.monotonic()
+            run = _run(resolved, seed, other, number, started + 60 * policy.max_minutes, logs, progress)
+            done.append(_execute(run, policy, evalsets, Path(folder) / str(number)))
+            threads = run.resolved.manifest.engine.threads
+            executions.append(Execution(threads=threads, batches=seed, seconds=time.monotonic() - before))
+        floors, unmeasured = _floors(policy, evalsets, done)
+        done[0].run.close()
+    key = next(iter(done[0].records.values())).key
+    calibration = Calibration(
+        name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host.hardware(), protocol=PROTOCOL,
+        made=host.now(), executions=tuple(executions), floors=tuple(floors), unmeasured=unmeasured,
+    )  # fmt: skip
+    keep(calibration)
+    return calibration
+
+
+def _run(
+    resolved: Resolved, seed: int, other: bool, number: int, deadline: float, logs: Path, progress: Progress
+) -> ArmRun:
+    manifest = resolved.manifest
+    threads = manifest.engine.threads
+    if other:
+        threads = 1 if threads > 1 else 2
+    engine = manifest.engine.model_copy(update={"threads": threads})
+    served = replace(resolved, manifest=manifest.model_copy(update={"engine": engine}))
+    return ArmRun(
+        role=f"execution {number + 1}",
+        resolved=served,
+        store=Store(cache_root() / "store"),
+        logs=logs,
+        progress=progress,
+        deadline=deadline,
+        batches=seed,
+    )
+
+
+def _execute(run: ArmRun, policy: Policy, evalsets: Sequence[EvalSet], states: Path) -> _Executed:
+    """One execution of every set; its engine is ended, so that the next one starts anew."""
+    records: Records = {}
+    try:
+        run.measure_all(evalsets, records)
+        states.mkdir()
+        for evalset in _diverging(policy, evalsets):
+            batches = plan(evalset, run.resolved.manifest.engine, run.batches)
+            for number, batch in enumerate(batches):
+                run.progress(f"{run.role}: states of {evalset.card.name}", number, len(batches))
+                run.survive(lambda arm, batch=batch: write_states(arm, batch, states))  # type: ignore[misc]
+    finally:
+        run.close()
+    if run.late:
+        raise BadInput(
+            f"max_minutes: {run.role} of {len(EXECUTIONS)} did not end in the policy's max_minutes"
+        )
+    return _Executed(run, records, states)
+
+
+def _diverging(policy: Policy, evalsets: Sequence[EvalSet]) -> list[EvalSet]:
+    names = {n for c in policy.checks if METRICS[c.metric].estimator == "divergence" for n in c.evalset}
+    return [s for s in evalsets if s.card.name in names]
+
+
+def _floors(
+    policy: Policy, evalsets: Sequence[EvalSet], done: Sequence[_Executed]
+) -> tuple[list[Floor], dict[str, str]]:
+    floors: list[Floor] = []
+    unmeasured: dict[str, str] = {}
+    divergences = _divergences(_diverging(policy, evalsets), done)
+    for check in checks_of(policy):
+        estimator = METRICS[check.metric].estimator
+        sets = [s for s in evalsets if s.card.name in check.evalset]
+        digests = {s.card.name: s.card.digest for s in sets}
+        if estimator == "blocks":
+            found: Floor | str = "both arms of a gate are timed in one run"
+        elif check.kind == "absolute":
+            found = "an absolute limit compares with no baseline"
+        elif estimator == "divergence":
+            contrasts = [np.concatenate([by_set[s.card.name] for s in sets]) for by_set in divergences]
+            found = divergence_floor(check, digests, contrasts)
+        else:
+            found = difference_floor(
+                check, digests, [_contrast(check, policy, sets, a, b) for a, b in combinations(done, 2)]
+            )
+        if isinstance(found, Floor):
+            floors.append(found)
+        else:
+            unmeasured[check.id] = found
+    return floors, unmeasured
+
+
+def _contrast(
+    check: Check, policy: Policy, sets: Sequence[EvalSet], first: _Executed, second: _Executed
+) -> Comparison:
+    sample = pair(check.metric, sets, first.records, second.records, where=check.where)
+    return compare(check, sample, alpha=policy.error_budget.false_pass)
+
+
+def _divergences(sets: Sequence[EvalSet], done: Sequence[_Executed]) -> list[dict[str, Floats]]:
+    """Set -> (documents,) divergences, for every pair of executions; a document without one is NaN."""
+    found: list[dict[str, Floats]] = []
+    run, pairs = done[0].run, list(combinations(done, 2)) if sets else []
+    for number, (first, second) in enumerate(pairs):
+        run.progress("comparing executions", number, len(pairs))
+        found.append({s.card.name: _contrast_kl(run, s, first.states, second.states) for s in sets})
+    return found
+
+
+def _contrast_kl(run: ArmRun, evalset: EvalSet, first: Path, second: Path) -> Floats:
+    values = []
+    for batch in plan(evalset, run.resolved.manifest.engine):
+        observations, _ = run.survive(lambda arm, batch=batch: compare_states(arm, batch, first, second, 0))  # type: ignore[misc]
+        values += [o.outcome.values["kl"] if isinstance(o.outcome, Scored) else np.nan for o in observations]
+    return np.array(values)

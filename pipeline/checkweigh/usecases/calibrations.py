@@ -1,0 +1,48 @@
+"""Calibrations on disk: one file each below the home, dated, checked when read, never overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from checkweigh import canonical
+from checkweigh.errors import StoreError
+from checkweigh.files import write_atomic
+from checkweigh.measure import host
+from checkweigh.records.calibration import Calibration
+from checkweigh.records.measurement import PROTOCOL
+from checkweigh.sources.cache import cache_root
+
+
+def keep(calibration: Calibration) -> Path:
+    """Write it; the file's name is its digest."""
+    data = calibration.model_dump(mode="json", by_alias=True)
+    digest = canonical.digest(data)
+    path = _folder() / f"{digest.removeprefix('sha256:')}.json"
+    write_atomic(path, canonical.dumps({"digest": digest, "body": data}).encode())
+    return path
+
+
+def known(pins: str) -> tuple[Calibration, ...]:
+    """Those of a manifest with these pins, made on this kind of hardware under this protocol.
+
+    StoreError for a damaged file: read as absent, it would turn a gating check into one that informs.
+    """
+    found = []
+    for path in sorted(_folder().glob("*.json")):
+        try:
+            data = json.loads(path.read_bytes())
+            if data["digest"] != canonical.digest(data["body"]):
+                raise ValueError("it is not the file that was written")
+            found.append(Calibration.model_validate_json(json.dumps(data["body"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{path}: damaged calibration ({error}); remove it and calibrate again"
+            ) from error
+    return tuple(
+        c for c in found if c.pins == pins and c.hardware == host.hardware() and c.protocol == PROTOCOL
+    )
+
+
+def _folder() -> Path:
+    return cache_root() / "calibrations"
