@@ -59,11 +59,10 @@ def compare_divergence(
         return Inestimable(reason="no document has a divergence")
     values = np.array([value for _, value in scored])
     if floor is None:
-        found = (
-            f"{float(typical_divergence(values)):.4g} nats/token over {len(scored)} of {len(pairs)} documents"
-        )
+        theta = float(typical_divergence(values))
+        found = f"{theta:.4g} nats/token over {len(scored)} of {len(pairs)} documents"
         why = "no noise floor has been measured (checkweigh calibrate), so that it cannot be told whether this is much"
-        return Inestimable(reason=f"{found}; {why}")
+        return Inestimable(reason=f"{found}; {why}", candidate=theta)
     if len(scored) < max(check.min_items, MIN_DOCUMENTS):
         return Inestimable(reason=f"{len(scored)} documents, {max(check.min_items, MIN_DOCUMENTS)} needed")
     partition = Partition.from_labels([label for label, _ in scored])

@@ -48,6 +48,7 @@ class Knobs:
     raise_at: int = -1  # an exception nobody foresaw
     hang_at: int = -1  # sleeps for ever
     oom_at: int = -1  # MemoryError
+    dies_comparing: bool = False  # SIGKILL in every ``divergence``
     lie_at: int = -1  # answers with what ``lie`` says
     lie: str = "count"  # count, ids, lengths, positive, garbage
     wrong_template: bool = False  # renders other prompt ids than the pinned template gives

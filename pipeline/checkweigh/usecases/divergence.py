@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkweigh.errors import BadInput, PinMismatch
+from checkweigh.errors import BadInput, EngineError, PinMismatch
 from checkweigh.measure import host
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.measure.plan import Batch, plan
 from checkweigh.records.evalset import EvalSet
-from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Stage
+from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.usecases.arms import ArmRun, Kept
 
 
@@ -121,10 +121,21 @@ def _pass(
         before = time.monotonic()
         run.survive(lambda arm, batch=batch: write_states(arm, batch, mine))  # type: ignore[misc]
         if kept is not None:
-            observations, tokens = run.survive(
-                lambda arm, batch=batch: compare_states(arm, batch, folders["baseline"], mine, key.replicate)  # type: ignore[misc]
-            )
+            observations, tokens = _compare(run, batch, folders["baseline"], mine, key.replicate)
             kept[batch.index] = observations, tokens, time.monotonic() - before
             run.store.write_batch(key, batch.index, batch.digest, kept[batch.index])
     run.progress(label, len(batches), len(batches))
     return True
+
+
+def _compare(
+    run: ArmRun, batch: Batch, theirs: Path, mine: Path, replicate: int
+) -> tuple[list[Observation], int]:
+    """One batch compared by the candidate's engine. What fails here is our own demand on it, two heads at once, and not
+    its service: a reason to have no divergence, never a failure of the candidate."""
+    failures = run.failures
+    try:
+        return run.survive(lambda arm: compare_states(arm, batch, theirs, mine, replicate))
+    except EngineError as error:
+        run.failures = failures
+        raise BadInput(f"the comparison of hidden states failed: {error}") from error

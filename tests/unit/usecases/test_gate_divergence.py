@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.builders import check
-from tests.unit.usecases.desk import ENDINGS, PERPLEXITY, Desk, measured_files, wait_for
+from tests.unit.usecases.desk import ENDINGS, PERPLEXITY, TPOT, Desk, measured_files, wait_for
 
 KL = check(id="kl", metric="kl", evalset=["prose"], direction="lower", margin=0.05, tier="advisory")
 
@@ -77,6 +77,13 @@ def test_no_text_with_a_number_is_no_divergence(desk: Desk) -> None:
     desk.gate({"nan_share": 1.0})
     assert desk.decision.divergence == ()
     assert "no document has a divergence" in desk.result("kl").sentence
+
+
+def test_an_engine_that_dies_of_the_comparison_is_not_unservable(desk: Desk) -> None:
+    desk.policy(PERPLEXITY, ENDINGS, KL, TPOT)
+    assert desk.gate({"dies_comparing": True}) == 0, desk.stderr
+    assert "the comparison of hidden states failed" in desk.result("kl").sentence
+    assert desk.decision.timing is not None, "it is served as before"
 
 
 @pytest.mark.parametrize(
