@@ -30,6 +30,7 @@ checks:
      because: a slice of the default policy, tier: supporting, min_items: 100}
   - {id: tpot, metric: tpot, statistic: p50, direction: lower, scale: relative, margin: 0.5,
      because: shows that both arms were timed, tier: advisory, min_items: 8, min_clusters: 8}
+  - {id: kl, metric: kl, evalset: [prose], direction: lower, margin: 0.05, because: shows the divergence, tier: advisory}
 """
 
 
@@ -95,6 +96,11 @@ def test_nf4_is_blocked_on_perplexity(workplace: Path, monkeypatch: pytest.Monke
     assert decision.timing is not None
     assert len(decision.timing.blocks) == 8
     assert all(memory > 2**28 for memory in decision.timing.peak_memory.values())
+    (divergence,) = decision.divergence
+    assert divergence.documents == SLICES["prose"]
+    assert 0.15 < divergence.typical < 0.5, "nats a token; .28 on the whole set"
+    assert 0.6 < divergence.agreement < 0.8
+    assert divergence.worst[0].token.before
     for name in ("report.html", "junit.xml", "summary.md"):
         assert "perplexity" in (workplace / "runs" / "smollm2-135m-nf4" / name).read_text()
 
@@ -108,6 +114,7 @@ def test_the_baseline_passes_against_itself_from_two_executions(
     assert all(stages["baseline", name] for name in SLICES), "the baseline was stored by the gate before"
     assert not any(stages["candidate", name] for name in SLICES)
     assert decision.candidate.replicate == 1
+    assert decision.divergence[0].largest == 0, "the same batches give the same distributions, to the bit"
     assert not set(decision.baseline.measurements.values()) & set(decision.candidate.measurements.values())
 
 
