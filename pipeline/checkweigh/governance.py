@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from checkweigh.records.policy import Check, Policy
 
 TIERS = ("critical", "supporting", "advisory")
-IDENTITY = ("metric", "evalset", "statistic", "kind", "direction", "scale", "where")
+IDENTITY = ("against", "metric", "evalset", "statistic", "kind", "direction", "scale", "where")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,8 @@ def _of_policy(old: Policy, new: Policy) -> Iterator[Loosening]:
             yield _line(path, *values, excused)
     if old.on_inconclusive == "block" and new.on_inconclusive == "hold":
         yield _line("on_inconclusive", "block", "hold", excused)
+    if new.anchor != old.anchor and old.anchor is not None:
+        yield _line("anchor", old.anchor, new.anchor, excused)
     if len(new.looks) > len(old.looks):
         yield _line("looks", old.looks, new.looks, excused)
 

@@ -19,6 +19,8 @@ def sentence(result: CheckResult) -> str:
         few = "" if result.outcome == "passed" else "; that is too few clusters to pass"
         return f"{check.id}: both executions gave equal outputs on {comparison.pairs} items; {bound}{few}"
     text = f"{check.id}: {_found(result, comparison)}; {_against(result, comparison)}"
+    if check.against == "anchor":
+        text += "; against the anchor release"
     if result.declared:
         text += "; the manifest declares this change"
     return text

@@ -30,7 +30,8 @@ checks:
      because: a slice of the default policy, tier: supporting, min_items: 100}
   - {id: tpot, metric: tpot, statistic: p50, direction: lower, scale: relative, margin: 0.5,
      because: shows that both arms were timed, tier: advisory, min_items: 8, min_clusters: 8}
-  - {id: kl, metric: kl, evalset: [prose], direction: lower, margin: 0.05, because: shows the divergence, tier: advisory}
+  - {id: kl, metric: kl, evalset: [prose], direction: lower, margin: 0.05,
+     because: shows the divergence, tier: advisory}
 """
 
 

@@ -112,6 +112,7 @@ class Decision(Record):
     checks: tuple[CheckResult, ...]
     baseline: Arm
     candidate: Arm
+    anchor: Arm | None = Field(default=None, description="the release that cumulative margins count from")
     changes: tuple[Change, ...]
     intends: tuple[str, ...] = ()
     policy: Digest

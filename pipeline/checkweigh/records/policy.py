@@ -33,6 +33,10 @@ class Check(Record):
     min_items: int = Field(default=100, ge=1)
     min_clusters: int = Field(default=40, ge=2)
     tier: Tier
+    against: Literal["baseline", "anchor"] = Field(
+        default="baseline",
+        description="anchor: the policy's anchor release, with a margin for all changes since",
+    )
     where: dict[str, str] = Field(
         default_factory=dict, description="only items with these tags; {stratum: name}"
     )
@@ -69,6 +73,10 @@ class Check(Record):
             )
         if metric.estimator == "divergence" and self.kind != "non_inferiority":
             raise ValueError(f"kind non_inferiority for {self.metric}")
+        if self.against == "anchor" and metric.estimator in ("blocks", "divergence"):
+            raise ValueError(f"against baseline for {self.metric}, which only two running arms have")
+        if self.against == "anchor" and self.kind == "absolute":
+            raise ValueError("against baseline for an absolute check, which compares with no other arm")
         if self.statistic not in metric.statistics:
             raise ValueError(f"statistic {' or '.join(metric.statistics)} for {self.metric}")
         if bool(self.evalset) != bool(metric.kinds):
@@ -116,6 +124,9 @@ class Policy(Record):
     failure_margin: float = Field(
         default=0.01, gt=0, le=0.2, description="implicit critical check on failed items"
     )
+    anchor: str | None = Field(
+        default=None, min_length=1, description="manifest of the anchor release, relative to the policy"
+    )
     checks: tuple[Check, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -127,6 +138,8 @@ class Policy(Record):
             raise ValueError(f"no check named '{FAILURES}': it is implicit in every policy")
         if not any(check.tier == "critical" for check in self.checks):
             raise ValueError("at least one critical check: a policy of advisory checks gates nothing")
+        if (self.anchor is None) == any(check.against == "anchor" for check in self.checks):
+            raise ValueError("an anchor where checks are against it, and only there")
         for check in self.checks:
             self._timed(check)
         if self.looks != (1.0,):

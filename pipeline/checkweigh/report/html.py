@@ -149,7 +149,8 @@ def _card(pair: ItemPair) -> Card:
 def _pins(decision: Decision) -> list[tuple[str, str]]:
     """(what, digest) of everything the decision rests on."""
     found = [(f"policy {decision.policy_name}", decision.policy)]
-    for label, arm in (("baseline", decision.baseline), ("candidate", decision.candidate)):
+    arms = (("baseline", decision.baseline), ("anchor", decision.anchor), ("candidate", decision.candidate))
+    for label, arm in ((label, arm) for label, arm in arms if arm is not None):
         found += [(f"{label}: {what}", digest) for what, digest in _arm_pins(arm)]
     found += [(f"set {name}", digest) for name, digest in sorted(decision.evalsets.items())]
     return found

@@ -25,13 +25,13 @@ from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError
 from checkweigh.files import lock
 from checkweigh.measure import host
-from checkweigh.measure.timing import run_pairs
+from checkweigh.measure.timing import ARMS, run_pairs
 from checkweigh.noise import floor_of
 from checkweigh.pairing import pair
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.decision import Arm, Decision, DivergenceSummary, Verdict
-from checkweigh.records.evalset import Generation, Message
+from checkweigh.records.evalset import EvalSet, Generation, Message
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun, Scored
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
@@ -56,7 +56,7 @@ def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | Non
     started = host.now()
     _clear(out)
     runs = _runs(inputs, out, progress, timeouts)
-    records: dict[str, Records] = {"baseline": {}, "candidate": {}}
+    records: dict[str, Records] = {"baseline": {}, "candidate": {}, "anchor": {}}
     paired: PairedRun | None = None
     divergences = Divergences()
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | Non
             stack.callback(run.close)
         try:
             for role, run in runs.items():
-                run.measure_all(inputs.evalsets, records[role])
+                run.measure_all(_asked(inputs, role), records[role])
                 run.close()
             divergences = _diverge(inputs, runs, records)
             paired = _time(inputs, runs, records, progress)
@@ -97,11 +97,20 @@ def _runs(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | No
             role=role, resolved=resolved, store=store, logs=out / "logs", progress=progress,
             deadline=deadline, timeouts=timeouts,
         )
-        for role, resolved in (("baseline", inputs.baseline), ("candidate", inputs.candidate))
+        for role, resolved in (
+            ("baseline", inputs.baseline), ("anchor", inputs.anchor), ("candidate", inputs.candidate),
+        )
+        if resolved is not None
     }  # fmt: skip
-    if runs["baseline"].pins == runs["candidate"].pins:
+    if any(run.pins == runs["candidate"].pins for role, run in runs.items() if role != "candidate"):
         runs["candidate"].replicate = 1
     return runs
+
+
+def _asked(inputs: Inputs, role: str) -> tuple[EvalSet, ...]:
+    """The sets to measure an arm on; of the anchor only those that a check against it uses."""
+    names = {n for c in inputs.policy.checks if c.against == "anchor" for n in c.evalset}
+    return tuple(s for s in inputs.evalsets if role != "anchor" or s.card.name in names)
 
 
 def _prompts(inputs: Inputs, records: Mapping[str, Records]) -> list[tuple[Message, ...]]:
@@ -114,6 +123,7 @@ def _prompts(inputs: Inputs, records: Mapping[str, Records]) -> list[tuple[Messa
             if isinstance(o.outcome, Scored)
         }
         for role, sets in records.items()
+        if role != "anchor"
     }
     return [
         item.messages
@@ -143,7 +153,7 @@ def _time(
     ):
         while True:
             try:
-                arms = {role: run.survive(lambda arm: arm) for role, run in runs.items()}
+                arms = {str(role): runs[role].survive(lambda arm: arm) for role in ARMS}
             except EngineError:
                 if any(
                     run.unfit for run in runs.values()
@@ -222,7 +232,9 @@ def _compare(
     paired: PairedRun | None,
 ) -> Comparison:
     alpha = inputs.policy.error_budget.false_pass
-    valid = comparable(inputs.baseline.pins, inputs.candidate.pins)[check.metric]
+    other = inputs.anchor if check.against == "anchor" else inputs.baseline
+    assert other is not None
+    valid = comparable(other.pins, inputs.candidate.pins)[check.metric]
     if valid != "yes":
         return Inestimable(reason=valid)
     timed = METRICS[check.metric].estimator == "blocks"
@@ -241,7 +253,7 @@ def _compare(
             check, sets, divergences.records, divergences.why_absent,
             floor=_floor(check, inputs, records), alpha=alpha,
         )  # fmt: skip
-    sample = pair(check.metric, sets, records["baseline"], records["candidate"], where=check.where)
+    sample = pair(check.metric, sets, records[check.against], records["candidate"], where=check.where)
     return compare(check, sample, alpha=alpha)
 
 
@@ -251,7 +263,7 @@ def _absent(check: Check, runs: Mapping[str, ArmRun], records: Mapping[str, Reco
         f"{name} on the {role}"
         for role, run in runs.items()
         for name in check.evalset
-        if run.late and name not in records[role]
+        if role in (check.against, "candidate") and run.late and name not in records[role]
     ]
     return f"{' and '.join(missing)} was measured" if missing else ""
 
@@ -276,7 +288,7 @@ def _decision(
     manifests = inputs.baseline.manifest, inputs.candidate.manifest
     return Decision(
         verdict=judgement.verdict, reasons=judgement.reasons, checks=judgement.results,
-        baseline=arms["baseline"], candidate=arms["candidate"], changes=changes(*manifests),
+        baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"), changes=changes(*manifests),
         intends=manifests[1].intends, policy=inputs.policy.record_digest(), policy_name=inputs.policy.name,
         on_inconclusive=inputs.policy.on_inconclusive,
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},

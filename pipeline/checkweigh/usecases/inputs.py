@@ -33,6 +33,7 @@ class Inputs:
     policy: Policy
     evalsets: tuple[EvalSet, ...]
     calibrations: tuple[Calibration, ...] = ()
+    anchor: Resolved | None = None
 
 
 def read_inputs(
@@ -43,6 +44,10 @@ def read_inputs(
     rules = _try(wrong, lambda: read_policy(policy))
     sets = _sets(wrong, policy, rules) if rules else ()
     arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in (baseline, candidate)]  # type: ignore[misc]
+    anchor = None
+    if rules and rules.anchor and calibrated:
+        release = policy.resolve().parent / rules.anchor
+        anchor = _try(wrong, lambda: verify(release, progress))
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
@@ -52,11 +57,20 @@ def read_inputs(
     assert first is not None
     assert second is not None
     drift = undeclared(first.manifest, first.pins, second.manifest, second.pins)
+    if anchor:
+        drift += undeclared(anchor.manifest, anchor.pins, second.manifest, second.pins)
     if drift:
         raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
     calibrations = known(first.pins.record_digest()) if calibrated else ()
     _honest(rules, policy, sets, calibrations)
-    return Inputs(baseline=first, candidate=second, policy=rules, evalsets=sets, calibrations=calibrations)
+    return Inputs(
+        baseline=first,
+        candidate=second,
+        policy=rules,
+        evalsets=sets,
+        calibrations=calibrations,
+        anchor=anchor,
+    )
 
 
 def read_calibration_inputs(
