@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,11 +41,7 @@ class Partition:
     @classmethod
     def from_labels(cls, labels: Sequence[str]) -> Partition:
         """Items with equal labels are one cluster. A missing (empty) label is an error, never a cluster."""
-        index: dict[str, int] = {}
-        codes = np.fromiter((index.setdefault(label, len(index)) for label in labels), np.int64, len(labels))
-        if not all(isinstance(label, str) and label for label in index):
-            raise ValueError("every item needs a cluster label: a non-empty string")
-        return cls(codes, np.bincount(codes, minlength=len(index)))
+        return _from_labels(tuple(labels))
 
     @classmethod
     def singletons(cls, n: int) -> Partition:
@@ -81,3 +78,12 @@ class Partition:
         cells = (self.codes + self.clusters * np.arange(rows)[:, None]).ravel()
         totals = np.bincount(cells, weights=values.reshape(-1), minlength=rows * self.clusters)
         return totals.astype(np.float64).reshape((*lead, self.clusters))
+
+
+@lru_cache(maxsize=8)  # the checks of a policy ask for the same few partitions again and again
+def _from_labels(labels: tuple[str, ...]) -> Partition:
+    index: dict[str, int] = {}
+    codes = np.fromiter((index.setdefault(label, len(index)) for label in labels), np.int64, len(labels))
+    if not all(isinstance(label, str) and label for label in index):
+        raise ValueError("every item needs a cluster label: a non-empty string")
+    return Partition(codes, np.bincount(codes, minlength=len(index)))
