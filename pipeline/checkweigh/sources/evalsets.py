@@ -74,7 +74,7 @@ def load_evalset(folder: Path, progress: Progress = _silent) -> EvalSet:
         raise BadDocument(first_problems(problems, data.file))
     if problems := _counts(card, path, items):
         raise BadDocument(problems)
-    return EvalSet(card=_complete(card, items), items=items)
+    return EvalSet(card=complete(card, items), items=items)
 
 
 def draft(folder: Path, progress: Progress = _silent) -> Draft:
@@ -216,7 +216,7 @@ def _counts(card: Card, path: Path, items: tuple[Item, ...]) -> list[Problem]:
     ]
 
 
-def _complete(card: Card, items: tuple[Item, ...]) -> Card:
+def complete(card: Card, items: tuple[Item, ...]) -> Card:
     """The card with its counts; its digest is that of the items where a mapping stands between them and the file."""
     found: dict[str, object] = {
         "items": len(items),
