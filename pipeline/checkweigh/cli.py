@@ -135,6 +135,32 @@ def report(
     raise typer.Exit(decision.exit_code)
 
 
+evalset = typer.Typer(help="Evaluation sets: yours and the shipped ones.", no_args_is_help=True)
+app.add_typer(evalset, name="evalset")
+
+
+@evalset.command("check")
+def evalset_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a set, with its card.yaml")],
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST", help="its stored scores tell floor and ceiling")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List everything that is wrong or doubtful about a set, and its digest. Exit 0, or 2 with errors."""
+    import json
+
+    from checkweigh.usecases.evalset_check import check_evalset
+
+    with _bars() as bars:
+        checked = check_evalset(folder, baseline, bars.update)
+    if as_json:
+        print(json.dumps(checked.as_json(), indent=2))
+    else:
+        _console().print(checked.text(), markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(checked.exit_code)
+
+
 @app.command()
 def schema(kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, lock or decision")]) -> None:
     """Print the JSON Schema of a document, for editors."""

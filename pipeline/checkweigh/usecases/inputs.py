@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +43,7 @@ def read_inputs(
     """Policy, sets and manifests, verified. Raises BadInput with everything that is wrong, all at once."""
     wrong: list[BadInput] = []
     rules = _try(wrong, lambda: read_policy(policy))
-    sets = _sets(wrong, policy, rules) if rules else ()
+    sets = _sets(wrong, policy, rules, progress) if rules else ()
     arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in (baseline, candidate)]  # type: ignore[misc]
     anchor = None
     if rules and rules.anchor and calibrated:
@@ -103,9 +104,10 @@ def _try(wrong: list[BadInput], read: Callable[[], T]) -> T | None:
         return None
 
 
-def _sets(wrong: list[BadInput], path: Path, policy: Policy) -> tuple[EvalSet, ...]:
+def _sets(wrong: list[BadInput], path: Path, policy: Policy, progress: Progress) -> tuple[EvalSet, ...]:
     """The policy's sets that can be loaded; what the checks ask of them and cannot have is added to ``wrong``."""
-    found = [_try(wrong, lambda name=name: find_evalset(name, roots(path))) for name in policy.evalsets()]  # type: ignore[misc]
+    within = roots(path)
+    found = [_try(wrong, partial(find_evalset, name, within, progress)) for name in policy.evalsets()]
     sets = tuple(evalset for evalset in found if evalset is not None)
     problems = list(_misfits(policy, sets, complete=len(sets) == len(found)))
     if problems:
@@ -128,7 +130,8 @@ def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iter
         twins = [c.name for c in cards.values() if c.digest == card.digest]
         if card.name == twins[0] and len(twins) > 1:
             yield "checks", "sets with items of their own", f"the same items in {' and '.join(twins)}"
-    items = sum(card.items for card in cards.values())
+    items = sum(len(s.items) for s in sets)
+    strata = {s.card.name: sorted({item.stratum for item in s.items}) for s in sets}
     if cards and complete and items < FAILURE_ITEMS:
         wanted = f"sets with {FAILURE_ITEMS} items in all: the implicit check on failed items cannot pass with fewer"
         yield "checks", wanted, f"{items} items"
@@ -142,5 +145,6 @@ def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iter
             if card.kind not in metric.kinds:
                 wanted = f"a set of kind {' or '.join(metric.kinds)} for {check.metric}"
                 yield f"checks[{i}].evalset", wanted, f"{card.name} ({card.kind})"
-            if stratum is not None and stratum not in card.strata:
-                yield f"checks[{i}].where.stratum", f"one of {', '.join(card.strata)} of {card.name}", stratum
+            if stratum is not None and stratum not in strata[card.name]:
+                known = f"one of {', '.join(strata[card.name])} of {card.name}"
+                yield f"checks[{i}].where.stratum", known, stratum

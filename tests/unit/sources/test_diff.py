@@ -143,7 +143,7 @@ def test_another_vocabulary(make: Make) -> None:
     pins = make("one").pins
     answers = comparable(pins, pins.model_copy(update={"vocabulary": OTHER}))
     assert {metric for metric, answer in answers.items() if answer != "yes"} == {
-        "log_perplexity", "log_length", "tpot",
+        "log_perplexity", "kl", "log_length", "tpot",
     }  # fmt: skip
     assert "use bits_per_byte" in answers["log_perplexity"]
     assert answers["bits_per_byte"] == "yes"

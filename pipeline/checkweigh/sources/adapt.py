@@ -1,0 +1,145 @@
+"""A row of somebody's data -> a row of ours, by the card's ``columns``. Pure.
+
+Nothing is guessed: a cell that is null, of another type, or ambiguous is a problem, never a default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from checkweigh import canonical
+from checkweigh.records.columns import Columns
+from checkweigh.records.evalset import Card
+
+Row = dict[str, Any]
+Fault = tuple[str, str, str]  # column, expected, found
+DEFAULT_CHECK = "phrase"
+
+
+class _Bad(Exception):
+    def __init__(self, expected: str, found: object) -> None:
+        self.expected = expected
+        self.found = _shown(found)
+
+
+def adapt(card: Card, number: int, row: Row) -> tuple[Row, list[Fault]]:
+    """Our row, and what is wrong with theirs; ``number`` names a row without an id."""
+    assert card.columns is not None
+    columns = card.columns
+    ours: Row = {}
+    faults: list[Fault] = []
+
+    def take(field: str, read: Callable[[Any], Any]) -> None:
+        column = getattr(columns, field)
+        if column is None:
+            return
+        try:
+            cell = row.get(column)
+            if cell is None:
+                raise _Bad("a value", "null" if column in row else "nothing")
+            ours[field] = read(cell)
+        except _Bad as bad:
+            faults.append((column, bad.expected, bad.found))
+
+    for field in ("id", "cluster", "stratum"):
+        take(field, _label)
+    for field in ("text", "origin", "prompt"):
+        take(field, _text)
+    take("messages", _messages)
+    take("choices", _texts)
+    take("answer", lambda cell: _answer(cell, ours.get("choices", [])))
+    take("references", _references)
+    take("check", _mapping)
+    return _finished(card, columns, number, ours), faults
+
+
+def _finished(card: Card, columns: Columns, number: int, ours: Row) -> Row:
+    """With the defaults for what no column was named for, and in the shape of our own files."""
+    if columns.id is None:
+        ours["id"] = f"row-{number:06d}"
+    if columns.cluster is None and "id" in ours:
+        ours["cluster"] = ours["id"]
+    if columns.stratum is None:
+        ours["stratum"] = "all"
+    if "prompt" in ours:
+        ours["messages"] = [{"role": "user", "content": ours.pop("prompt")}]
+    if "references" in ours and card.scorer.name == "reply_check":
+        ours["check"] = {"kind": card.check or DEFAULT_CHECK, "values": ours.pop("references")}
+    return ours
+
+
+def _label(cell: Any) -> str:
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return str(cell)
+    return _text(cell, "text or a whole number")
+
+
+def _text(cell: Any, wanted: str = "text") -> str:
+    if not isinstance(cell, str):
+        raise _Bad(wanted, cell)
+    if not cell.strip():
+        raise _Bad(f"{wanted} that is not blank", cell)
+    return cell
+
+
+def _texts(cell: Any) -> list[str]:
+    if not isinstance(cell, list):
+        raise _Bad("a list of texts", cell)
+    return [_text(part, "a list of texts") for part in cell]
+
+
+def _messages(cell: Any) -> list[Row]:
+    """Turns without the nulls that a Parquet struct has for keys that a turn lacks; the record checks the rest."""
+    if not isinstance(cell, list) or not all(isinstance(turn, dict) for turn in cell):
+        raise _Bad("a list of {role, content}", cell)
+    return [_plain({key: value for key, value in turn.items() if value is not None}) for turn in cell]
+
+
+def _mapping(cell: Any) -> Row:
+    if not isinstance(cell, dict):
+        raise _Bad("a mapping {kind, values, pattern}", cell)
+    return _plain({key: value for key, value in cell.items() if value is not None})
+
+
+def _plain(value: Row) -> Row:
+    try:
+        canonical.dumps(value)
+    except (ValueError, TypeError) as error:
+        raise _Bad("plain JSON", str(error)) from None
+    return value
+
+
+def _references(cell: Any) -> list[str]:
+    """One right reply or several; a number counts as its shortest text."""
+    found = []
+    for part in cell if isinstance(cell, list) else [cell]:
+        if isinstance(part, bool) or not isinstance(part, str | int | float):
+            raise _Bad("text, a number, or a list of them", part)
+        if isinstance(part, float) and not math.isfinite(part):
+            raise _Bad("a finite number", part)
+        found.append(_text(part) if isinstance(part, str) else canonical.dumps(part))
+    if not found:
+        raise _Bad("at least one reference", cell)
+    return found
+
+
+def _answer(cell: Any, choices: list[str]) -> int:
+    """The index itself, or the one choice that the text equals."""
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return cell
+    if not isinstance(cell, str):
+        raise _Bad("an index into the choices, or one of them", cell)
+    places = {index for index, choice in enumerate(choices) if choice == cell}
+    if cell.isascii() and cell.isdecimal() and int(cell) < len(choices):
+        places.add(int(cell))
+    if len(places) != 1:
+        count = "none" if not places else "more than one"
+        raise _Bad("an index into the choices, or one of them", f"{_shown(cell)}, which is {count} of them")
+    return places.pop()
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) and value in ("null", "nothing") else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

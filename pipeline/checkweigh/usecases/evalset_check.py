@@ -1,0 +1,123 @@
+"""One evaluation set looked at before anything is measured with it: everything wrong or doubtful at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from checkweigh.errors import ExitCode, Problem
+from checkweigh.records.evalset import Item, Text
+from checkweigh.records.measurement import MeasurementSet, Scored
+from checkweigh.sources.cache import cache_root
+from checkweigh.sources.evalsets import Draft, complete, draft
+from checkweigh.sources.pin import verify
+from checkweigh.store import Store
+from checkweigh.usecases.arms import Progress
+from checkweigh.vetting import Finding, smallest_margin, vet
+
+SHOWN_IDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was found in one set. ``digest`` is the one its card should state."""
+
+    name: str
+    digest: str
+    pinned: bool
+    items: int
+    clusters: int
+    strata: dict[str, int]
+    margin: float | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """2 with an error, else 0: warnings are for the reader to judge."""
+        wrong = any(finding.severity == "error" for finding in self.findings)
+        return ExitCode.BAD_INPUT if wrong else ExitCode.PASS
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"schema": "checkweigh/evalset-check@1", **asdict(self), "exit_code": int(self.exit_code)}
+
+    def text(self) -> str:
+        """For people: errors first."""
+        order = ("error", "warning", "note")
+        lines = [_line(f) for severity in order for f in self.findings if f.severity == severity]
+        strata = ", ".join(f"{name} {count}" for name, count in self.strata.items())
+        lines.append(f"{self.name}: {self.items} items in {self.clusters} clusters ({strata})")
+        if self.margin is not None:
+            lines.append(f"smallest margin on a score of 0 or 1: about {100 * self.margin:.1f} points")
+        lines.append(f"digest: {self.digest}" + ("" if self.pinned else "   <- put this into card.yaml"))
+        return "\n".join(lines)
+
+
+def _line(finding: Finding) -> str:
+    ids = ", ".join(finding.items[:SHOWN_IDS]) + (", ..." if len(finding.items) > SHOWN_IDS else "")
+    return f"{finding.severity}: {finding.text}" + (f" [{ids}]" if ids else "")
+
+
+def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Checked:
+    """Steps: 1. read card and data, every problem kept; 2. the doubtful, with the baseline's scores where there are
+    any: those stored for the manifest ``baseline``, else those the card states. BadInput when there is nothing to
+    look at: no sound card, no data, a baseline that is not what is pinned."""
+    found = draft(folder, progress)
+    errors = [_error(problem) for problem in found.problems]
+    scores, notes = _scores(found, baseline, progress)
+    items = found.items
+    sized = items if items and not isinstance(items[0], Text) else ()
+    card = complete(found.card, items) if items else found.card
+    return Checked(
+        name=card.name, digest=found.digest, pinned=found.digest == found.card.digest, items=len(items),
+        clusters=len({item.cluster for item in items}), strata=dict(card.strata or {}) if items else {},
+        margin=smallest_margin(sized) if sized else None,
+        findings=(*errors, *vet(items, scores), *notes),
+    )  # fmt: skip
+
+
+def _error(problem: Problem) -> Finding:
+    rule = {"digest": "digest", "id": "duplicates"}.get(problem.path, "unsound")
+    if problem.expected == "items that are all different":
+        rule = "duplicates"
+    return Finding(severity="error", rule=rule, text=str(problem))
+
+
+def _scores(
+    found: Draft, baseline: Path | None, progress: Progress
+) -> tuple[dict[str, float], tuple[Finding, ...]]:
+    """Mean scores by stratum ('' for the whole set), and what is to be said about where they are from."""
+    if found.card.kind == "text":
+        return {}, ()
+    if baseline is None:
+        stated = found.card.baseline
+        if stated is None or "score" not in stated.metrics:
+            return {}, ()
+        return {"": stated.metrics["score"], **stated.by_stratum}, ()
+    pins = verify(baseline, progress).pins.record_digest()
+    card = complete(found.card, found.items)
+    records = Store(cache_root() / "store").find(pins=pins, evalset=card.digest, scorer=card.scorer)
+    if not records:
+        text = f"{baseline.stem} has not been measured on this set yet: nothing is known of floor and ceiling"
+        return {}, (Finding(severity="note", rule="not_measured", text=text),)
+    return _means(records[0], found.items)
+
+
+def _means(record: MeasurementSet, items: tuple[Item, ...]) -> tuple[dict[str, float], tuple[Finding, ...]]:
+    stratum_of = {item.id: item.stratum for item in items}
+    values: dict[str, list[float]] = defaultdict(list)
+    failed = []
+    for observation in record.observations:
+        outcome = observation.outcome
+        if isinstance(outcome, Scored) and "score" in outcome.values and observation.item in stratum_of:
+            values[""].append(outcome.values["score"])
+            values[stratum_of[observation.item]].append(outcome.values["score"])
+        else:
+            failed.append(observation.item)
+    notes: tuple[Finding, ...] = ()
+    if failed:
+        text = f"the baseline failed on {len(failed)} of {len(record.observations)} items"
+        notes = (Finding(severity="warning", rule="failed_items", text=text, items=tuple(failed)),)
+    return {name: sum(scores) / len(scores) for name, scores in values.items()}, notes
