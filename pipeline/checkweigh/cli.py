@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 policies = typer.Typer(help="Policies: what a change of one lets through.", no_args_is_help=True)
 app.add_typer(policies, name="policy")
+stores = typer.Typer(help="The measurement store: what it holds, and sweeping it.", no_args_is_help=True)
+app.add_typer(stores, name="store")
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -169,6 +171,63 @@ def schema(kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, 
     from checkweigh.usecases.stored import json_schema
 
     print(json.dumps(json_schema(kind), indent=2))
+
+
+@stores.command("ls")
+def store_ls(as_json: AsJson = False) -> None:
+    """List every measurement: what it is of, how far it came, what it takes."""
+    import json
+
+    from rich.console import Console
+
+    from checkweigh.report.store import listing
+    from checkweigh.usecases.housekeeping import entries, store_root
+
+    found = entries(store_root())
+    if as_json:
+        print(json.dumps([entry.as_json() for entry in found], indent=2))
+    else:
+        Console().print(listing(found), highlight=False)
+
+
+@stores.command("verify")
+def store_verify(as_json: AsJson = False) -> None:
+    """Check every record against its digests. Exit 2 when one is damaged."""
+    import json
+
+    from checkweigh.usecases.housekeeping import entries, store_root
+
+    found = entries(store_root())
+    damaged = [entry for entry in found if entry.state == "damaged"]
+    if as_json:
+        print(json.dumps([entry.as_json() for entry in damaged], indent=2))
+    for entry in damaged:
+        _say(f"damaged: {entry.path}: {entry.problem}")
+    _say(f"{len(found)} measurements, {len(damaged)} damaged")
+    raise typer.Exit(ExitCode.BAD_INPUT if damaged else ExitCode.PASS)
+
+
+@stores.command("gc")
+def store_gc(
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", min=0, help="also what was last changed before")
+    ] = None,
+    incomplete: Annotated[bool, typer.Option("--incomplete", help="also interrupted measurements")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say it, do not do it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove damaged records and leftovers; never what is being measured."""
+    import json
+
+    from checkweigh.numbers import size
+    from checkweigh.usecases.housekeeping import store_root, sweep
+
+    done = sweep(store_root(), older_than=older_than, incomplete=incomplete, dry_run=dry_run)
+    if as_json:
+        print(json.dumps([{"path": str(s.path), "bytes": s.bytes, "why": s.why} for s in done], indent=2))
+    for swept in done:
+        _say(f"{'would remove' if dry_run else 'removed'} {swept.path} ({size(swept.bytes)}): {swept.why}")
+    _say(f"{len(done)} things, {size(sum(s.bytes for s in done))}")
 
 
 @policies.command("diff")
