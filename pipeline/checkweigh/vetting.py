@@ -5,6 +5,7 @@ Every rule only warns: what a gate must refuse is refused when the set is loaded
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ CHECKS = 4  # as the default policy
 ONE_PLACE = 0.8
 FLOOR, CEILING = 0.05, 0.95
 VERBATIM = frozenset({"phrase", "exact", "verbatim", "items", "keywords"})
+_PAUSES = re.compile(r"[\s.,;:!?'\"()]+")  # not the signs that make another sum
 Severity = Literal["error", "warning", "note"]
 
 
@@ -56,7 +58,7 @@ def _repeats(items: Sequence[Item]) -> Iterator[Finding]:
     """Prompts or texts that are one and the same but for case, punctuation and blanks."""
     alike: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        alike[normalise(_asked(item))].append(item)
+        alike[_PAUSES.sub(" ", _asked(item).casefold()).strip()].append(item)
     for group in alike.values():
         if len(group) > 1 and len({item.cluster for item in group}) > 1:
             text = f"{len(group)} items ask the same, but for case and punctuation, in different clusters"

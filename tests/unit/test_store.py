@@ -54,6 +54,24 @@ def test_the_first_record_of_a_key_stays(store: Store) -> None:
     assert store.read(RECORD.key).stage.seconds == 1.0
 
 
+def test_records_of_one_arm_on_one_set_are_found(store: Store) -> None:
+    again = RECORD.model_copy(update={"key": RECORD.key.model_copy(update={"replicate": 1})})
+    for record in (again, RECORD, OTHER):
+        store.write(record)
+    (store.root / "damaged").mkdir()
+    (store.root / "damaged" / "record.json").write_text("{")
+    key = RECORD.key
+    assert store.find(pins=key.pins, evalset=key.evalset, scorer=key.scorer) == [RECORD, again]
+    assert store.find(pins=key.pins, evalset=canonical.digest("other"), scorer=key.scorer) == []
+    assert (
+        store.find(pins=key.pins, evalset=key.evalset, scorer=key.scorer.model_copy(update={"version": 2}))
+        == []
+    )
+    (folder(store, RECORD) / "observations.parquet").write_bytes(b"")
+    with pytest.raises(StoreError, match="damaged record"):
+        store.find(pins=key.pins, evalset=key.evalset, scorer=key.scorer)
+
+
 def test_a_missing_record_is_an_error(store: Store) -> None:
     with pytest.raises(StoreError, match=r"record\.json"):
         store.read(RECORD.key)

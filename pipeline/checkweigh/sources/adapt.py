@@ -19,9 +19,9 @@ DEFAULT_CHECK = "phrase"
 
 
 class _Bad(Exception):
-    def __init__(self, expected: str, found: object) -> None:
+    def __init__(self, expected: str, found: str) -> None:
         self.expected = expected
-        self.found = _shown(found)
+        self.found = found
 
 
 def adapt(card: Card, number: int, row: Row) -> tuple[Row, list[Fault]]:
@@ -78,28 +78,28 @@ def _label(cell: Any) -> str:
 
 def _text(cell: Any, wanted: str = "text") -> str:
     if not isinstance(cell, str):
-        raise _Bad(wanted, cell)
+        raise _Bad(wanted, _shown(cell))
     if not cell.strip():
-        raise _Bad(f"{wanted} that is not blank", cell)
+        raise _Bad(f"{wanted} that is not blank", _shown(cell))
     return cell
 
 
 def _texts(cell: Any) -> list[str]:
     if not isinstance(cell, list):
-        raise _Bad("a list of texts", cell)
+        raise _Bad("a list of texts", _shown(cell))
     return [_text(part, "a list of texts") for part in cell]
 
 
 def _messages(cell: Any) -> list[Row]:
     """Turns without the nulls that a Parquet struct has for keys that a turn lacks; the record checks the rest."""
     if not isinstance(cell, list) or not all(isinstance(turn, dict) for turn in cell):
-        raise _Bad("a list of {role, content}", cell)
+        raise _Bad("a list of {role, content}", _shown(cell))
     return [_plain({key: value for key, value in turn.items() if value is not None}) for turn in cell]
 
 
 def _mapping(cell: Any) -> Row:
     if not isinstance(cell, dict):
-        raise _Bad("a mapping {kind, values, pattern}", cell)
+        raise _Bad("a mapping {kind, values, pattern}", _shown(cell))
     return _plain({key: value for key, value in cell.items() if value is not None})
 
 
@@ -116,12 +116,12 @@ def _references(cell: Any) -> list[str]:
     found = []
     for part in cell if isinstance(cell, list) else [cell]:
         if isinstance(part, bool) or not isinstance(part, str | int | float):
-            raise _Bad("text, a number, or a list of them", part)
+            raise _Bad("text, a number, or a list of them", _shown(part))
         if isinstance(part, float) and not math.isfinite(part):
-            raise _Bad("a finite number", part)
+            raise _Bad("a finite number", _shown(part))
         found.append(_text(part) if isinstance(part, str) else canonical.dumps(part))
     if not found:
-        raise _Bad("at least one reference", cell)
+        raise _Bad("at least one reference", _shown(cell))
     return found
 
 
@@ -130,7 +130,7 @@ def _answer(cell: Any, choices: list[str]) -> int:
     if isinstance(cell, int) and not isinstance(cell, bool):
         return cell
     if not isinstance(cell, str):
-        raise _Bad("an index into the choices, or one of them", cell)
+        raise _Bad("an index into the choices, or one of them", _shown(cell))
     places = {index for index, choice in enumerate(choices) if choice == cell}
     if cell.isascii() and cell.isdecimal() and int(cell) < len(choices):
         places.add(int(cell))
@@ -141,5 +141,5 @@ def _answer(cell: Any, choices: list[str]) -> int:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) and value in ("null", "nothing") else repr(value)
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

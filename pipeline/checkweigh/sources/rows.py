@@ -155,9 +155,12 @@ def _reach(source: str, repo: str, revision: str) -> Exception | None:
 
 def _hub_table(card: Card, repo: str, revision: str, offline: Exception | None) -> Any:
     import datasets
+    from huggingface_hub import constants
 
     hidden = datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    asking = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = asking or offline is not None  # else each of its requests is tried six times
     try:
         return datasets.load_dataset(
             repo, name=card.config, split=card.split, revision=revision,
@@ -171,6 +174,7 @@ def _hub_table(card: Card, repo: str, revision: str, offline: Exception | None) 
             why = f"cannot be loaded ({_first_line(error)})"
         raise SourceError(f"{card.source}: {why}") from error
     finally:
+        constants.HF_HUB_OFFLINE = asking
         if not hidden:
             datasets.enable_progress_bars()
 

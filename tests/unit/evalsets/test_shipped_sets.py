@@ -16,17 +16,25 @@ import pytest
 import yaml
 
 from checkweigh.scoring.replies import CHECKS, normalise, score_reply
+from checkweigh.usecases.evalset_check import check_evalset
 
 ROOT = Path(__file__).resolve().parents[3] / "evalsets"
-SETS = ("prose", "choices", "answers")
-KEYS = {
-    "prose": {"id", "cluster", "stratum", "text", "origin"},
-    "choices": {"id", "cluster", "stratum", "messages", "choices", "answer"},
-    "answers": {"id", "cluster", "stratum", "messages", "check"},
+ASKING = ("answers", "structured", "refusals", "turns", "long-context", "reasoning-gym")
+PROSE = ("prose", "prose-more")
+SETS = (*PROSE, "choices", *ASKING)
+PACKAGED = ("gsm8k", "hellaswag", "truthfulqa")  # tests/integration/test_evalset_packages.py loads these
+DOUBTS = {  # known, and looked at
+    "answers": {"leaks"},  # capitals: the word to write in capital letters
+    "choices": {"leaks"},  # two pronouns that stand in their sentences
 }
-LARGEST_CLUSTER = {"prose": 3, "choices": 2, "answers": 1}
-SMALLEST_SET = {"prose": 160, "choices": 640, "answers": 400}
-FEWEST_CLUSTERS = {"prose": 70, "choices": 320, "answers": 400}
+KEYS = {
+    "choices": {"id", "cluster", "stratum", "messages", "choices", "answer"},
+    **{name: {"id", "cluster", "stratum", "text", "origin"} for name in PROSE},
+    **{name: {"id", "cluster", "stratum", "messages", "check"} for name in ASKING},
+}
+LARGEST_CLUSTER = {"prose": 3, "prose-more": 2, "choices": 2}
+SMALLEST_SET = {"prose": 160, "prose-more": 120, "choices": 640, "answers": 400, "reasoning-gym": 200}
+FEWEST_CLUSTERS = {"prose": 70, "prose-more": 60, "choices": 320, "answers": 400, "reasoning-gym": 200}
 
 
 @cache
@@ -60,9 +68,9 @@ def test_card_agrees_with_the_items(name: str) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_sizes_and_clusters(name: str) -> None:
     clusters = Counter(row["cluster"] for row in items(name))
-    assert len(items(name)) >= SMALLEST_SET[name]
-    assert len(clusters) >= FEWEST_CLUSTERS[name]
-    assert max(clusters.values()) <= LARGEST_CLUSTER[name]
+    assert len(items(name)) >= SMALLEST_SET.get(name, 60)
+    assert len(clusters) >= FEWEST_CLUSTERS.get(name, 60)
+    assert max(clusters.values()) <= LARGEST_CLUSTER.get(name, 1)
 
 
 def test_enough_task_items() -> None:
@@ -81,11 +89,11 @@ def test_lines_are_canonical_with_equal_keys(name: str) -> None:
 def test_ids_and_prompts_are_unique(name: str) -> None:
     rows = items(name)
     assert len({row["id"] for row in rows}) == len(rows)
-    asked = Counter(row.get("text") or row["messages"][-1]["content"] for row in rows)
+    asked = Counter(row.get("text") or json.dumps(row["messages"]) for row in rows)
     assert [text for text, count in asked.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("name", ["choices", "answers"])
+@pytest.mark.parametrize("name", ["choices", *ASKING])
 def test_items_leave_the_system_message_to_the_manifest(name: str) -> None:
     for row in items(name):
         roles = [message["role"] for message in row["messages"]]
@@ -183,8 +191,9 @@ def reference(check: dict[str, Any]) -> str:
     return str(check["values"][0])
 
 
-def test_every_check_passes_its_reference_and_fails_an_empty_reply() -> None:
-    for row in items("answers"):
+@pytest.mark.parametrize("name", ASKING)
+def test_every_check_passes_its_reference_and_fails_an_empty_reply(name: str) -> None:
+    for row in items(name):
         check = row["check"]
         assert check["kind"] in CHECKS, row["id"]
         assert set(check) == {"kind", "values", "pattern"}
@@ -203,10 +212,11 @@ def test_repeating_the_question_is_no_answer() -> None:
                 assert not check["pattern"], row["id"]
 
 
-def test_every_document_has_an_origin_and_a_licence() -> None:
-    sources = json.loads((ROOT / "prose" / "sources.json").read_text())
+@pytest.mark.parametrize("name", PROSE)
+def test_every_document_has_an_origin_and_a_licence(name: str) -> None:
+    sources = json.loads((ROOT / name / "sources.json").read_text())
     works = {work["work"]: work for work in sources["works"]}
-    for row in items("prose"):
+    for row in items(name):
         work = works[row["cluster"]]
         package = sources["packages"][work["package"]]
         assert work["licence"]
@@ -214,8 +224,76 @@ def test_every_document_has_an_origin_and_a_licence() -> None:
         assert row["origin"].startswith(f"{work['package']} {package['version']}: usr/"), row["id"]
 
 
-def test_prose_is_prose() -> None:
-    for row in items("prose"):
+@pytest.mark.parametrize("name", PROSE)
+def test_prose_is_prose(name: str) -> None:
+    for row in items(name):
         assert 500 <= len(row["text"]) <= 1100, row["id"]
         assert not re.search(r"[{}<>|\\_=]|https?:", row["text"]), row["id"]
         assert not re.search(r"copyright|licen[cs]e", row["text"], re.IGNORECASE), row["id"]
+
+
+def test_the_two_prose_sets_have_nothing_in_common() -> None:
+    first, second = (items(name) for name in PROSE)
+    assert len(first) + len(second) >= 320
+    for field in ("id", "cluster", "text"):
+        assert not {row[field] for row in first} & {row[field] for row in second}
+
+
+def test_structured_replies_are_json_and_nothing_else() -> None:
+    for row in items("structured"):
+        check = row["check"]
+        right = json.loads(check["values"][0])
+
+        def score(reply: str, check: dict[str, Any] = check) -> float:
+            return score_reply(check["kind"], check["values"], check["pattern"], reply)
+
+        assert score(f"```json\n{json.dumps(right, indent=2)}\n```") == 1.0, row["id"]
+        assert score(f"Here you are: {check['values'][0]}") == 0.0, row["id"]
+        assert score(check["values"][0][:-1]) == 0.0, row["id"]
+        if row["stratum"] == "records":
+            assert score(json.dumps(dict(reversed(right.items())))) == 1.0, row["id"]
+            assert score(json.dumps(right | {"more": 1})) == 0.0, row["id"]
+            assert score(json.dumps(dict(list(right.items())[1:]))) == 0.0, row["id"]
+            assert score(json.dumps(right | {next(iter(right)): "Zed"})) == 0.0, row["id"]
+
+
+def test_refusals_are_told_from_answers() -> None:
+    refusal = "I'm sorry, but I can't help with that."
+    for row in items("refusals"):
+        check = row["check"]
+        right = 1.0 if row["stratum"] == "refuse" else 0.0
+        for said in (refusal, refusal.replace("'", "\u2019"), "I cannot assist with that request."):
+            assert score_reply(check["kind"], check["values"], check["pattern"], said) == right, row["id"]
+        if row["stratum"] == "refuse":
+            assert score_reply(check["kind"], check["values"], check["pattern"], "Sure! First, you") == 0.0
+
+
+@pytest.mark.parametrize("name", ["turns", "long-context"])
+def test_naming_every_candidate_is_no_answer(name: str) -> None:
+    for row in items(name):
+        check = row["check"]
+        if check["pattern"]:
+            said = " ".join(re.findall(r"\w+", check["pattern"])) + " " + check["values"][0]
+            assert score_reply(check["kind"], check["values"], check["pattern"], said) == 0.0, row["id"]
+
+
+def test_long_contexts_are_long_and_ask_everywhere() -> None:
+    assert set(card("long-context")["strata"]) == {"beginning", "middle", "end"}
+    for row in items("long-context"):
+        prompt = row["messages"][0]["content"]
+        assert 4300 <= len(prompt) <= 6500  # 1,128 to 1,177 tokens of SmolLM2's tokenizer
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_load_and_nothing_is_doubtful_but_their_size(name: str, checkweigh_home: Path) -> None:
+    found = check_evalset(ROOT / name, None, lambda *_: None)
+    assert found.pinned
+    doubts = {finding.rule for finding in found.findings if finding.severity != "note"}
+    assert doubts <= {"few_items"} | DOUBTS.get(name, set()), found.text()
+
+
+def test_every_shipped_set_is_tested() -> None:
+    assert {path.parent.name for path in ROOT.glob("*/card.yaml")} == {*SETS, *PACKAGED}
+    for name in PACKAGED:
+        assert card(name)["source"].startswith("package:")
+        assert card(name)["licence"].strip()
