@@ -6,13 +6,18 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.core import TyperGroup
 
 from checkweigh.cli import app
 from checkweigh.records.metrics import METRICS
-from checkweigh.sources.documents import read_manifest, read_policy
+from checkweigh.sources.documents import read_card, read_manifest, read_policy
+from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.pin import quiet
+from checkweigh.usecases.evalset_check import check_evalset
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
@@ -67,3 +72,34 @@ def test_shipped_policies_are_sound(path: Path) -> None:
 def test_shipped_manifests_are_sound_and_locked(path: Path) -> None:
     assert read_manifest(path).name == path.stem
     assert path.with_suffix(".lock.json").exists()
+
+
+@pytest.mark.usefixtures("checkweigh_home")
+def test_the_ten_line_card_is_enough(tmp_path: Path) -> None:
+    (card,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/evalsets.md").read_text(), re.DOTALL)
+    assert len(card.splitlines()) == 10
+    folder = tmp_path / "support"
+    folder.mkdir()
+    (folder / "card.yaml").write_text(card)
+    pq.write_table(
+        pa.table({"question": ["Which day?", "Where?"], "answer": ["Monday", "Oslo"]}),
+        folder / "tickets.parquet",
+    )
+    checked = check_evalset(folder, None, quiet)
+    assert (checked.exit_code, checked.items) == (2, 2)
+    (folder / "card.yaml").write_text(card.replace("sha256:" + "0" * 64, checked.digest))
+    found = load_evalset(folder)
+    assert [item.id for item in found.items] == ["row-000001", "row-000002"]
+
+
+def test_the_table_of_sets_is_what_is_shipped() -> None:
+    rows = re.findall(
+        r"^\| (`[a-z0-9, `-]+`) \| [^|]+ \| ([0-9, a-z]+) \|$", (ROOT / "docs/evalsets.md").read_text(), re.M
+    )
+    documented = {}
+    for names, counts in rows:
+        sizes = [int(count) for count in re.findall(r"\d+", counts)]
+        listed = re.findall(r"`([^`]+)`", names)
+        documented.update(zip(listed, sizes * len(listed) if len(sizes) == 1 else sizes, strict=False))
+    cards = {path.parent.name: read_card(path).items for path in (ROOT / "evalsets").glob("*/card.yaml")}
+    assert documented == cards

@@ -165,7 +165,6 @@ def _hub_table(card: Card, repo: str, revision: str, offline: Exception | None) 
         return datasets.load_dataset(
             repo, name=card.config, split=card.split, revision=revision,
             cache_dir=str(cache_root() / "datasets" / "hub" / canonical.short(canonical.digest(card.source))),
-            download_config=datasets.DownloadConfig(local_files_only=True) if offline else None,
         )  # fmt: skip
     except Exception as error:  # datasets raises its own, the hub's, pyarrow's and plain ValueErrors
         if offline:
