@@ -148,7 +148,12 @@ def _mlflow() -> None:
 
 
 @later.command()
-def sync(mlflow: Mlflow = None, as_json: AsJson = False) -> None:
+def sync(
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="send all of it here, not where it was meant to go")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Send what waits in the outbox. Exit 4 when something still waits."""
     import json
 

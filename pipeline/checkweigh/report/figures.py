@@ -26,5 +26,5 @@ def _alone(plot: Markup) -> str:
     css = (files("checkweigh.report") / "templates" / "report.css").read_text()
     # The page's own ground: a viewer's may have the colour of the text.
     style = Markup("<style>{} svg {{ background: var(--card); }}</style>").format(css)
-    head, end, rest = str(plot).partition(">")
-    return head + end + style + rest
+    head, end, rest = plot.partition(">")  # three Markups: joined to a str they would be escaped
+    return str(head + end + style + rest)

@@ -14,6 +14,7 @@ from checkweigh.report.safe import one_line
 from checkweigh.sources.cache import cache_root
 
 OFF = "none"
+VARIABLE = "CHECKWEIGH_MLFLOW"  # the environment's --mlflow
 INSTALL = "pip install 'checkweigh[mlflow]'"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "file")
 _SECRET_NAME = re.compile(r"TOKEN(?!IZERS)|PASSWORD|SECRET|CREDENTIAL|_KEY$", re.I)

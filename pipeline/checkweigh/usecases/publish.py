@@ -13,7 +13,7 @@ from checkweigh.sinks import outbox
 from checkweigh.sinks.child import Delivery, deliver
 from checkweigh.sinks.content import Finished, bundle
 from checkweigh.sinks.table import TABLE, table
-from checkweigh.sinks.target import INSTALL, OFF, Target, resolve, scrub
+from checkweigh.sinks.target import INSTALL, OFF, VARIABLE, Target, installed, resolve, scrub
 
 EXPERIMENT = "checkweigh"
 LATER = "it waits in the outbox: checkweigh mlflow sync"
@@ -60,9 +60,12 @@ def sync(option: str | None, say: Say) -> Mapping[str, list[dict[str, str]]]:
 
     BadInput when MLflow is not installed or ``option`` is no address. An MLflow that does not answer is asked once.
     """
-    target = resolve(option)
-    if option == OFF or target is None:
-        raise BadInput(f"mlflow sync: nowhere to send to; name --mlflow URI ({INSTALL} if it is missing)")
+    if not installed():
+        raise BadInput(f"mlflow sync: MLflow is not installed here; {INSTALL}")
+    if option == OFF:
+        raise BadInput("mlflow sync --mlflow: expected an address, found 'none'")
+    own = os.environ.get(VARIABLE)
+    target = resolve(option or (own if own != OFF else None))  # knows what had to be left out of an address
     sent: list[dict[str, str]] = []
     left: list[dict[str, str]] = []
     silent: set[str] = set()
@@ -75,13 +78,13 @@ def sync(option: str | None, say: Say) -> Mapping[str, list[dict[str, str]]]:
     return {"sent": sent, "waiting": left}
 
 
-def _again(folder: Path, target: Target, named: bool, silent: set[str]) -> Delivery:
+def _again(folder: Path, target: Target | None, named: bool, silent: set[str]) -> Delivery:
     """One more attempt, unless its MLflow did not answer a moment ago."""
     try:
         waiting = outbox.read(folder)
     except CheckweighError as error:
-        return Delivery(sent=False, reachable=True, text=scrub(str(error), target.uri))
-    if not named and waiting.destination != target.shown:
+        return Delivery(sent=False, reachable=True, text=scrub(str(error)))
+    if target is None or (not named and waiting.destination != target.shown):
         if waiting.secret:
             said = f"{waiting.destination} needs what was left out of its address; name it with --mlflow URI"
             return Delivery(sent=False, reachable=True, text=said)
