@@ -25,6 +25,8 @@ SENTENCES = [
     "system user assistant red blue green one two three four five",
 ]
 WriteManifest = Callable[..., Path]
+# Sending a gate to MLflow costs seconds: only tests that say so do it.
+os.environ["CHECKWEIGH_MLFLOW"] = "none"
 
 
 def missing(what: str) -> None:

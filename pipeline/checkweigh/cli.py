@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from checkweigh.progress import Bars
     from checkweigh.records.decision import Decision
+    from checkweigh.sinks.content import Finished
 
 app = typer.Typer(
     name="checkweigh",
@@ -40,6 +41,13 @@ ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manife
 Baseline = Annotated[Path, typer.Argument(metavar="BASELINE", help="manifest of what serves now")]
 Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
 PolicyPath = Annotated[Path, typer.Option("--policy", metavar="P", help="checks and margins")]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow", metavar="URI", envvar="CHECKWEIGH_MLFLOW",
+        help="where the result is sent, or none; default: MLFLOW_TRACKING_URI, else a store of this machine",
+    ),
+]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 
 
@@ -49,17 +57,24 @@ def gate(
     candidate: Candidate,
     policy: PolicyPath = Path("gates/default.yaml"),
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/CANDIDATE-NAME")] = None,
+    mlflow: Mlflow = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
+    from checkweigh.sinks.target import resolve
     from checkweigh.usecases.gate import gate as run
     from checkweigh.usecases.inputs import read_inputs
+    from checkweigh.usecases.publish import publish
 
     out = out or Path("runs") / candidate.stem
+    target = resolve(mlflow)
+    finished: list[Finished] = []
     with _bars() as bars:
         inputs = read_inputs(baseline, candidate, policy, bars.update)
-        decision = run(inputs, out, bars.update)
+        decision = run(inputs, out, bars.update, tell=finished.append)
     _show(decision, out, as_json)
+    if target is not None:
+        publish(finished[0], out, target, _say)
     raise typer.Exit(decision.exit_code)
 
 
@@ -252,6 +267,33 @@ def policy_diff(
     if not found:
         _say("nothing got looser")
     raise typer.Exit(ExitCode.PASS if all(line.excused for line in found) else ExitCode.BLOCK)
+
+
+later = typer.Typer(name="mlflow", help="What concerns MLflow.", no_args_is_help=True)
+app.add_typer(later)
+
+
+@later.callback()
+def _mlflow() -> None:
+    """What concerns MLflow: results that could not be sent."""
+
+
+@later.command()
+def sync(
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="send all of it here, not where it was meant to go")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send what waits in the outbox. Exit 4 when something still waits."""
+    import json
+
+    from checkweigh.usecases.publish import sync as run
+
+    found = run(mlflow, _say)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    raise typer.Exit(ExitCode.BROKEN if found["waiting"] else ExitCode.PASS)
 
 
 def _version(value: bool) -> None:

@@ -53,7 +53,7 @@ def page(decision: Decision, pairs: Sequence[ItemPair]) -> str:
         d=decision, rows=rows, deciding=view.deciding(decision), headline=view.HEADLINE[decision.verdict],
         notes=view.notes(decision), settling=view.settling(decision), retry=view.RETRY_NOTE,
         p_note=view.P_NOTE, bounds_head=view.bounds_head(decision),
-        forest=_forest(rows), lengths=_lengths(pairs), strata=_strata(pairs), timing=_timing(decision),
+        **plots_of(decision, rows, pairs),
         cards=[_card(pair) for pair in worst(pairs, _ITEMS)], compared=len(pairs), pins=_pins(decision),
         exit_code=int(decision.exit_code),
     )  # fmt: skip
@@ -78,10 +78,19 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _forest(rows: Sequence[view.Row]) -> Plot | None:
+def plots_of(
+    decision: Decision, rows: Sequence[view.Row], pairs: Sequence[ItemPair]
+) -> dict[str, list[Plot]]:
+    """All plots by kind; a kind without data is an empty list."""
+    return {
+        "forest": _forest(rows), "lengths": _lengths(pairs), "strata": _strata(pairs), "timing": _timing(decision),
+    }  # fmt: skip
+
+
+def _forest(rows: Sequence[view.Row]) -> list[Plot]:
     if not rows:
-        return None
-    return Plot(caption="", wide=forest(rows, "forest"), narrow=forest(rows, "forest-n", narrow=True))
+        return []
+    return [Plot(caption="", wide=forest(rows, "forest"), narrow=forest(rows, "forest-n", narrow=True))]
 
 
 def _lengths(pairs: Sequence[ItemPair]) -> list[Plot]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from checkweigh.records.evalset import EvalSet, Generation, Message
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun, Scored
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
+from checkweigh.sinks.content import ArmEvidence, Finished
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.diff import changes, comparable
 from checkweigh.store import Store
@@ -51,8 +52,21 @@ OUTPUTS = ("junit.xml", "summary.md", "report.html")  # decision.json is the rep
 Records = dict[str, MeasurementSet]
 
 
-def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None = None) -> Decision:
-    """Measure, compare, decide; writes decision.json, report.html, junit.xml and summary.md below ``out``."""
+def _nobody(found: Finished) -> None:
+    """Nobody else is told."""
+
+
+def gate(
+    inputs: Inputs,
+    out: Path,
+    progress: Progress,
+    timeouts: Timeouts | None = None,
+    tell: Callable[[Finished], None] = _nobody,
+) -> Decision:
+    """Measure, compare, decide; writes decision.json, report.html, junit.xml and summary.md below ``out``.
+
+    ``tell`` hears of the finished gate when all of that is written.
+    """
     started = host.now()
     _clear(out)
     runs = _runs(inputs, out, progress, timeouts)
@@ -76,6 +90,13 @@ def gate(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | Non
     decision = _decision(inputs, runs, records, divergences, paired, judgement, started)
     pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
     report.write_all(decision, pairs, out)
+    arms = {
+        str(role): ArmEvidence(
+            manifest=runs[role].resolved.manifest, pins=runs[role].resolved.pins, records=records[role]
+        )
+        for role in ARMS
+    }
+    tell(Finished(decision=decision, arms=arms, evalsets=inputs.evalsets, pairs=pairs))
     return decision
 
 

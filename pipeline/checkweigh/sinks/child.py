@@ -1,0 +1,90 @@
+"""Runs the sender in a process of its own, under a hard limit: whatever MLflow does, a gate goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkweigh
+from checkweigh.sinks.mlflow import UNREACHABLE
+from checkweigh.sinks.target import Target, scrub
+
+SECONDS = 60
+LIMIT = "CHECKWEIGH_MLFLOW_SECONDS"  # environment: another limit
+# MLflow's own patience is minutes for every request; the user's settings come first.
+QUICK = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What came of one attempt. ``text`` is for people: harmless, without secrets."""
+
+    sent: bool
+    reachable: bool
+    text: str
+
+
+def seconds() -> float:
+    """The limit of one attempt."""
+    with suppress(ValueError):
+        return max(1.0, float(os.environ.get(LIMIT, SECONDS)))
+    return SECONDS
+
+
+def deliver(folder: Path, target: Target) -> Delivery:
+    """Send one folder of the outbox, for as long as the limit allows."""
+    limit = seconds()
+    own = {"PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1]), "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "checkweigh.sinks.mlflow"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=QUICK | dict(os.environ) | own, start_new_session=True,
+    )  # fmt: skip
+    asked = json.dumps({"uri": target.uri, "folder": str(folder), "seconds": limit})
+    try:
+        out, err = process.communicate(asked.encode(), timeout=limit)
+    except subprocess.TimeoutExpired:
+        return Delivery(sent=False, reachable=False, text=f"no answer that could be used in {limit:g} s")
+    finally:
+        _end(process)
+    if process.returncode == 0:
+        return Delivery(sent=True, reachable=True, text=_where(out, target))
+    lines = err.decode("utf-8", "replace").strip().splitlines() or ["it ended without a word"]
+    why = scrub(lines[-1], target.uri)
+    return Delivery(sent=False, reachable=process.returncode != UNREACHABLE, text=why)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it and all it started, and reap it."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def _where(out: bytes, target: Target) -> str:
+    """Where the run can be looked at."""
+    sent = json.loads(out) if out.strip() else {}
+    if not sent:
+        return f"{target.shown} (already there)"
+    if target.shown.startswith("http"):
+        return f"{target.shown.rstrip('/')}/#/experiments/{sent['experiment']}/runs/{sent['run']}"
+    return f"{target.shown} (run {sent['run']})"

@@ -1,0 +1,271 @@
+"""A finished gate as MLflow runs: the gate, and below it one run an arm. Pure.
+
+Params are what was pinned, tags the verdict and every digest, metrics the numbers. Differences stand in the
+metric's own direction (candidate minus baseline), as in the reports; what could not be estimated is absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from checkweigh import canonical, numbers
+from checkweigh.records.comparison import Estimate, Inestimable
+from checkweigh.records.decision import Arm, CheckResult, Decision
+from checkweigh.records.evalset import Card, EvalSet
+from checkweigh.records.manifest import Manifest, Pins
+from checkweigh.records.measurement import MeasurementSet, Scored
+from checkweigh.report import view
+from checkweigh.report.items import ItemPair
+from checkweigh.report.markdown import summary
+from checkweigh.report.safe import one_line
+from checkweigh.sinks.outbox import Bundle, DatasetInput, Run
+from checkweigh.sinks.table import TABLE
+from checkweigh.sinks.target import Target
+
+PREFIX = "checkweigh."
+DECISION, ROLE, COMPLETE = PREFIX + "decision", PREFIX + "role", PREFIX + "complete"
+_NAME = 250  # MLflow's limits, with room: characters of a name, of a param or tag, of a run's description
+_VALUE = 2000
+_NOTE = 7000
+_DIGEST = 36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmEvidence:
+    """One arm: what was pinned and what was measured, by set."""
+
+    manifest: Manifest
+    pins: Pins
+    records: Mapping[str, MeasurementSet]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A gate that has decided, with what its decision rests on. ``arms`` by role."""
+
+    decision: Decision
+    arms: Mapping[str, ArmEvidence]
+    evalsets: tuple[EvalSet, ...]
+    pairs: Sequence[ItemPair]
+
+
+def bundle(found: Finished, target: Target, experiment: str, files: Sequence[str]) -> Bundle:
+    """Everything MLflow is to hold of a finished gate."""
+    decision = found.decision
+    roles = (("baseline", decision.baseline), ("candidate", decision.candidate))
+    return Bundle(
+        decision=decision.record_digest(), verdict=decision.verdict, experiment=experiment,
+        destination=target.shown, secret=target.secret,
+        started=_ms(decision.provenance.started), ended=_ms(decision.provenance.ended),
+        runs=(_gate(decision), *(_arm(role, arm, found) for role, arm in roles)),
+        datasets=tuple(_dataset(evalset.card) for evalset in found.evalsets), files=tuple(files),
+    )  # fmt: skip
+
+
+def key(name: str) -> str:
+    """A name that MLflow takes for params, tags and metrics: ASCII letters, digits and ``_ - . / :`` or blanks."""
+    return re.sub(r"[^A-Za-z0-9_\-./: ]", "_", name)[:_NAME]
+
+
+def flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, text) of every leaf of a JSON-like value; empty ones left out."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from flat(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, str):
+        yield path, value
+    elif value not in (None, [], ()):
+        yield path, json.dumps(value, ensure_ascii=False)
+
+
+def _texts(pairs: Mapping[str, str]) -> dict[str, str]:
+    return {key(name): one_line(value, _VALUE) for name, value in pairs.items()}
+
+
+def _ms(iso: str) -> int:
+    return round(datetime.fromisoformat(iso).timestamp() * 1000)
+
+
+def _gate(decision: Decision) -> Run:
+    arms = {"baseline": decision.baseline, "candidate": decision.candidate}
+    params = {"policy": decision.policy_name} | {role: arm.name for role, arm in arms.items()}
+    params |= {f"change.{c.path}": f"{c.baseline} -> {c.candidate}" for c in decision.changes}
+    tags = _common(decision, "gate") | {
+        f"{PREFIX}policy": decision.policy,
+        f"{PREFIX}policy_name": decision.policy_name,
+        f"{PREFIX}exit_code": str(int(decision.exit_code)),
+        f"{PREFIX}hardware": decision.provenance.hardware,
+        **{PREFIX + role: arm.name for role, arm in arms.items()},
+        **{f"{PREFIX}evalset.{name}": digest for name, digest in decision.evalsets.items()},
+        **{PREFIX + f"{role}.{n}": d for role, arm in arms.items() for n, d in _digests(arm).items()},
+    }
+    return Run(
+        role="gate", name=one_line(f"{decision.candidate.name} {decision.verdict.upper()}"),
+        params=_texts(params), tags=_texts(tags) | _shown(decision), metrics=_all_checks(decision),
+    )  # fmt: skip
+
+
+def _shown(decision: Decision) -> dict[str, str]:
+    """The run's description, and which artifact is a table."""
+    parts = [p for p in summary(decision, ()).split("\n\n") if not p.startswith("<details")]
+    parts[0] = (
+        parts[0].removeprefix(parts[0].partition("\n")[0]).lstrip()
+        if parts[0].startswith("<!--")
+        else parts[0]
+    )
+    note, room = [], _NOTE
+    for part in parts:
+        if len(part) > room:
+            break
+        note.append(part)
+        room -= len(part) + 2
+    tables = json.dumps([{"path": TABLE, "type": "table"}])
+    return {"mlflow.note.content": "\n\n".join(note), "mlflow.loggedArtifacts": tables}
+
+
+def _common(decision: Decision, role: str) -> dict[str, str]:
+    made = decision.provenance
+    tags = {
+        DECISION: decision.record_digest(),
+        ROLE: role,
+        f"{PREFIX}verdict": decision.verdict.value,
+        f"{PREFIX}tool": made.tool,
+        "mlflow.source.name": "checkweigh gate",
+        "mlflow.source.type": "LOCAL",
+    }
+    if made.commit is not None:
+        tags |= {f"{PREFIX}git_commit": made.commit, "mlflow.source.git.commit": made.commit}
+        tags |= {f"{PREFIX}git_dirty": json.dumps(made.dirty)}
+    return tags
+
+
+def _digests(arm: Arm) -> dict[str, str]:
+    found = {"manifest": arm.manifest, "pins": arm.pins}
+    if arm.identity is not None:
+        found["identity"] = arm.identity
+    return found | {f"measurement.{name}": digest for name, digest in arm.measurements.items()}
+
+
+def _all_checks(decision: Decision) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for result in decision.checks:
+        found |= {key(f"{result.check.id}/{name}"): v for name, v in _check(result).items() if v is not None}
+    return found | {"exit_code": float(decision.exit_code)}
+
+
+def _check(result: CheckResult) -> dict[str, float | None]:
+    """Numbers of one check; None is left out."""
+    check, comparison = result.check, result.comparison
+    found: dict[str, float | None] = {
+        "passed": float(result.outcome in ("passed", "warning")),
+        "margin": result.margin,
+        "baseline": comparison.baseline,
+        "candidate": comparison.candidate,
+        "p_worse_adjusted": result.p_adjusted,
+    }
+    if isinstance(comparison, Inestimable):
+        return found
+    found |= {"pairs": float(comparison.pairs), "clusters": float(comparison.clusters)}
+    if isinstance(comparison, Estimate):
+        ends = [None if v is None else numbers.natural(check, v) for v in (comparison.low, comparison.high)]
+        low, high = ends if check.direction == "higher" else reversed(ends)
+        found |= {"estimate": numbers.natural(check, comparison.effect), "low": low, "high": high}
+        found |= {"p_pass": comparison.p_pass, "p_worse": comparison.p_worse, "se": comparison.se}
+    return found
+
+
+def _arm(role: str, arm: Arm, found: Finished) -> Run:
+    decision, evidence = found.decision, found.arms[role]
+    pins = evidence.pins
+    params = dict(flat(evidence.manifest.declared())) | {
+        "pins.weights": canonical.digest(pins.weights),
+        "pins.tokenizer": canonical.digest(pins.tokenizer),
+        **{f"pins.{n}": getattr(pins, n) for n in _PINNED},
+    }
+    for record in list(evidence.records.values())[:1]:
+        params |= {f"reported.{path}": text for path, text in flat(record.identity.model_dump(mode="json"))}
+    tags = _common(decision, role) | {f"{PREFIX}{n}": d for n, d in _digests(arm).items()}
+    if arm.unsafe:
+        tags[f"{PREFIX}unsafe"] = ", ".join(arm.unsafe)
+    return Run(
+        role=role, name=one_line(f"{role}: {arm.name}"), params=_texts(params), tags=_texts(tags),  # type: ignore[arg-type]
+        metrics={key(n): v for n, v in _levels(role, evidence, decision).items() if math.isfinite(v)},
+    )  # fmt: skip
+
+
+_PINNED = ("manifest", "source", "chat_template", "prompts", "vocabulary", "quantization", "sampling")
+
+
+def _levels(role: str, evidence: ArmEvidence, decision: Decision) -> dict[str, float]:
+    """An arm's own values: means over its scored items by set, medians over its timing blocks, what it cost."""
+    found: dict[str, float] = {}
+    for name, record in evidence.records.items():
+        found |= {f"{name}/{what}": value for what, value in _set_levels(record).items()}
+    if decision.timing is not None:
+        values: dict[str, list[float]] = defaultdict(list)
+        for block in decision.timing.blocks:
+            for name, value in getattr(block, role).items():
+                values[name].append(value)
+        found |= {f"timing/{name}": statistics.median(seen) for name, seen in values.items()}
+        if role in decision.timing.peak_memory:
+            found["memory/peak_bytes"] = float(decision.timing.peak_memory[role])
+    return found
+
+
+def _set_levels(record: MeasurementSet) -> dict[str, float]:
+    scored = [(o, o.outcome) for o in record.observations if isinstance(o.outcome, Scored)]
+    found = {
+        "items": float(len(record.observations)),
+        "failed": 1 - len(scored) / record.planned,
+        "seconds": record.stage.seconds,
+        "tokens": float(record.stage.tokens),
+    }
+    totals: dict[str, float] = defaultdict(float)
+    for _, outcome in scored:
+        for name, value in (*outcome.values.items(), *outcome.weights.items()):
+            totals[name] += value
+    if "nll" in totals:
+        found["log_perplexity"] = totals["nll"] / totals["tokens"]
+        found["bits_per_byte"] = totals["nll"] / totals["bytes"] / math.log(2)
+        return found
+    names = sorted({name for _, outcome in scored for name in outcome.values})
+    found |= {name: totals[name] / len(scored) for name in names}
+    lengths = [o.output_tokens for o, _ in scored if o.output_tokens is not None]
+    if lengths:
+        found |= {
+            "reply_tokens_mean": statistics.fmean(lengths),
+            "reply_tokens_p50": statistics.median(lengths),
+        }
+    return found
+
+
+def _dataset(card: Card) -> DatasetInput:
+    fields = {
+        "text": ("text",),
+        "choice": ("messages", "choices", "answer"),
+        "generation": ("messages", "check"),
+    }
+    columns = ("id", "cluster", "stratum", *fields[card.kind])
+    profile = {
+        "sha256": card.digest, "version": card.version, "kind": card.kind, "licence": card.licence,
+        "items": card.items, "clusters": card.clusters, "strata": card.strata,
+    }  # fmt: skip
+    return DatasetInput(
+        name=card.name,
+        digest=card.digest.removeprefix("sha256:")[:_DIGEST],
+        source=json.dumps({"uri": f"evalsets/{card.name}/{card.source}"}),
+        schema_text=json.dumps({"columns": columns}),
+        profile=json.dumps(profile),
+    )
+
+
+def headline(decision: Decision) -> str:
+    """The verdict in words."""
+    return view.HEADLINE[decision.verdict]

@@ -1,0 +1,176 @@
+"""Sends one bundle to MLflow: ``python -m checkweigh.sinks.mlflow``, a process of its own.
+
+Reads ``{"uri", "folder", "seconds"}`` from stdin, so that no address appears in a list of processes, and writes
+``{"run", "experiment"}`` to stdout. Exit 0: MLflow holds all of it, read back. 75: MLflow did not answer. 1:
+anything else, explained on stderr. Every step may be done again, so a run that was cut off is completed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from checkweigh.errors import CheckweighError, HostBusy
+from checkweigh.files import lock
+from checkweigh.records.decision import Verdict
+from checkweigh.sinks.content import COMPLETE, DECISION, ROLE
+from checkweigh.sinks.outbox import FILES, Bundle, DatasetInput, Run, read, remove
+from checkweigh.sinks.target import artifact_root
+
+UNREACHABLE = 75  # sysexits.h, EX_TEMPFAIL
+_PARENT = "mlflow.parentRunId"
+
+
+class Lost(Exception):
+    """MLflow took something and does not have it."""
+
+
+class Unreachable(Exception):
+    """MLflow does not answer at all."""
+
+
+def send(folder: Path, uri: str) -> dict[str, str]:
+    """Send what waits in ``folder``, then forget it.
+
+    1. Read the bundle; find the experiment, or make it.
+    2. For the gate, then each arm: find its run by decision and role, or make it; log what belongs to it.
+    3. Read everything back. Only then mark the gate's run complete, and remove the folder.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    bundle = read(folder)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise Unreachable(str(error)) from error
+    experiment = _experiment(client, bundle.experiment, uri)
+    gate = _find(client, experiment, bundle, "gate")
+    if gate is None or COMPLETE not in gate.data.tags:
+        gate = gate or _create(client, experiment, bundle, bundle.runs[0], {})
+        parent = gate.info.run_id
+        ids = {"gate": parent}
+        for run in bundle.runs[1:]:
+            found = _find(client, experiment, bundle, run.role)
+            found = found or _create(client, experiment, bundle, run, {_PARENT: parent})
+            ids[run.role] = found.info.run_id
+        for run in bundle.runs:
+            _fill(client, ids[run.role], run, bundle)
+        for name in bundle.files:
+            at = name.rpartition("/")[0] or None
+            client.log_artifact(parent, str(folder / FILES / name), at)
+        _check(client, bundle, ids, folder)
+        for run_id in reversed(ids.values()):
+            failed = bundle.verdict is Verdict.ERROR
+            client.set_terminated(run_id, "FAILED" if failed else "FINISHED", end_time=bundle.ended)
+        client.set_tag(parent, COMPLETE, "true")
+        if COMPLETE not in client.get_run(parent).data.tags:
+            raise Lost("the run is not marked complete although MLflow said so")
+    remove(folder)
+    return {"run": gate.info.run_id, "experiment": experiment}
+
+
+def _experiment(client: Any, name: str, uri: str) -> str:
+    """The experiment's id; two senders that make it at once get the same."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_root(uri)))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise Lost(f"experiment {name} was deleted in MLflow: restore it, or set MLFLOW_EXPERIMENT_NAME")
+    return str(found.experiment_id)
+
+
+def _find(client: Any, experiment: str, bundle: Bundle, role: str) -> Any:
+    """The run of this decision in this role, the first if there are several; None if there is none."""
+    wanted = f"tags.`{DECISION}` = '{bundle.decision}' and tags.`{ROLE}` = '{role}'"
+    found = client.search_runs([experiment], filter_string=wanted, order_by=["attributes.run_id ASC"])
+    return found[0] if found else None
+
+
+def _create(client: Any, experiment: str, bundle: Bundle, run: Run, more: dict[str, str]) -> Any:
+    """Made with its tags in one request: from its first moment the run can be found again."""
+    tags = run.tags | more
+    return client.create_run(experiment, start_time=bundle.started, tags=tags, run_name=run.name)
+
+
+def _fill(client: Any, run_id: str, run: Run, bundle: Bundle) -> None:
+    """Params, metrics and inputs. The same again changes nothing: time and step of a metric are the decision's."""
+    from mlflow.entities import Metric, Param
+
+    metrics = [Metric(name, value, bundle.ended, 0) for name, value in run.metrics.items()]
+    client.log_batch(run_id, metrics, [Param(name, value) for name, value in run.params.items()])
+    if bundle.datasets:
+        client.log_inputs(run_id, [_input(dataset) for dataset in bundle.datasets])
+
+
+def _input(dataset: DatasetInput) -> Any:
+    from mlflow import entities
+
+    return entities.DatasetInput(
+        entities.Dataset(
+            dataset.name, dataset.digest, "local", dataset.source, dataset.schema_text, dataset.profile
+        ),
+        [entities.InputTag("mlflow.data.context", "evaluation")],
+    )
+
+
+def _check(client: Any, bundle: Bundle, ids: dict[str, str], folder: Path) -> None:
+    """Lost, with names, when MLflow lacks something it was given."""
+    for run in bundle.runs:
+        found = client.get_run(ids[run.role])
+        inputs = {(i.dataset.name, i.dataset.digest) for i in found.inputs.dataset_inputs}
+        lost = [name for name in run.params if name not in found.data.params]
+        lost += [name for name, value in run.metrics.items() if found.data.metrics.get(name) != value]
+        lost += [name for name in run.tags if name not in found.data.tags]
+        lost += [d.name for d in bundle.datasets if (d.name, d.digest) not in inputs]
+        if lost:
+            raise Lost(f"MLflow's {run.role} run {ids[run.role]} lacks {', '.join(lost[:5])}")
+    kept: dict[str, int | None] = {}
+    for at in sorted({name.rpartition("/")[0] for name in bundle.files}):
+        kept |= {a.path: a.file_size for a in client.list_artifacts(ids["gate"], at or None)}
+    for name in bundle.files:
+        if kept.get(name) != (folder / FILES / name).stat().st_size:
+            raise Lost(f"MLflow's run {ids['gate']} lacks the artifact {name}, or a part of it")
+
+
+def main() -> int:
+    """Exit code of the process; see the module."""
+    out = os.fdopen(os.dup(1), "w")  # what a library prints goes to stderr
+    os.dup2(2, 1)
+    asked = json.loads(sys.stdin.read())
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(asked["seconds"]) + 1)  # the parent may be gone: nobody else would end this
+    folder = Path(asked["folder"])
+    try:
+        with lock(folder.parent / ".lock", timeout_s=asked["seconds"], what="is sending to MLflow"):
+            sent = send(folder, asked["uri"]) if folder.exists() else {}
+    except (HostBusy, Unreachable) as error:
+        print(error, file=sys.stderr)
+        return UNREACHABLE
+    except (CheckweighError, Lost) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Exception as error:  # what a server of another version, or one that lies, makes the client raise
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
+        return 1
+    out.write(json.dumps(sent))
+    out.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""Gates sent to a real MLflow server, and to servers that are down, slow, cut off, or lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+from tests.conftest import WriteManifest
+from tests.mlflow_server import Api, Gateway, free_port, gateway, kept, named, running
+from tests.unit.report import sample
+from tests.unit.usecases.desk import LONGER, PERPLEXITY, SCORE, TIMING, TPOT, Desk
+
+from checkweigh import canonical
+from checkweigh.records.decision import Verdict
+from checkweigh.sinks.child import LIMIT, deliver
+from checkweigh.sinks.target import Target
+from checkweigh.sources.pin import verify
+
+PASSWORD = "hunter2/p@ss"
+SLOW = {"token_latency_s": 0.001}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running(tmp_path_factory.mktemp("mlflow")) as api:
+        yield api
+
+
+@pytest.fixture
+def gate_way(server: Api) -> Iterator[Gateway]:
+    with gateway(server.url) as found:
+        yield found
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_manifest: WriteManifest,
+    capfd: pytest.CaptureFixture[str],
+) -> Desk:
+    found = Desk(tmp_path, monkeypatch, write_manifest, capfd)
+    found.policy(PERPLEXITY)
+    return found
+
+
+def waiting(desk: Desk) -> list[Path]:
+    """Folders of the outbox."""
+    return sorted(desk.home.glob("outbox/[!.]*"))
+
+
+def family(api: Api, desk: Desk) -> dict[str, Any]:
+    """Role -> run of the desk's last decision; fails when one is there twice."""
+    runs = api.runs(desk.decision.record_digest())
+    found = {named(run["data"]["tags"])["checkweigh.role"]: run for run in runs}
+    assert len(runs) == len(found) == 3, [run["info"]["run_name"] for run in runs]
+    return found
+
+
+def assert_complete(api: Api, desk: Desk) -> None:
+    """All of the last decision is there, once."""
+    runs = family(api, desk)
+    gate = runs["gate"]["info"]["run_id"]
+    assert named(runs["gate"]["data"]["tags"])["checkweigh.complete"] == "true"
+    for role in ("baseline", "candidate"):
+        assert named(runs[role]["data"]["tags"])["mlflow.parentRunId"] == gate
+        assert named(runs[role]["data"]["metrics"])["prose/items"] == 320
+    assert {run["info"]["status"] for run in runs.values()} == {"FINISHED"}
+    history = api.get("metrics/get-history", run_id=gate, metric_key="perplexity/estimate")["metrics"]
+    assert len(history) == 1
+    assert api.artifact(gate, "decision.json") == (desk.out / "decision.json").read_bytes()
+    found = api.artifacts(gate) | api.artifacts(gate, "plots")
+    assert found["report.html"] == (desk.out / "report.html").stat().st_size
+    assert {"summary.md", "junit.xml", "items.json", "plots/forest.svg"} <= set(found)
+
+
+def test_a_gate_is_found_by_its_digests_with_all_it_rests_on(server: Api, desk: Desk) -> None:
+    desk.policy(PERPLEXITY, SCORE, LONGER, TPOT)
+    code = desk.gate(SLOW | {"bias_nats": 0.2}, SLOW, more=["--mlflow", server.url])
+    assert code == 1, desk.stderr
+    assert_complete(server, desk)
+    assert waiting(desk) == []
+    decision, runs = desk.decision, family(server, desk)
+    gate = runs["gate"]["data"]
+    tags, metrics = named(gate["tags"]), named(gate["metrics"])
+    assert runs["gate"]["info"]["run_id"] in desk.stderr
+    assert (tags["checkweigh.verdict"], tags["checkweigh.exit_code"]) == ("block", "1")
+    assert tags["checkweigh.policy"] == decision.policy
+    assert tags["checkweigh.evalset.prose"] == decision.evalsets["prose"]
+    assert tags["checkweigh.candidate.manifest"] == decision.candidate.manifest
+    assert tags["checkweigh.baseline.measurement.prose"] == decision.baseline.measurements["prose"]
+    comparison = desk.result("perplexity").comparison
+    assert comparison.kind == "estimate"
+    assert metrics["perplexity/estimate"] == -comparison.effect, "in the metric's own direction"
+    assert metrics["perplexity/low"] < metrics["perplexity/estimate"] < metrics["perplexity/high"]
+    assert metrics["perplexity/low"] == -comparison.high
+    assert (metrics["perplexity/margin"], metrics["perplexity/passed"]) == (0.05, 0)
+    assert metrics["score/passed"] == 1
+    inputs = {i["dataset"]["name"]: i["dataset"] for i in runs["gate"]["inputs"]["dataset_inputs"]}
+    assert set(inputs) == set(decision.evalsets)
+    assert json.loads(inputs["prose"]["profile"])["sha256"] == decision.evalsets["prose"]
+    candidate = runs["candidate"]["data"]
+    params, levels = named(candidate["params"]), named(candidate["metrics"])
+    assert (params["engine.kind"], params["engine.options.bias_nats"]) == ("fake", "0.2")
+    assert params["reported.version"] == "1"
+    assert params["pins.manifest"] == decision.candidate.manifest
+    assert levels["prose/log_perplexity"] == pytest.approx(comparison.candidate, rel=1e-6)
+    assert {"choices/score", "answers/reply_tokens_p50", "memory/peak_bytes"} <= set(levels)
+    assert decision.timing is not None
+    assert len(decision.timing.blocks) == TIMING["pairs"]
+    assert levels["timing/tpot.p50"] > 0
+    table = json.loads(server.artifact(runs["gate"]["info"]["run_id"], "items.json"))
+    assert len(table["data"]) == 960
+    assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "items.json", "type": "table"}]
+
+
+def test_cut_off_anywhere_it_is_completed_later_and_never_doubled(
+    server: Api, gate_way: Gateway, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CHECKWEIGH_MLFLOW")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate_way.url)
+    gate_way.left = 0
+    assert desk.gate({"bias_nats": 0.2}) == 1
+    before = (desk.out / "decision.json").read_bytes()
+    assert "WARNING: not sent" in desk.stderr
+    assert "checkweigh mlflow sync" in desk.stderr
+    (folder,) = waiting(desk)
+    spare = shutil.copytree(folder, desk.folder / "spare")
+    for cut in (5, 9, 14, 20, 26):
+        gate_way.left = cut
+        assert desk.run("mlflow", "sync") == 4, f"after {cut} requests: {desk.stderr}"
+        assert waiting(desk) == [folder]
+        assert len(server.runs(desk.decision.record_digest(), "gate")) == 1
+    shutil.rmtree(desk.out / "logs")  # what CI deletes is not needed any more
+    gate_way.left = None
+    assert desk.run("mlflow", "sync", "--json") == 0, desk.stderr
+    said = json.loads(desk.stdout)
+    assert [sent["decision"] for sent in said["sent"]] == [desk.decision.record_digest()]
+    assert said["waiting"] == waiting(desk) == []
+    assert_complete(server, desk)
+    spare.rename(folder)  # as if the sender had been killed before it forgot what had arrived
+    assert desk.run("mlflow", "sync") == 0
+    assert_complete(server, desk)
+    assert waiting(desk) == []
+    assert (desk.out / "decision.json").read_bytes() == before
+
+
+def test_two_at_once_send_once(server: Api, desk: Desk) -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    assert desk.gate(more=["--mlflow", dead]) == 0, desk.stderr
+    assert "WARNING: not sent" in desk.stderr
+    both = [desk.spawn("mlflow", "sync", "--mlflow", server.url) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=150)
+        assert process.returncode == 0, err.decode()
+    assert_complete(server, desk)
+    assert waiting(desk) == []
+
+
+def test_a_server_that_never_answers_costs_a_bounded_warning(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT, "6")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert desk.gate(more=["--mlflow", uri]) == 0, desk.stderr
+        assert "no answer that could be used in 6 s" in desk.stderr
+        assert desk.decision.verdict is Verdict.PASS
+        assert len(waiting(desk)) == 1
+        started = time.monotonic()
+        shutil.copytree(waiting(desk)[0], desk.home / "outbox" / ("0" * 64))  # not whole: another address
+        assert desk.run("mlflow", "sync", "--mlflow", uri) == 4
+        assert "does not belong to its address" in desk.stderr
+        assert time.monotonic() - started < 60
+    assert [
+        p for p in psutil.Process().children(recursive=True) if "checkweigh.sinks.mlflow" in p.cmdline()
+    ] == []
+
+
+class _Liar(BaseHTTPRequestHandler):
+    status, body = 200, b"{}"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_PUT = do_PATCH = do_GET
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"{}"),
+        (200, b"<html>login</html>"),
+        (
+            400,
+            json.dumps({"error_code": "INVALID_STATE", "message": "\x1b[31mPASS\x1b[0m <b>x\u202e"}).encode(),
+        ),
+    ],
+)
+def test_a_server_that_talks_nonsense_changes_nothing(
+    desk: Desk, write_manifest: WriteManifest, status: int, body: bytes
+) -> None:
+    handler = type("Liar", (_Liar,), {"status": status, "body": body})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            uri = f"http://127.0.0.1:{http.server_address[1]}"
+            arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
+            folder = kept(sample.decision(), sample.pairs(), arms, desk.home, Target(uri))
+            delivery = deliver(folder, Target(uri))
+        finally:
+            http.shutdown()
+            thread.join()
+    assert not delivery.sent
+    assert folder.is_dir()
+    assert delivery.text.isprintable()
+    assert "\x1b" not in delivery.text
+
+
+@pytest.mark.parametrize("path", ["runs/log-batch", "runs/log-inputs", "artifacts/"])
+def test_what_a_server_only_claims_to_have_taken_still_waits(
+    server: Api, gate_way: Gateway, desk: Desk, path: str
+) -> None:
+    gate_way.swallow = path
+    assert desk.gate(more=["--mlflow", gate_way.url]) == 0, desk.stderr
+    assert "lacks" in desk.stderr
+    assert len(waiting(desk)) == 1
+    assert "checkweigh.complete" not in named(family(server, desk)["gate"]["data"]["tags"])
+    gate_way.swallow = None
+    assert desk.run("mlflow", "sync") == 0, desk.stderr
+    assert_complete(server, desk)
+
+
+def test_a_password_is_used_and_never_written(server: Api, gate_way: Gateway, desk: Desk) -> None:
+    host = gate_way.url.removeprefix("http://")
+    uri = f"http://someone:{PASSWORD.replace('/', '%2F').replace('@', '%40')}@{host}"
+    gate_way.left = 0
+    assert desk.gate(more=["--mlflow", uri]) == 0
+    said = desk.stderr
+    assert desk.run("mlflow", "sync", "--mlflow", uri) == 4
+    said += desk.stderr
+    gate_way.left = None
+    assert desk.run("mlflow", "sync", "--mlflow", uri) == 0, desk.stderr
+    said += desk.stderr
+    assert gate_way.users == {f"someone:{PASSWORD}"}
+    secrets = ("hunter2", "someone")
+    assert not any(secret in said for secret in secrets), said
+    written = [path for root in (desk.home, desk.out) for path in root.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not [path for path in written if any(s.encode() in path.read_bytes() for s in secrets)]
+    assert_complete(server, desk)
+
+
+def test_hostile_replies_arrive_as_harmless_text(
+    server: Api, desk: Desk, write_manifest: WriteManifest
+) -> None:
+    arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
+    decision = sample.decision(hostile=True)
+    folder = kept(decision, sample.pairs(hostile=True), arms, desk.home, Target(server.url))
+    delivery = deliver(folder, Target(server.url))
+    assert delivery.sent, delivery.text
+    (run,) = server.runs(decision.record_digest(), "gate")
+    table = json.loads(server.artifact(run["info"]["run_id"], "items.json"))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    evil = {row["item"]: row["baseline_text"] for row in rows if row["item"].startswith("evil")}
+    assert len(evil) == len(sample.HOSTILE)
+    assert evil["evil-0"] == sample.HOSTILE[0], "it is text, and stays what it was"
+    assert evil["evil-4"].startswith("⟨ESC⟩[2J⟨ESC⟩[31mPASS")
+    assert all(text.isprintable() or "\n" in text for text in evil.values())
+    assert len(evil["evil-7"]) < 2100
+    assert "more characters" in evil["evil-7"]
+    note = named(run["data"]["tags"])["mlflow.note.content"]
+    assert "<script" not in note
+    assert "BLOCK" in note
+
+
+def test_the_store_of_this_machine_needs_no_server(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHECKWEIGH_MLFLOW")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert desk.gate() == 0
+    assert f"mlflow: sqlite:///{desk.home}/mlflow.db (run " in desk.stderr, desk.stderr
+    (found,) = desk.home.glob("mlartifacts/*/artifacts/decision.json")
+    assert canonical.digest(json.loads(found.read_text())) == desk.decision.record_digest()
+    assert waiting(desk) == []

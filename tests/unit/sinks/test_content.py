@@ -1,0 +1,115 @@
+"""What MLflow is told: names it takes, numbers that are there, texts that are harmless."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from tests.builders import evalset, measured
+from tests.conftest import WriteManifest
+from tests.unit.report import sample
+
+from checkweigh.records.decision import Verdict
+from checkweigh.sinks.content import ArmEvidence, Finished, bundle, flat, key
+from checkweigh.sinks.outbox import Bundle
+from checkweigh.sinks.table import COLUMNS, table
+from checkweigh.sinks.target import Target
+from checkweigh.sources.pin import verify
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
+
+
+@pytest.fixture
+def made(write_manifest: WriteManifest) -> Bundle:
+    prose, answers = evalset("text", 4, name="prose"), evalset("generation", 4, name="answers")
+    arms = {}
+    for role in ("baseline", "candidate"):
+        resolved = verify(write_manifest(role, prompts={"system": "Be\u200e brief.\nNow."}))
+        records = {
+            "prose": measured(prose, [2.0, 3.0, float("nan"), 1.0], arm=role),
+            "answers": measured(answers, [1.0, 0.0, 1.0, 1.0], arm=role, tokens=[2, 4, 6, 100]),
+        }
+        arms[role] = ArmEvidence(manifest=resolved.manifest, pins=resolved.pins, records=records)
+    decision = sample.decision(hostile=True)
+    found = Finished(decision=decision, arms=arms, evalsets=(prose, answers), pairs=sample.pairs())
+    return bundle(found, Target("http://me:hunter2@host:5000"), "checkweigh", ["decision.json"])
+
+
+def test_every_name_and_text_is_one_that_mlflow_takes(made: Bundle) -> None:
+    for run in made.runs:
+        for name in (*run.params, *run.tags, *run.metrics):
+            assert re.fullmatch(r"[A-Za-z0-9_\-./: ]{1,250}", name), name
+        for name, value in (*run.params.items(), *run.tags.items()):
+            assert not CONTROL.search(value), name
+            assert len(value) <= 7500
+    assert "hunter2" not in made.model_dump_json()
+    assert (made.destination, made.secret) == ("http://host:5000", True)
+    assert made.ended - made.started == 702_000
+    assert all(len(dataset.digest) == 36 for dataset in made.datasets)
+
+
+def test_what_could_not_be_estimated_is_absent_not_zero(made: Bundle) -> None:
+    metrics = made.runs[0].metrics
+    estimated = {name.partition("/")[0] for name in metrics if name.endswith("/estimate")}
+    decision = sample.decision()
+    kinds = {r.check.id: r.comparison.kind for r in decision.checks}
+    assert {"estimate", "identical", "inestimable"} == set(kinds.values())
+    assert estimated == {name for name, kind in kinds.items() if kind == "estimate"}
+    for result in decision.checks:
+        assert metrics[f"{result.check.id}/passed"] == (result.outcome in ("passed", "warning"))
+
+
+def test_an_arms_levels_are_means_over_what_was_scored(made: Bundle) -> None:
+    metrics = made.runs[2].metrics
+    assert made.runs[2].role == "candidate"
+    assert metrics["prose/log_perplexity"] == pytest.approx(2.0), "(200 + 300 + 100) nats / 300 tokens"
+    assert (metrics["prose/failed"], metrics["prose/items"]) == (0.25, 4)
+    assert metrics["answers/score"] == 0.75
+    assert (metrics["answers/reply_tokens_mean"], metrics["answers/reply_tokens_p50"]) == (28, 5)
+    assert metrics["memory/peak_bytes"] == 238_000_000
+    baseline = made.runs[1].metrics
+    ratio = metrics["timing/ttft.p50"] / baseline["timing/ttft.p50"]
+    assert 1.1 < ratio < 1.35, "the sample's candidate is a fifth slower"
+
+
+def test_an_arm_shows_what_was_pinned(made: Bundle) -> None:
+    params = made.runs[1].params
+    assert params["prompts.system"] == "Be⟨U+200E⟩ brief. ↵ Now."
+    assert params["sampling.max_tokens"] == "24"
+    assert params["quantization.method"] == "none"
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", params["pins.weights"])
+    assert made.runs[1].tags["checkweigh.pins"] == sample.decision().baseline.pins
+    assert made.runs[2].tags["checkweigh.unsafe"] == "unsafe_pickle"
+
+
+def test_an_error_has_no_numbers_and_is_told_all_the_same(write_manifest: WriteManifest) -> None:
+    resolved = verify(write_manifest("one"))
+    arm = ArmEvidence(manifest=resolved.manifest, pins=resolved.pins, records={})
+    decision = sample.decision(Verdict.ERROR)
+    found = Finished(decision=decision, arms={"baseline": arm, "candidate": arm}, evalsets=(), pairs=[])
+    made = bundle(found, Target("http://host"), "checkweigh", [])
+    assert made.runs[0].metrics == {"exit_code": 4.0}
+    assert made.runs[0].tags["checkweigh.verdict"] == "error"
+
+
+def test_leaves_have_paths_and_empty_ones_are_left_out() -> None:
+    value = {"a": {"b": 1, "c": None, "d": []}, "e": "x", "f": True, "g": {}}
+    assert dict(flat(value)) == {"a.b": "1", "e": "x", "f": "true"}
+    assert key("p99 \u00e9/{x}") == "p99 _/_x_"
+
+
+def test_the_table_holds_every_item_worst_first_as_harmless_text() -> None:
+    pairs = sample.pairs(hostile=True)
+    data = json.loads(table(pairs))
+    assert tuple(data["columns"]) == COLUMNS
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in data["data"]]
+    assert len(rows) == len(pairs)
+    chat = [row for row in rows if row["set"] == "chat"]
+    assert chat[0]["item"] == "q-999", "what broke comes first"
+    losses = [row["worse_by"] for row in chat[1:]]
+    assert losses == sorted(losses, reverse=True)
+    texts = [str(cell) for row in rows for cell in row.values()]
+    assert not [text for text in texts if CONTROL.search(text)]
+    assert max(map(len, texts)) < 2100
+    assert sample.HOSTILE[0] in texts

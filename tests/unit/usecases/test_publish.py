@@ -1,0 +1,69 @@
+"""Sending a gate is nobody's verdict: whatever goes wrong, decision and exit code stand. Needs no MLflow."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tests.mlflow_server import free_port
+from tests.unit.usecases.desk import PERPLEXITY, Desk
+
+from checkweigh import report
+from checkweigh.cli import main
+from checkweigh.sinks import outbox
+
+
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment names an MLflow that nobody runs."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.delenv("CHECKWEIGH_MLFLOW")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def test_what_cannot_be_sent_waits_whole_and_the_exit_code_stands(desk: Desk, dead: str) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate({"bias_nats": 0.2}, more=["--json"]) == 1
+    assert f"mlflow: sending to {dead}" in desk.stderr
+    assert "mlflow: WARNING: not sent (" in desk.stderr
+    assert "checkweigh mlflow sync" in desk.stderr
+    assert desk.stdout.startswith("{"), "the decision alone is on stdout"
+    (folder,) = outbox.waiting(desk.home / "outbox")
+    kept = outbox.read(folder)
+    decision = desk.decision
+    assert kept.decision == decision.record_digest()
+    assert (kept.destination, kept.experiment) == (dead, "checkweigh")
+    assert [run.role for run in kept.runs] == ["gate", "baseline", "candidate"]
+    assert kept.runs[0].tags["checkweigh.verdict"] == "block"
+    assert {dataset.name for dataset in kept.datasets} == set(decision.evalsets)
+    for name in ("decision.json", "report.html", "junit.xml", "summary.md"):
+        assert (folder / "files" / name).read_bytes() == (desk.out / name).read_bytes()
+    assert {"items.json", "plots/forest.svg"} <= set(kept.files)
+
+
+def test_an_outbox_that_cannot_be_written_changes_nothing(desk: Desk, dead: str) -> None:
+    desk.policy(PERPLEXITY)
+    desk.home.mkdir()
+    (desk.home / "outbox").write_text("in the way")
+    assert desk.gate() == 0, desk.stderr
+    assert "it could not be kept for later" in desk.stderr
+    assert (desk.out / report.DECISION).is_file()
+
+
+def test_none_sends_nothing(desk: Desk, dead: str) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate(more=["--mlflow", "none"]) == 0
+    assert "mlflow" not in desk.stderr
+    assert not (desk.home / "outbox").exists()
+
+
+def test_bad_input_is_said_before_anything_is_measured(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert desk.gate(more=["--mlflow", "localhost:5000"]) == 2
+    assert "expected an address such as http://HOST:5000" in desk.stderr
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert desk.gate(more=["--mlflow", "http://localhost:5000"]) == 2
+    assert "pip install 'checkweigh[mlflow]'" in desk.stderr
+    assert main(["mlflow", "sync"]) == 2
+    assert desk.records() == []
+    assert not desk.out.exists()
