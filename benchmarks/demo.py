@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from checkweigh.sinks.target import local_uri
+
 ROOT = Path(__file__).resolve().parent.parent
 CHECKWEIGH = Path(sys.executable).with_name("checkweigh")
 BASELINE = "manifests/smollm2-135m.yaml"
@@ -35,6 +37,8 @@ def main() -> int:
         print(
             f"  {name:6} {result['verdict'].upper():13} {result['seconds']:5.0f} s   runs/{name}/report.html"
         )
+    print("\nThe same in MLflow's pages, on http://127.0.0.1:5000:")
+    print(f"  .venv/bin/mlflow server --backend-store-uri {local_uri()} --port 5000")
     failures = [_expectation(name) for name in CANDIDATES if not results[name]["expected"]]
     for line in failures:
         print(f"  UNEXPECTED: {line} did not come out", file=sys.stderr)

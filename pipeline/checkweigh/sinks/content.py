@@ -107,7 +107,7 @@ def _gate(decision: Decision) -> Run:
         **{PREFIX + f"{role}.{n}": d for role, arm in arms.items() for n, d in _digests(arm).items()},
     }
     return Run(
-        role="gate", name=one_line(f"{decision.candidate.name} {decision.verdict.upper()}"),
+        role="gate", name=one_line(f"{decision.verdict.upper()} {decision.candidate.name}"),
         params=_texts(params), tags=_texts(tags) | _shown(decision), metrics=_all_checks(decision),
     )  # fmt: skip
 

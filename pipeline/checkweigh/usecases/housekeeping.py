@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,9 +65,9 @@ def entries(root: Path) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    sizes = [p.stat() for p in folder.rglob("*") if p.is_file()]
+    sizes = _stats(folder)
     size = sum(s.st_size for s in sizes)
-    changed = max((s.st_mtime for s in sizes), default=folder.stat().st_mtime)
+    changed = max((s.st_mtime for s in sizes), default=0.0)
     batches = len(list(folder.glob("batches/[0-9]*.json")))
     if not (folder / "record.json").exists():
         state: State = "measuring" if _held(folder) else "incomplete"
@@ -82,6 +84,16 @@ def _entry(folder: Path) -> Entry:
         return Entry(
             path=folder, state="damaged", bytes=size, changed=changed, batches=batches, problem=problem
         )
+
+
+def _stats(folder: Path) -> list[os.stat_result]:
+    """Of every file below; one that another process removes meanwhile does not count."""
+    found = []
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found.append(Path(where, name).stat())
+    return found
 
 
 def _sound(folder: Path) -> dict[str, Any]:
@@ -146,4 +158,4 @@ def _leftovers(entry: Entry, older_than: float | None, incomplete: bool) -> Iter
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return sum(s.st_size for s in _stats(path))
