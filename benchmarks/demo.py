@@ -8,11 +8,14 @@ shorter replies are declared. Writes runs/demo.json with the seconds of each.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from checkweigh.sinks.target import VARIABLE, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKWEIGH = Path(sys.executable).with_name("checkweigh")
@@ -38,7 +41,20 @@ def main() -> int:
     failures = [_expectation(name) for name in CANDIDATES if not results[name]["expected"]]
     for line in failures:
         print(f"  UNEXPECTED: {line} did not come out", file=sys.stderr)
+    print(_where_to_look())
     return 1 if failures else 0
+
+
+def _where_to_look() -> str:
+    """How to see the gates in MLflow: the address they were sent to, or how to serve this machine's store."""
+    target = resolve(os.environ.get(VARIABLE))
+    if target is None:
+        return "\nNothing was sent to MLflow."
+    if not target.uri.startswith("sqlite:"):
+        return f"\nIn MLflow: {target.shown}, experiment checkweigh, Evaluation runs."
+    mlflow = Path(sys.executable).with_name("mlflow")
+    command = f"{mlflow} server --backend-store-uri {target.shown} --port 5000"
+    return f"\nTo see them in MLflow (http://127.0.0.1:5000, experiment checkweigh, Evaluation runs):\n  {command}"
 
 
 def _gate(name: str) -> dict[str, Any]:
