@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -187,6 +188,24 @@ def test_a_server_that_never_answers_costs_a_bounded_warning(
     assert [
         p for p in psutil.Process().children(recursive=True) if "checkweigh.sinks.mlflow" in p.cmdline()
     ] == []
+
+
+def test_an_interruption_while_sending_leaves_the_verdict(desk: Desk) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        arms = [desk.manifest("baseline"), desk.manifest("candidate", {"bias_nats": 0.2})]
+        gate = desk.spawn(*desk.arguments(*arms, "--mlflow", uri))
+        silent.settimeout(120)
+        link, _ = silent.accept()  # it is sending
+        gate.send_signal(signal.SIGINT)
+        _, err = gate.communicate(timeout=60)
+        link.close()
+    assert gate.returncode == 1, err.decode()
+    assert b"WARNING: not sent (KeyboardInterrupt); it waits in the outbox" in err
+    assert len(waiting(desk)) == 1
+    assert desk.decision.verdict is Verdict.BLOCK
 
 
 class _Liar(BaseHTTPRequestHandler):

@@ -183,7 +183,7 @@ def test_an_unforeseen_crash_is_no_verdict(desk: Desk) -> None:
     """A fault of the tool's own, forced in a real process."""
     code = (
         "import sys, checkweigh.usecases.gate as g\n"
-        "def fall(*_): raise ZeroDivisionError('a bug')\n"
+        "def fall(*_, **__): raise ZeroDivisionError('a bug')\n"
         "g.gate = fall\n"
         "from checkweigh.cli import entry\n"
         "sys.argv = ['checkweigh', *sys.argv[1:]]\n"
