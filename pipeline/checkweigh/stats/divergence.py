@@ -11,6 +11,7 @@ from checkweigh.stats._tails import Floats, checked_alpha, t_isf, t_sf
 from checkweigh.stats.evidence import Evidence, nothing
 from checkweigh.stats.partition import Partition
 
+ROUNDING = 1e-12  # of a probability that is 1 minus a sum of others
 KAPPA = 1e-4  # nats; below it a document's divergence is rounding
 MIN_DOCUMENTS = 120
 RUINED = 4.0  # times the margin: a document beyond it is ruined
@@ -85,7 +86,8 @@ def truncated_divergence(
 
     ids (T, k) are distinct within a position; log-probabilities (T, k), natural. The tokens that stand in both
     lists are kept, all others are one event: by the log-sum inequality (Cover and Thomas 2006, theorem 2.7.1) putting
-    events together never raises a divergence, so this can show that two arms differ and never that they agree. NaN
+    events together never raises a divergence, so this can show that two arms differ and never that they agree. The
+    candidate's rest is what rounding leaves of 1 minus a sum: ``ROUNDING`` is added, so that it is never too small. NaN
     where a log-probability is NaN, or where a list claims more than all of the probability.
     """
     ids = np.asarray(baseline_ids)[..., :, None] == np.asarray(candidate_ids)[..., None, :]
@@ -97,6 +99,6 @@ def truncated_divergence(
         rest_p = 1 - np.where(shared, p, 0.0).sum(axis=-1)
         rest_q = 1 - np.where(shared, q_of, 0.0).sum(axis=-1)
         wrong = np.isnan(p).any(axis=-1) | np.isnan(q).any(axis=-1) | (rest_p < -1e-3) | (rest_q < -1e-3)
-        rest_p, rest_q = np.maximum(rest_p, 0), np.maximum(rest_q, 0)
+        rest_p, rest_q = np.maximum(rest_p, 0), np.maximum(rest_q, 0) + ROUNDING
         tail = np.where(rest_p > 0, rest_p * np.log(rest_p / np.maximum(rest_q, rest_p * 1e-12)), 0.0)
     return np.where(wrong, np.nan, np.maximum(terms + tail, 0))
