@@ -76,7 +76,7 @@ REMOTE = (
     r"|package:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+/[^\x00-\x1f\x7f]+"
 )
 SCORER_OF = {"text": "log_likelihood", "choice": "choice_probability", "generation": "reply_check"}
-GENERATION_SCORERS = ("reply_check", "code_execution", "evaluate", *get_args(StandardName))
+GENERATION_SCORERS = ("reply_check", *get_args(StandardName), "code_execution", "evaluate")
 Kind = Literal["text", "choice", "generation"]
 
 
