@@ -13,6 +13,7 @@
         │   ├── EngineDied              the process ended by itself
         │   ├── EngineTimeout           no answer in time
         │   └── EngineOutOfMemory       refused before loading, or killed for memory
+        ├── ScorerError                 a scorer raised, gave no number, or its sandbox cannot be had
         ├── StoreError                  a stored record is damaged or cannot be written
         └── HostBusy                    another gate holds this host's timing lock
 """
@@ -115,6 +116,10 @@ class EngineTimeout(EngineError):
 
 class EngineOutOfMemory(EngineError):
     """The engine does not fit, or was killed for its memory."""
+
+
+class ScorerError(Broken):
+    """What scores replies failed on one: the measurement's fault, which no reply is blamed for."""
 
 
 class StoreError(Broken):

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from checkweigh import canonical
 from checkweigh.errors import StoreError
 from checkweigh.files import lock, write_atomic
-from checkweigh.records.evalset import Scorer
+from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
 _OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
@@ -64,7 +64,7 @@ class Store:
             ) from error
         return record
 
-    def find(self, *, pins: str, evalset: str, scorer: Scorer) -> list[MeasurementSet]:
+    def find(self, *, pins: str, evalset: str, scorer: AnyScorer) -> list[MeasurementSet]:
         """Complete records of one arm on one set, of any engine and host; first executions first."""
         found = []
         for path in sorted(self.root.glob("*/record.json")):

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from checkweigh.records.evalset import Choice, Generation, Item, Text
@@ -23,6 +24,9 @@ CHECKS = 4  # as the default policy
 ONE_PLACE = 0.8
 FLOOR, CEILING = 0.05, 0.95
 VERBATIM = frozenset({"phrase", "exact", "verbatim", "items", "keywords"})
+REPLIES = frozenset(
+    {"exact_match", "normalised_match", "f1", "rouge_l", "chrf", "bleu"}
+)  # references are replies
 _PAUSES = re.compile(r"[\s.,;:!?'\"()]+")  # not the signs that make another sum
 Severity = Literal["error", "warning", "note"]
 
@@ -37,11 +41,18 @@ class Finding:
     items: tuple[str, ...] = ()
 
 
-def vet(items: Sequence[Item], scores: Mapping[str, float] | None = None) -> tuple[Finding, ...]:
-    """All findings on the items. ``scores``: the baseline's mean score, by stratum, and '' for the whole set."""
+def vet(
+    items: Sequence[Item], scores: Mapping[str, float] | None = None, scorer: str = ""
+) -> tuple[Finding, ...]:
+    """All findings on the items. ``scores``: the baseline's mean score, by stratum, and '' for the whole set.
+
+    ``scorer`` is the card's; it says whether references are replies that would be right.
+    """
     if not items:
         return ()
-    rules: list[Callable[[Sequence[Item]], Iterable[Finding]]] = [_repeats, _leaks, _clusters, _size, _places]
+    rules: list[Callable[[Sequence[Item]], Iterable[Finding]]] = [
+        _repeats, partial(_leaks, scorer=scorer), _clusters, _size, _places,
+    ]  # fmt: skip
     found = [finding for rule in rules for finding in rule(items)]
     return (*found, *_room(items, scores or {}))
 
@@ -65,7 +76,7 @@ def _repeats(items: Sequence[Item]) -> Iterator[Finding]:
             yield _warn("near_duplicates", text, (item.id for item in group))
 
 
-def _leaks(items: Sequence[Item]) -> Iterator[Finding]:
+def _leaks(items: Sequence[Item], scorer: str) -> Iterator[Finding]:
     """The right answer stands in the prompt, in a stratum where that is not the task itself.
 
     A stratum where it does in most items is taken to ask for something out of the prompt (extraction, copying).
@@ -74,7 +85,7 @@ def _leaks(items: Sequence[Item]) -> Iterator[Finding]:
     for item in items:
         strata[item.stratum].append(item)
     for name, members in strata.items():
-        leaking = [item.id for item in members if _leak(item)]
+        leaking = [item.id for item in members if _leak(item, scorer)]
         if not leaking:
             continue
         if 2 * len(leaking) > len(members):
@@ -88,18 +99,20 @@ def _leaks(items: Sequence[Item]) -> Iterator[Finding]:
             yield _warn("leaks", text, leaking)
 
 
-def _leak(item: Item) -> bool:
+def _leak(item: Item, scorer: str) -> bool:
     if isinstance(item, Text):
         return False
     asked = f" {normalise(_asked(item))} "
     if isinstance(item, Choice):
         inside = [_inside(choice, asked) for choice in item.choices]
         return inside[item.answer] and sum(inside) == 1
-    return any(_inside(reference, asked) for reference in _references(item))
+    return any(_inside(reference, asked) for reference in _references(item, scorer))
 
 
-def _references(item: Generation) -> tuple[str, ...]:
-    """The replies that would be right, where the check is about words."""
+def _references(item: Generation, scorer: str) -> tuple[str, ...]:
+    """The replies that would be right, where the score is about words."""
+    if item.check is None:
+        return item.references if scorer in REPLIES else ()
     return item.check.values if item.check.kind in VERBATIM else ()
 
 

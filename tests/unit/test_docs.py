@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from checkweigh.cli import app
+from checkweigh.records.evalset import GENERATION_SCORERS
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.documents import read_card, read_manifest, read_policy
 from checkweigh.sources.evalsets import load_evalset
@@ -103,3 +104,9 @@ def test_the_table_of_sets_is_what_is_shipped() -> None:
         documented.update(zip(listed, sizes * len(listed) if len(sizes) == 1 else sizes, strict=False))
     cards = {path.parent.name: read_card(path).items for path in (ROOT / "evalsets").glob("*/card.yaml")}
     assert documented == cards
+
+
+def test_the_table_of_scorers_is_complete() -> None:
+    section = (ROOT / "docs/evalsets.md").read_text().split("## Scorers")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, re.M)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(GENERATION_SCORERS)

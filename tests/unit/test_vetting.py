@@ -154,3 +154,17 @@ def test_floor_of_choices_is_chance() -> None:
     assert "chance is 0.25" in rules(items, {"": 0.30})["floor"].text
     assert "floor" not in rules(items, {"": 0.31})
     assert "stratum s" in rules(items, {"": 0.5, "s": 0.2})["floor"].text
+
+
+@pytest.mark.parametrize(
+    ("scorer", "leaks"), [("f1", True), ("json_schema", False), ("code_execution", False)]
+)
+def test_references_leak_where_they_are_replies(scorer: str, leaks: bool) -> None:
+    items = [
+        Generation(
+            id=f"g{i}", cluster=f"c{i}", stratum="s", references=("zebra",),
+            messages=(Message(role="user", content=f"question {i}" + " about a zebra" * (i == 0)),),
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    assert ("leaks" in {finding.rule for finding in vet(items, scorer=scorer)}) is leaks

@@ -27,8 +27,9 @@ from checkweigh.measure.plan import Batch
 from checkweigh.records.evalset import Choice, Generation, Item, Message, Text
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import Failed, Observation, Scored
+from checkweigh.scorers.items import ScoreItem, by_check
 from checkweigh.scoring.choices import choice_scores
-from checkweigh.scoring.replies import looping, score_reply
+from checkweigh.scoring.replies import looping
 
 Render = Callable[[Sequence[Message]], tuple[int, ...]]
 
@@ -44,10 +45,15 @@ class Arm:
     prefix_id: int
 
 
-def run_batch(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
-    """Observations of one batch in the batch's order, and the number of tokens computed."""
+def run_batch(
+    arm: Arm, batch: Batch, replicate: int, score: ScoreItem = by_check
+) -> tuple[list[Observation], int]:
+    """Observations of one batch in the batch's order, and the number of tokens computed.
+
+    ``score``: an item and a reply -> [0, 1]; ScorerError where it cannot say.
+    """
     if isinstance(batch.items[0], Generation):
-        return _generate(arm, batch, replicate)
+        return _generate(arm, batch, replicate, score)
     return _score(arm, batch, replicate)
 
 
@@ -111,7 +117,7 @@ def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Ob
     )  # fmt: skip
 
 
-def _generate(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
+def _generate(arm: Arm, batch: Batch, replicate: int, score: ScoreItem) -> tuple[list[Observation], int]:
     items = [item for item in batch.items if isinstance(item, Generation)]
     prompts = arm.manifest.prompts
     requests = [GenerateRequest(id=item.id, messages=prompts.compose(item.messages)) for item in items]
@@ -124,19 +130,21 @@ def _generate(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation]
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
         tokens += len(result.token_ids)
-        observations.append(_replied(item, replicate, batch, result))
+        observations.append(_replied(item, replicate, batch, result, score))
     return observations, tokens
 
 
-def _replied(item: Generation, replicate: int, batch: Batch, result: GenerateResult) -> Observation:
-    check = item.check
+def _replied(
+    item: Generation, replicate: int, batch: Batch, result: GenerateResult, score: ScoreItem
+) -> Observation:
     try:
-        score = score_reply(check.kind, check.values, check.pattern, result.text)
+        found = score(item, result.text)
     except (ValueError, ArithmeticError, re.error) as error:
-        detail = f"the check {check.kind} cannot be applied: {type(error).__name__}: {error}"
+        kind = item.check.kind if item.check else ""
+        detail = f"the check {kind} cannot be applied: {type(error).__name__}: {error}"
         return failed(item, replicate, batch, ItemFailure(id=item.id, reason="scorer", detail=detail))
     values = {
-        "score": score,
+        "score": found,
         "truncated": float(result.finish == "length"),
         "empty": float(not result.text.strip()),
         "looping": float(looping(result.token_ids)),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from checkweigh.records.base import Digest, Name, Record
 from checkweigh.records.columns import Columns, misfits
@@ -18,11 +18,57 @@ class Message(Record):
     content: str
 
 
+StandardName = Literal[
+    "exact_match", "normalised_match", "f1", "rouge_l", "chrf", "bleu", "regex", "json_schema", "numeric",
+    "instructions",
+]  # fmt: skip
+
+
 class Scorer(Record):
     """The scorer's name and version; another version is another measurement."""
 
-    name: Literal["log_likelihood", "choice_probability", "reply_check", "kl_divergence"]
+    name: (
+        Literal["log_likelihood", "choice_probability", "reply_check", "kl_divergence", "code_execution"]
+        | StandardName
+    )
     version: int = Field(ge=1)
+
+
+class EvaluateScorer(Record):
+    """A module of the library ``evaluate``, called for each item; all of this is part of the measurement's key."""
+
+    name: Literal["evaluate"]
+    version: int = Field(ge=1)
+    module: str = Field(
+        pattern=r"^(\./[\w./-]*[A-Za-z_]\w*\.py|[\w.-]+/[\w.-]+)$",
+        description="./FILE.py below the card, or the hub's OWNER/NAME",
+    )
+    revision: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{40}$", description="commit of a hub module"
+    )
+    digest: Digest | None = Field(default=None, description="of a local module's file")
+    key: str = Field(min_length=1, description="name of the value in what the module computes")
+    scale: tuple[float, float] | None = Field(
+        default=None, description="values that mean 0 and 1; default: the value lies in [0, 1] as it is"
+    )
+
+    @property
+    def local(self) -> bool:
+        """Whether the module is a file below the card."""
+        return self.module.startswith("./")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> EvaluateScorer:
+        if self.local != (self.digest is not None) or self.local == (self.revision is not None):
+            raise ValueError(
+                "a local module with the sha256 of its file as digest, or a hub module with its revision"
+            )
+        if self.scale is not None and self.scale[0] == self.scale[1]:
+            raise ValueError("a scale of two different values")
+        return self
+
+
+AnyScorer = Annotated[Scorer | EvaluateScorer, Field(discriminator="name")]
 
 
 REMOTE = (
@@ -30,6 +76,7 @@ REMOTE = (
     r"|package:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+/[^\x00-\x1f\x7f]+"
 )
 SCORER_OF = {"text": "log_likelihood", "choice": "choice_probability", "generation": "reply_check"}
+GENERATION_SCORERS = ("reply_check", *get_args(StandardName), "code_execution", "evaluate")
 Kind = Literal["text", "choice", "generation"]
 
 
@@ -67,7 +114,7 @@ class Card(Record):
     check: str | None = Field(
         default=None, min_length=1, description="kind of check that columns.references feed; default: phrase"
     )
-    scorer: Scorer
+    scorer: AnyScorer
     items: int | None = Field(default=None, ge=1, description="held against the items where stated")
     clusters: int | None = Field(default=None, ge=1)
     strata: dict[str, Annotated[int, Field(ge=1)]] | None = None
@@ -105,8 +152,16 @@ class Card(Record):
 
     @model_validator(mode="after")
     def _scorer_fits(self) -> Card:
-        if self.scorer.name != SCORER_OF[self.kind]:
-            raise ValueError(f"a {self.kind} set is scored by {SCORER_OF[self.kind]}")
+        known = GENERATION_SCORERS if self.kind == "generation" else (SCORER_OF[self.kind],)
+        if self.scorer.name not in known:
+            raise ValueError(f"a {self.kind} set is scored by {' or '.join(known)}")
+        if self.scorer.name != "reply_check":
+            if self.check is not None:
+                raise ValueError("check goes with the scorer reply_check")
+            if self.columns is not None and self.columns.check is not None:
+                raise ValueError(
+                    f"columns.check goes with the scorer reply_check; {self.scorer.name} has references"
+                )
         return self
 
 
@@ -146,13 +201,29 @@ class Check(Record):
 
 
 class Generation(Record):
-    """A question whose reply is generated and checked."""
+    """A question whose reply is generated, and scored by its own check or against its references.
+
+    The card's scorer says which of the two an item has.
+    """
 
     id: str = Field(min_length=1)
     cluster: str = Field(min_length=1)
     stratum: str = Field(min_length=1)
     messages: tuple[Message, ...] = Field(min_length=1)
-    check: Check
+    check: Check | None = None
+    references: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Generation:
+        if (self.check is None) == (not self.references):
+            raise ValueError("a check or references, one of the two")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the one of both that is not there: items with checks keep the digests they had."""
+        absent = {"check": self.check is None, "references": not self.references}
+        return {name: value for name, value in handler(self).items() if not absent.get(name)}
 
 
 Item = Text | Choice | Generation
@@ -168,3 +239,4 @@ class EvalSet(Record):
 
     card: Card
     items: tuple[Item, ...]
+    folder: str | None = Field(default=None, description="where the card lies")

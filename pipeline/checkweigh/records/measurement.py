@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from checkweigh.records.base import Digest, Record
-from checkweigh.records.evalset import Scorer
+from checkweigh.records.evalset import AnyScorer
 
 PROTOCOL = 1  # the measurement protocol's version; raise it when the same pins may yield other numbers
 
@@ -98,7 +98,7 @@ class MeasurementKey(Record):
     pins: Digest
     identity: Digest
     evalset: Digest
-    scorer: Scorer
+    scorer: AnyScorer
     protocol: int = PROTOCOL
     hardware: str
     replicate: int = Field(ge=0)

@@ -10,12 +10,15 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
+
+from checkweigh.scoring.numbers import numbers
+from checkweigh.scoring.standard import STANDARD, score_against
 
 LOOP_MAX_PERIOD = 16
 LOOP_MIN_REPEATS = 4
 LOOP_MIN_TOKENS = 24
 
-_NUMBER = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
 _SEPARATORS = re.compile(r"\s*(?:,\s*and\b|,|;|\n|\band\b)\s*", re.IGNORECASE)
 
 
@@ -29,12 +32,6 @@ def normalise(text: str) -> str:
 def _contains(reply: str, phrase: str) -> bool:
     wanted = normalise(phrase)
     return bool(wanted) and f" {wanted} " in f" {normalise(reply)} "
-
-
-def _numbers(reply: str) -> list[Decimal]:
-    text = unicodedata.normalize("NFKC", reply).replace("\u2212", "-")
-    text = re.sub(r"(?<=[\d)])\s*-\s*(?=\d)", " - ", text)  # a minus between two numbers is an operator
-    return [Decimal(found.replace(",", "")) for found in _NUMBER.findall(text)]
 
 
 def phrase(reply: str, values: Sequence[str], pattern: str) -> float:
@@ -65,13 +62,13 @@ def verbatim(reply: str, values: Sequence[str], pattern: str) -> float:
 
 def number(reply: str, values: Sequence[str], pattern: str) -> float:
     """The last number in the reply equals the first value."""
-    found = _numbers(reply)
+    found = numbers(reply)
     return float(bool(found) and bool(values) and found[-1] == Decimal(values[0]))
 
 
 def first_number(reply: str, values: Sequence[str], pattern: str) -> float:
     """The first number in the reply equals the first value."""
-    found = _numbers(reply)
+    found = numbers(reply)
     return float(bool(found) and bool(values) and found[0] == Decimal(values[0]))
 
 
@@ -106,6 +103,11 @@ def keywords(reply: str, values: Sequence[str], pattern: str) -> float:
     return sum(_contains(reply, value) for value in values) / len(values)
 
 
+def _standard(name: str, reply: str, values: Sequence[str], pattern: str) -> float:
+    """A standard scorer, with the values as its references."""
+    return score_against(name, values, reply)
+
+
 CHECKS: dict[str, Callable[[str, Sequence[str], str], float]] = {
     "phrase": phrase,
     "exact": exact,
@@ -115,6 +117,7 @@ CHECKS: dict[str, Callable[[str, Sequence[str], str], float]] = {
     "regex": regex,
     "items": items,
     "keywords": keywords,
+    **{name: partial(_standard, name) for name in STANDARD if name != "regex"},
 }
 
 

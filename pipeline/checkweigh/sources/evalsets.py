@@ -74,7 +74,7 @@ def load_evalset(folder: Path, progress: Progress = _silent) -> EvalSet:
         raise BadDocument(first_problems(problems, data.file))
     if problems := _counts(card, path, items):
         raise BadDocument(problems)
-    return EvalSet(card=complete(card, items), items=items)
+    return EvalSet(card=complete(card, items), items=items, folder=str(folder))
 
 
 def draft(folder: Path, progress: Progress = _silent) -> Draft:

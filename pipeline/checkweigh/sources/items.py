@@ -14,6 +14,7 @@ from checkweigh.errors import BadDocument, Problem
 from checkweigh.records.document import explain
 from checkweigh.records.evalset import ITEM_OF, Card, Generation, Item, Kind
 from checkweigh.scoring.replies import CHECKS, score_reply
+from checkweigh.scoring.standard import STANDARD, score_against
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.rows import json_lines, present, problem
 
@@ -72,7 +73,8 @@ def _features(kind: Kind) -> Any:
     columns["messages"] = List({"role": text, "content": text})
     if kind == "choice":
         return Features(columns | {"choices": List(text), "answer": Value("int64")})
-    return Features(columns | {"check": {"kind": text, "values": List(text), "pattern": text}})
+    check = {"kind": text, "values": List(text), "pattern": text}
+    return Features(columns | {"check": check, "references": List(text)})
 
 
 def parse_items(card: Card, source: Path | str, rows: Iterable[tuple[int, Any]]) -> Parsed:
@@ -87,13 +89,8 @@ def parse_items(card: Card, source: Path | str, rows: Iterable[tuple[int, Any]])
         except ValueError as error:
             problems += _explain(card.kind, source, line, row, error)
             continue
-        if isinstance(item, Generation) and item.check.kind not in CHECKS:
-            known = f"one of {', '.join(CHECKS)}"
-            problems.append(problem(source, line, "check.kind", known, item.check.kind))
-        elif isinstance(item, Generation) and (fault := _check_fault(item)):
-            problems.append(
-                problem(source, line, "check", f"a {item.check.kind} check that can score", fault)
-            )
+        if isinstance(item, Generation) and (fault := _fault(card, item)):
+            problems.append(problem(source, line, *fault))
         if item.id in first:
             seen = f"'{item.id}' again, first in line {first[item.id]}"
             problems.append(problem(source, line, "id", "ids that are all different", seen))
@@ -107,13 +104,24 @@ def parse_items(card: Card, source: Path | str, rows: Iterable[tuple[int, Any]])
     return tuple(items), problems
 
 
-def _check_fault(item: Generation) -> str | None:
-    """Why an item's check cannot score any reply at all, such as a pattern that is no regular expression."""
-    check = item.check
+def _fault(card: Card, item: Generation) -> tuple[str, str, str] | None:
+    """What the card's scorer lacks to score any reply at all, such as a pattern that is no regular expression."""
+    scorer, check = card.scorer.name, item.check
+    if (check is None) == (scorer == "reply_check"):
+        needs = ("check", "references") if check is None else ("references", "a check")
+        return needs[0], f"{needs[0]} for the scorer {scorer}", needs[1]
+    if check is not None and check.kind not in CHECKS:
+        return "check.kind", f"one of {', '.join(CHECKS)}", check.kind
     try:
-        score_reply(check.kind, check.values, check.pattern, "a reply, 1")
-    except Exception as error:  # whatever a check may raise, it would raise for every reply
-        return f"{type(error).__name__}: {error}"
+        if check is not None:
+            score_reply(check.kind, check.values, check.pattern, "a reply, 1")
+        elif scorer in STANDARD:
+            score_against(scorer, item.references, "a reply, 1")
+    except Exception as error:  # whatever it may raise, it would raise for every reply
+        found = f"{type(error).__name__}: {error}"
+        if check is None:
+            return "references", f"references that {scorer} can use", found
+        return "check", f"a {check.kind} check that can score", found
     return None
 
 

@@ -17,6 +17,7 @@ from checkweigh.measure.plan import Batch, plan
 from checkweigh.measure.quality import Arm, check_identity, run_batch
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
+from checkweigh.scorers.items import ScoreItem, item_scorer
 from checkweigh.sources.pin import Resolved
 from checkweigh.sources.probes import probes
 from checkweigh.sources.render import Renderer
@@ -141,6 +142,7 @@ class ArmRun:
     def _measure(self, evalset: EvalSet, key: MeasurementKey) -> MeasurementSet | None:
         started = host.now()
         batches = plan(evalset, self.resolved.manifest.engine, self.batches)
+        score = item_scorer(evalset)
         label = f"{self.role}: {evalset.card.name}"
         observations: list[Observation] = []
         tokens, seconds = 0, 0.0
@@ -150,7 +152,7 @@ class ArmRun:
             if kept is None:
                 if time.monotonic() > self.deadline:
                     return None
-                kept = self.survive(lambda arm, batch=batch: self._run(arm, batch))  # type: ignore[misc]
+                kept = self.survive(lambda arm, batch=batch: self._run(arm, batch, score))  # type: ignore[misc]
                 self.store.write_batch(key, batch.index, batch.digest, kept)
             observations += kept[0]
             tokens += kept[1]
@@ -167,9 +169,9 @@ class ArmRun:
         self.stages.append(stage)
         return record
 
-    def _run(self, arm: Arm, batch: Batch) -> Kept:
+    def _run(self, arm: Arm, batch: Batch, score: ScoreItem) -> Kept:
         started = time.monotonic()
-        observations, tokens = run_batch(arm, batch, self.replicate)
+        observations, tokens = run_batch(arm, batch, self.replicate, score)
         return observations, tokens, time.monotonic() - started
 
     def _start(self) -> Arm:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from checkweigh.errors import ExitCode, Problem
-from checkweigh.records.evalset import Item, Text
+from checkweigh.errors import BadInput, ExitCode, Problem
+from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import MeasurementSet, Scored
+from checkweigh.scorers.items import item_scorer
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.evalsets import Draft, complete, draft
 from checkweigh.sources.pin import verify
@@ -66,6 +67,10 @@ def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Ch
     look at: no sound card, no data, a baseline that is not what is pinned."""
     found = draft(folder, progress)
     errors = [_error(problem) for problem in found.problems]
+    try:
+        item_scorer(EvalSet(card=found.card, items=found.items, folder=str(folder)))
+    except BadInput as error:
+        errors.append(Finding(severity="error", rule="scorer", text=str(error)))
     scores, notes = _scores(found, baseline, progress)
     items = found.items
     sized = items if items and not isinstance(items[0], Text) else ()
@@ -74,7 +79,7 @@ def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Ch
         name=card.name, digest=found.digest, pinned=found.digest == found.card.digest, items=len(items),
         clusters=len({item.cluster for item in items}), strata=dict(card.strata or {}) if items else {},
         margin=smallest_margin(sized) if sized else None,
-        findings=(*errors, *vet(items, scores), *notes),
+        findings=(*errors, *vet(items, scores, card.scorer.name), *notes),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from checkweigh.records.calibration import Calibration
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
+from checkweigh.scorers.items import item_scorer
 from checkweigh.sources.diff import undeclared
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, roots
@@ -109,6 +110,8 @@ def _sets(wrong: list[BadInput], path: Path, policy: Policy, progress: Progress)
     within = roots(path)
     found = [_try(wrong, partial(find_evalset, name, within, progress)) for name in policy.evalsets()]
     sets = tuple(evalset for evalset in found if evalset is not None)
+    for evalset in sets:
+        _try(wrong, partial(item_scorer, evalset))
     problems = list(_misfits(policy, sets, complete=len(sets) == len(found)))
     if problems:
         wrong.append(

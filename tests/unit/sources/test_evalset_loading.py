@@ -83,8 +83,83 @@ def test_each_kind(write: Write) -> None:
     replied = load_evalset(write("generation", [generation(0), generation(1, check=check)])).items
     assert isinstance(replied[0], Generation)
     assert isinstance(replied[1], Generation)
+    assert replied[0].check
+    assert replied[1].check
     assert (replied[0].check.values, replied[0].check.pattern) == (("yes",), "")
     assert (replied[1].check.values, replied[1].check.pattern) == ((), "y.s")
+
+
+def referred(i: int, *references: str, **more: Any) -> Row:
+    return {
+        "id": f"g{i}",
+        "cluster": f"c{i}",
+        "stratum": "s",
+        "messages": ASKED,
+        "references": [*references],
+    } | more
+
+
+def test_references_instead_of_checks(write: Write) -> None:
+    folder = write(
+        "generation", [referred(0, "yes", "Yes!"), referred(1, "no")], scorer={"name": "f1", "version": 1}
+    )
+    found = load_evalset(folder).items[0]
+    assert isinstance(found, Generation)
+    assert (found.references, found.check) == (("yes", "Yes!"), None)
+
+
+def test_each_scorer_wants_its_own(write: Write) -> None:
+    """Checks for reply_check, references for the others, and never both; references that can score."""
+    f1 = {"name": "f1", "version": 1}
+    assert said(write("generation", [generation(0)], scorer=f1)) == [
+        "/items.jsonl:1: references: expected references for the scorer f1, found a check"
+    ]
+    assert said(write("generation", [referred(0, "yes")])) == [
+        "/items.jsonl:1: check: expected check for the scorer reply_check, found references"
+    ]
+    both = generation(0, references=["yes"])
+    for row in (both, referred(0)):
+        (told,) = said(write("generation", [row], scorer=f1))
+        assert "a check or references, one of the two" in told
+    assert "references[0]" in said(write("generation", [referred(0, " ")], scorer=f1))[0]
+    (told,) = said(write("generation", [referred(0, "many")], scorer={"name": "numeric", "version": 1}))
+    assert told.startswith(
+        "/items.jsonl:1: references: expected references that numeric can use, found ValueError"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scorer", "told"),
+    [
+        ({"name": "f2", "version": 1}, "scorer"),
+        (
+            {"name": "log_likelihood", "version": 1},
+            "a generation set is scored by reply_check or exact_match",
+        ),
+        ({"name": "evaluate", "version": 1}, "scorer.module"),
+        (
+            {"name": "evaluate", "version": 1, "module": "./m.py", "key": "k"},
+            "a local module with the sha256",
+        ),
+        (
+            {"name": "evaluate", "version": 1, "module": "me/m", "key": "k", "revision": "main"},
+            "scorer.revision",
+        ),
+        (
+            {"name": "evaluate", "version": 1, "module": "me/m", "key": "k", "digest": "sha256:" + "0" * 64},
+            "a hub module with its revision",
+        ),
+        ({"name": "f1", "version": 1, "module": "./m.py"}, "scorer.module: expected a known key"),
+    ],
+)
+def test_scorers_that_are_not_pinned_or_not_known(write: Write, scorer: Row, told: str) -> None:
+    assert told in "\n".join(said(write("generation", [referred(0, "yes")], scorer=scorer)))
+
+
+def test_a_check_is_dumped_as_before_references_were_there() -> None:
+    """Digests of items with checks, which address stored measurements, stay what they were."""
+    made = Generation.model_validate_json(json.dumps(generation(0)))
+    assert set(made.model_dump(mode="json")) == {"id", "cluster", "stratum", "messages", "check"}
 
 
 def test_words_that_look_like_something_else(write: Write) -> None:
