@@ -123,6 +123,8 @@ def _generate(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation]
             observations.append(failed(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
+        if (arm.manifest.engine.speculative is None) != (result.speculated is None):
+            raise EngineError(f"item {item.id}: the engine speculates otherwise than engine.speculative says")
         tokens += len(result.token_ids)
         observations.append(_replied(item, replicate, batch, result))
     return observations, tokens
@@ -145,6 +147,7 @@ def _replied(item: Generation, replicate: int, batch: Batch, result: GenerateRes
         item=item.id, replicate=replicate, batch=batch.index, outcome=Scored(values=values, weights={"items": 1.0}),
         raw=canonical.digest([list(result.prompt_ids), list(result.token_ids), result.finish]),
         text=result.text, output_tokens=len(result.token_ids), finish=result.finish,
+        speculated=result.speculated,
     )  # fmt: skip
 
 
