@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from checkweigh import canonical
 from checkweigh.records.base import Digest, Name, Record
 from checkweigh.records.evalset import REMOTE, Message
 
@@ -247,6 +248,10 @@ class Pins(Record):
     )
     quantization: Digest
     sampling: Digest
+
+    def record_digest(self) -> str:
+        """As of any record; without an empty ``draft``, so that what was stored before there was one is found."""
+        return canonical.digest(self.model_dump(mode="json", exclude=None if self.draft else {"draft"}))
 
 
 class Lock(Record):

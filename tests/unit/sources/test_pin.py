@@ -15,6 +15,7 @@ import pytest
 import yaml
 from tests.conftest import WriteManifest
 
+from checkweigh import canonical
 from checkweigh.cli import main
 from checkweigh.errors import BadDocument, BadInput, ExitCode, PinMismatch, SourceError
 from checkweigh.records.manifest import Lock
@@ -480,6 +481,12 @@ def test_a_drafting_model_is_pinned_like_the_model(write: Write, model: Path, dr
     assert resolved.draft_dir == draft
     assert resolved.pins.draft["model.safetensors"] == resolved.pins.weights["model.safetensors"]
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(resolved.pins.draft)
+    without = resolved.pins.model_copy(update={"draft": {}})
+    assert without.record_digest() == canonical.digest(without.model_dump(mode="json", exclude={"draft"}))
+    other = resolved.pins.model_copy(
+        update={"draft": resolved.pins.draft | {"config.json": "sha256:" + "1" * 64}}
+    )
+    assert len({pins.record_digest() for pins in (without, resolved.pins, other)}) == 3
     flip(draft / "model.safetensors")
     config = json.loads((draft / "config.json").read_text())
     (draft / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
