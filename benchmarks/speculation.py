@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -133,6 +134,9 @@ def measure(
             for at in range(0, len(batched), 16):
                 ways(backend)["plain"](batched[at : at + 16])
             report["forks_plain_batch_1_against_16"] = len(gaps(backend, found["plain"], batched))
+    report["load_average"] = round(
+        os.getloadavg()[1], 2
+    )  # of 5 minutes; above the engine's threads it was not alone
     return report
 
 
