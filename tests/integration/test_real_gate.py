@@ -119,7 +119,7 @@ def test_the_baseline_passes_against_itself_from_two_executions(
     assert not set(decision.baseline.measurements.values()) & set(decision.candidate.measurements.values())
 
 
-@pytest.mark.parametrize("name", ["int8", "fp4", "terse"])
+@pytest.mark.parametrize("name", ["int8", "fp4", "terse", "prompt-lookup"])
 def test_every_shipped_candidate_is_what_its_lock_says(name: str, resolved: Resolved) -> None:
     found = verify(ROOT / "manifests" / f"smollm2-135m-{name}.yaml")
     assert found.pins.weights == resolved.pins.weights

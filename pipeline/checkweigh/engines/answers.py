@@ -29,7 +29,7 @@ from checkweigh.engines.protocol import (
     States,
 )
 from checkweigh.errors import EngineError
-from checkweigh.records.measurement import FailureKind, WorstToken
+from checkweigh.records.measurement import FailureKind, Speculated, WorstToken
 
 REASONS = frozenset(get_args(FailureKind))
 LIES = "the engine's answer does not fit the request"
@@ -189,8 +189,16 @@ def reply(value: dict[str, Any], request: GenerateRequest) -> GenerateResult | I
             len(ids) == request.exact_tokens,
             f"{name}: {request.exact_tokens} tokens expected, {len(ids)} came",
         )
+    counts = value.get("speculated")
+    speculated = None if counts is None else Speculated.model_validate(counts)
+    if speculated is not None:
+        check(
+            speculated.forwards + speculated.accepted >= len(ids),
+            f"{name}: more tokens than its forwards and accepted drafts can have given",
+        )
     return GenerateResult(
         id=name,
+        speculated=speculated,
         prompt_ids=_ids(value["prompt"], f"{name}: prompt"),
         token_ids=ids,
         text=value["text"],

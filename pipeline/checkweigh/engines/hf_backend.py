@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import torch
 
-from checkweigh.engines import hf_divergence, hf_generate, hf_load, hf_score
+from checkweigh.engines import hf_divergence, hf_draft, hf_generate, hf_load, hf_score, hf_speculate
 from checkweigh.engines.backend import too_long
 from checkweigh.engines.memory import kv_budget, process_memory, require_room
 from checkweigh.engines.protocol import (
@@ -26,6 +26,7 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import BadInput
+from checkweigh.records.manifest import Sampling
 from checkweigh.records.measurement import EngineIdentity
 
 WARM_LENGTHS = (8, 24, 64)  # tokens of context in the warm-up
@@ -39,8 +40,9 @@ class TransformersBackend:
         self.manifest = spec.manifest
         self.limit = spec.manifest.limits.max_sequence
         if self.manifest.engine.device == "cuda" and torch.cuda.is_available():
-            require_room(self.manifest, spec.model_dir, int(torch.cuda.mem_get_info()[0]))
+            require_room(self.manifest, spec.model_dir, int(torch.cuda.mem_get_info()[0]), spec.draft_dir)
         self.loaded = hf_load.load(spec)
+        self.speculator = hf_draft.load(spec, self.loaded)
         self._warm_up()
 
     @property
@@ -64,7 +66,7 @@ class TransformersBackend:
             ]
             with torch.inference_mode():
                 hf_score.score(self.loaded, tasks, self.manifest.engine.max_batch_tokens)
-                hf_generate.generate(self.loaded, replies, sampling, time.monotonic())
+                self._complete(replies, sampling, time.monotonic())
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt ids through the tokenizer's own ``apply_chat_template`` with the pinned template."""
@@ -146,8 +148,15 @@ class TransformersBackend:
         replies = [reply for reply in prepared if isinstance(reply, hf_generate.Reply)]
         with torch.inference_mode():
             for part in hf_generate.split(replies, self.manifest.engine.max_batch, kv_budget(self.manifest)):
-                hf_generate.generate(self.loaded, part, self.manifest.sampling, sent)
+                self._complete(part, self.manifest.sampling, sent)
         return [r if isinstance(r, ItemFailure) else self._result(r) for r in prepared]
+
+    def _complete(self, replies: Sequence[hf_generate.Reply], sampling: Sampling, sent: float) -> None:
+        """Together, or one by one where tokens are drafted."""
+        if self.speculator is None:
+            hf_generate.generate(self.loaded, replies, sampling, sent)
+        else:
+            hf_speculate.generate(self.loaded, self.speculator, replies, sampling.stop, sent)
 
     def _new_reply(self, request: GenerateRequest) -> hf_generate.Reply | ItemFailure:
         prompt = self._render(request.messages)
@@ -168,6 +177,7 @@ class TransformersBackend:
             text=hf_generate.text_of(self.loaded, reply, self.manifest.sampling.stop),
             finish=reply.finish,
             times=tuple(reply.times),
+            speculated=reply.speculated,
         )
 
     def resources(self, *, reset_peak: bool) -> Resources:

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from checkweigh.engines.hf_load import Loaded, Tensor
 from checkweigh.engines.hf_prefix import expanded, run_prefix, shared_length
 from checkweigh.records.manifest import Sampling
+from checkweigh.records.measurement import Speculated
 
 STOP_WINDOW = 16  # tokens more than a stop string has characters: enough to see it whole
 
@@ -36,6 +37,7 @@ class Reply:
     text: str = ""
     finish: Literal["stop", "length", "non_finite"] | None = None
     draws: Any = None  # numpy Generator of this reply's own
+    speculated: Speculated | None = None
 
 
 def split(replies: Sequence[Reply], max_batch: int, budget: int) -> list[list[Reply]]:
@@ -68,7 +70,7 @@ def generate(loaded: Loaded, replies: Sequence[Reply], sampling: Sampling, sent:
             if not sound:
                 reply.finish = reply.finish or "non_finite"
             if reply.finish is None:
-                _append(loaded, reply, token, now, sampling.stop)
+                append(loaded, reply, token, now, sampling.stop)
         running = [i for i, reply in enumerate(live) if reply.finish is None]
         if not running:
             return
@@ -146,7 +148,7 @@ def choose(logits: Tensor, sampling: Sampling, live: Sequence[Reply]) -> list[in
     return [int(token) for token in order.gather(1, place).squeeze(1).tolist()]
 
 
-def _append(loaded: Loaded, reply: Reply, token: int, now: float, stops: Sequence[str]) -> None:
+def append(loaded: Loaded, reply: Reply, token: int, now: float, stops: Sequence[str]) -> None:
     """Take one token into a reply and see whether that ends it."""
     if token in loaded.eos and not reply.exact:
         reply.finish = "stop"

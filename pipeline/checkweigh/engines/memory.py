@@ -15,7 +15,7 @@ import psutil
 
 from checkweigh.engines.protocol import Resources
 from checkweigh.errors import BadInput, EngineOutOfMemory
-from checkweigh.records.manifest import Manifest
+from checkweigh.records.manifest import Manifest, Quantization
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -51,6 +51,16 @@ class Estimate:
     def total(self) -> int:
         """Bytes in all."""
         return self.weights + self.kv_cache + self.activations + self.logits + self.runtime
+
+    def with_draft(self, draft: Estimate) -> Estimate:
+        """Both models in one process; they compute in turn, so that the larger activations and logits count."""
+        return Estimate(
+            weights=self.weights + draft.weights,
+            kv_cache=self.kv_cache + draft.kv_cache,
+            activations=max(self.activations, draft.activations),
+            logits=max(self.logits, draft.logits),
+            runtime=self.runtime,
+        )
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -164,11 +174,21 @@ def available() -> int:
     return max(free, 0)
 
 
-def require_room(manifest: Manifest, model_dir: Path, free: int) -> Estimate:
-    """Estimate the model in ``model_dir`` and require it to fit into ``free`` bytes.
+def require_room(manifest: Manifest, model_dir: Path, free: int, draft_dir: Path | None = None) -> Estimate:
+    """Estimate the model in ``model_dir``, and the one that drafts, and require them to fit into ``free`` bytes.
 
-    Raises EngineOutOfMemory, or BadInput when the directory holds no config or no safetensors.
+    Raises EngineOutOfMemory, or BadInput when a directory holds no config or no safetensors.
     """
+    need = estimate_of(manifest, model_dir)
+    if draft_dir is not None:  # never quantized, and the runtime stands once
+        plain = manifest.model_copy(update={"quantization": Quantization()})
+        need = need.with_draft(estimate_of(plain, draft_dir))
+    require(need, free, manifest.limits.memory_headroom)
+    return need
+
+
+def estimate_of(manifest: Manifest, model_dir: Path) -> Estimate:
+    """The estimate of the model in a directory. BadInput: it holds no config or no safetensors."""
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -180,9 +200,7 @@ def require_room(manifest: Manifest, model_dir: Path, free: int) -> Estimate:
     for file in files:
         for dtype, count in stored_elements(read_header(file)).items():
             elements[dtype] = elements.get(dtype, 0) + count
-    need = estimate(manifest, shape_of(config), elements)
-    require(need, free, manifest.limits.memory_headroom)
-    return need
+    return estimate(manifest, shape_of(config), elements)
 
 
 def process_memory(*, reset_peak: bool) -> Resources:

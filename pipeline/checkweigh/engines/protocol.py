@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checkweigh.records.evalset import Message
-from checkweigh.records.measurement import EngineIdentity, FailureKind, WorstToken
+from checkweigh.records.measurement import EngineIdentity, FailureKind, Speculated, WorstToken
 
 Messages = tuple[Message, ...]
 
@@ -73,6 +73,7 @@ class GenerateResult:
     text: str
     finish: Literal["stop", "length"]
     times: tuple[float, ...]
+    speculated: Speculated | None = None  # with speculation; tokens of one forward then share their time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

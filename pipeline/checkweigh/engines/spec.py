@@ -17,6 +17,7 @@ class EngineSpec:
     model_dir: Path
     tokenizer_dir: Path
     chat_template: str  # Jinja text, as pinned
+    draft_dir: Path | None = None  # the drafting model, where the manifest names one
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""
@@ -25,6 +26,7 @@ class EngineSpec:
             "model_dir": str(self.model_dir),
             "tokenizer_dir": str(self.tokenizer_dir),
             "chat_template": self.chat_template,
+            "draft_dir": None if self.draft_dir is None else str(self.draft_dir),
         }
 
 

@@ -179,6 +179,7 @@ def pack_result(result: Result) -> dict[str, Any]:
         "text": result.text,
         "finish": result.finish,
         "times": list(result.times),
+        "speculated": None if result.speculated is None else result.speculated.model_dump(),
     }
 
 

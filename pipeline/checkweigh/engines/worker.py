@@ -63,6 +63,7 @@ def read_spec(value: dict[str, Any]) -> EngineSpec:
         model_dir=Path(value["model_dir"]),
         tokenizer_dir=Path(value["tokenizer_dir"]),
         chat_template=value["chat_template"],
+        draft_dir=None if value["draft_dir"] is None else Path(value["draft_dir"]),
     )
 
 
@@ -73,7 +74,7 @@ def start(spec: EngineSpec) -> Backend:
 
         return FakeBackend(spec)
     if spec.manifest.engine.device == "cpu":  # before torch is imported: a refusal takes no time
-        memory.require_room(spec.manifest, spec.model_dir, memory.available())
+        memory.require_room(spec.manifest, spec.model_dir, memory.available(), spec.draft_dir)
     from checkweigh.engines.hf_backend import TransformersBackend
 
     return TransformersBackend(spec)

@@ -129,6 +129,8 @@ def _generate(arm: Arm, batch: Batch, replicate: int, score: ScoreItem) -> tuple
             observations.append(failed(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
+        if (arm.manifest.engine.speculative is None) != (result.speculated is None):
+            raise EngineError(f"item {item.id}: the engine speculates otherwise than engine.speculative says")
         tokens += len(result.token_ids)
         observations.append(_replied(item, replicate, batch, result, score))
     return observations, tokens
@@ -153,6 +155,7 @@ def _replied(
         item=item.id, replicate=replicate, batch=batch.index, outcome=Scored(values=values, weights={"items": 1.0}),
         raw=canonical.digest([list(result.prompt_ids), list(result.token_ids), result.finish]),
         text=result.text, output_tokens=len(result.token_ids), finish=result.finish,
+        speculated=result.speculated,
     )  # fmt: skip
 
 

@@ -6,6 +6,12 @@
 3. A block's datum is a quantile over its requests; one pair of blocks is one datum (STATISTICS, "latency").
 While one arm runs a block the other one runs nothing. A request that an arm cannot answer ends the timing without
 a result: a block that lacks its slowest request says nothing.
+
+With speculation several tokens of one forward arrive together. No gap between two tokens is ever looked at: the time
+per output token is that of the whole reply after its first token, over the number of tokens after it, so that time to
+the first token + (tokens - 1) x time per output token is the arrival of the last one, however they come. Replies of
+a fixed number of tokens go on where they would have ended, and such text repeats itself and is drafted more easily:
+the acceptance length while timing is noted, to be held against that of the sets.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from checkweigh.engines.protocol import GenerateRequest, ItemFailure, Resources
 from checkweigh.errors import EngineError
 from checkweigh.measure.quality import Arm
 from checkweigh.records.evalset import Message
-from checkweigh.records.measurement import Block, PairedRun
+from checkweigh.records.measurement import Block, PairedRun, Speculated
 from checkweigh.records.policy import Timing
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -59,6 +65,7 @@ def run_pairs(
     except _Unanswered as error:
         notes.append(f"given up after {len(blocks)} pairs, which are not used: {error}")
         blocks = []
+    notes += _acceptance(blocks, timing.output_tokens)
     resources = {arm: _resources(arm, arms[arm]) for arm in ARMS}
     return PairedRun(
         seed=seed, blocks=tuple(blocks), seconds=time.monotonic() - started, notes=tuple(notes),
@@ -112,13 +119,29 @@ def _block(role: Role, arm: Arm, requests: Requests, output_tokens: int) -> dict
         for name, q in QUANTILES.items()
     }
     values["peak_memory"] = float(_resources(role, arm).peak)
+    counts = [row[3] for row in rows if row[3] is not None]
+    if counts:
+        values["acceptance_length"] = 1 + sum(c.accepted for c in counts) / sum(c.forwards for c in counts)
     return values
+
+
+def _acceptance(blocks: Sequence[Block], output_tokens: int) -> list[str]:
+    """What drafts came to while timing, for every arm that speculates."""
+    found = {
+        arm: [b for block in blocks if (b := getattr(block, arm).get("acceptance_length"))] for arm in ARMS
+    }
+    return [
+        f"the {arm} speculates: acceptance length {float(np.median(lengths)):.2f} tokens a forward in replies of "
+        f"{output_tokens} tokens, which go on where a reply would end"
+        for arm, lengths in found.items()
+        if lengths
+    ]
 
 
 def _request(
     role: Role, arm: Arm, name: str, messages: tuple[Message, ...], output_tokens: int
-) -> tuple[float, float, float]:
-    """Seconds to the first token, seconds per token after it, seconds in all."""
+) -> tuple[float, float, float, Speculated | None]:
+    """Seconds to the first token, seconds per token after it, seconds in all, and how drafts did."""
     request = GenerateRequest(
         id=name, messages=arm.manifest.prompts.compose(messages), exact_tokens=output_tokens
     )
@@ -134,4 +157,4 @@ def _request(
         raise EngineError(
             f"{arm.manifest.name}: token times that cannot be ({first:.3f} to {last:.3f} of {took:.3f} s)"
         )
-    return first, (last - first) / (output_tokens - 1), took
+    return first, (last - first) / (output_tokens - 1), took, result.speculated

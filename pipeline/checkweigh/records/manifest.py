@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from checkweigh import canonical
 from checkweigh.records.base import Digest, Name, Record
 from checkweigh.records.evalset import REMOTE, Message
 
@@ -96,6 +97,38 @@ class Quantization(Record):
         return self
 
 
+class PromptLookup(Record):
+    """Speculation without a second model: what followed the last tokens earlier in the text is tried."""
+
+    method: Literal["prompt_lookup"]
+    num_tokens: int = Field(ge=1, le=64, description="most tokens drafted for one forward of the model")
+    max_ngram: int = Field(
+        default=2, ge=1, le=16, description="longest run of last tokens that is looked for in the text so far"
+    )
+
+
+class DraftModel(Record):
+    """The weights that draft; its tokens must be the model's. Pickles and code are always refused."""
+
+    source: Source
+    derive: Derive | None = None
+
+    def as_model(self) -> Model:
+        """The same, as a model to be resolved."""
+        return Model(source=self.source, derive=self.derive)
+
+
+class Draft(Record):
+    """Speculation with a smaller model, in the engine's dtype and never quantized."""
+
+    method: Literal["draft"]
+    model: DraftModel
+    num_tokens: int = Field(ge=1, le=64, description="tokens drafted for one forward of the model")
+
+
+Speculative = Annotated[PromptLookup | Draft, Field(discriminator="method")]
+
+
 class Engine(Record):
     """What serves the model."""
 
@@ -111,11 +144,17 @@ class Engine(Record):
     options: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="knobs of the fake engine; empty for transformers"
     )
+    speculative: Speculative | None = Field(
+        default=None,
+        description="tokens are drafted and then verified; replies are then generated one by one",
+    )
 
     @model_validator(mode="after")
     def _options(self) -> Engine:
         if self.kind != "fake" and self.options:
             raise ValueError(f"engine {self.kind} takes no options")
+        if self.kind == "fake" and self.speculative is not None:
+            raise ValueError("engine fake takes no speculative")
         return self
 
 
@@ -155,9 +194,28 @@ class Manifest(Record):
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
 
+    @model_validator(mode="after")
+    def _greedy_speculation(self) -> Manifest:
+        if self.engine.speculative is not None and self.sampling.temperature > 0:
+            raise ValueError(
+                "engine.speculative takes sampling.temperature 0.0: only greedy replies are verified"
+            )
+        return self
+
     def declared(self) -> dict[str, object]:
-        """Section -> value, of every section that decides what is measured."""
-        return self.model_dump(mode="json", exclude={"schema_", "name", "comment", "intends"})
+        """Section -> value, of every section that decides what is measured.
+
+        ``engine.speculative`` is left out where there is none, so that locks from before it stay current.
+        """
+        none = {"engine": {"speculative"}} if self.engine.speculative is None else {}
+        own = dict.fromkeys(("schema_", "name", "comment", "intends"), True)
+        return self.model_dump(mode="json", exclude={**own, **none})
+
+    @property
+    def draft(self) -> DraftModel | None:
+        """The model that drafts, if one does."""
+        speculative = self.engine.speculative
+        return speculative.model if isinstance(speculative, Draft) else None
 
     @property
     def unsafe(self) -> tuple[str, ...]:
@@ -184,8 +242,16 @@ class Pins(Record):
     probes: tuple[tuple[int, ...], ...] = Field(description="token ids of the probe conversations")
     vocabulary: Digest = Field(description="token -> id mapping; equal digests make tokens comparable")
     adapters: tuple[Digest, ...] = ()
+    draft: dict[str, Digest] = Field(
+        default_factory=dict,
+        description="the drafting model's weights, as in weights, config.json and tokenizer files",
+    )
     quantization: Digest
     sampling: Digest
+
+    def record_digest(self) -> str:
+        """As of any record; without an empty ``draft``, so that what was stored before there was one is found."""
+        return canonical.digest(self.model_dump(mode="json", exclude=None if self.draft else {"draft"}))
 
 
 class Lock(Record):

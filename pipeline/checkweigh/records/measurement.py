@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.evalset import AnyScorer
@@ -46,6 +46,20 @@ class WorstToken(Record):
     candidate_p: float
 
 
+class Speculated(Record):
+    """How one reply's drafts did. Every forward gives the tokens it accepts and one of its own."""
+
+    forwards: int = Field(ge=1, description="forwards of the model, the first one over the prompt included")
+    drafted: int = Field(ge=0, description="tokens drafted")
+    accepted: int = Field(ge=0, description="drafted tokens that the model accepted")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Speculated:
+        if self.accepted > self.drafted:
+            raise ValueError("more tokens accepted than drafted")
+        return self
+
+
 class Observation(Record):
     """What one execution of one item gave."""
 
@@ -59,6 +73,7 @@ class Observation(Record):
     text: str | None = None
     output_tokens: int | None = None
     finish: Literal["stop", "length"] | None = None
+    speculated: Speculated | None = Field(default=None, description="replies with speculation only")
     kl: tuple[float, ...] = Field(default=(), description="divergence only: nats, one value a token")
     worst: tuple[WorstToken, ...] = ()
 

@@ -13,12 +13,28 @@ from pathlib import Path
 
 from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, Problem, SourceError
-from checkweigh.records.manifest import Derive
+from checkweigh.records.manifest import Derive, Model
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.digests import Progress
+from checkweigh.sources.digests import Progress, file_digest
 from checkweigh.sources.publish import damage, published
+from checkweigh.sources.resolve import Found
 
 TIMEOUT_S = 1800
+
+
+def served_dir(model: Model, found: Found, progress: Progress) -> Path:
+    """The directory that is served: the source's own, or the one derived from it."""
+    source, recipe = model.source, model.derive
+    if found.path.is_dir():
+        if recipe is not None:
+            raise SourceError(f"{source}: expected a GGUF file for {recipe.recipe}, found a directory")
+        return found.path
+    if recipe is None or found.path.suffix != ".gguf":
+        raise SourceError(
+            f"{source}: expected a model directory, or a .gguf file with model.derive, "
+            f"found the file {found.path.name}"
+        )
+    return derived(found.path, file_digest(found.path), recipe, progress)
 
 
 def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Path:

@@ -65,16 +65,20 @@ def _explanations(manifest: Manifest) -> dict[str, dict[str, object]]:
         "source": model, "wheel": model, "weights": model, "tensors": model, "configuration": model,
         "adapters": adapters, "tokenizer": tokenizer, "vocabulary": tokenizer, "chat_template": template,
         "prompts": prompts, "probes": prompts | tokenizer,
-        "quantization": below("quantization."), "sampling": below("sampling."),
+        "draft": below("engine.speculative."), "quantization": below("quantization."), "sampling": below("sampling."),
     }  # fmt: skip
 
 
 def _pins(pins: Pins) -> Iterator[tuple[str, object]]:
     """Pins one by one: ``section``, or ``section file``; the configurations are a section of their own."""
-    for name, value in pins.model_dump(mode="json", exclude={"manifest", "weights", "tokenizer"}).items():
+    for name, value in pins.model_dump(
+        mode="json", exclude={"manifest", "weights", "draft", "tokenizer"}
+    ).items():
         yield name, value
     for name, value in pins.weights.items():
         yield f"weights {name}", value
+    for name, value in pins.draft.items():
+        yield f"draft {name}", value
     for name, value in pins.tokenizer.items():
         section = "configuration" if name in ("config.json", "generation_config.json") else "tokenizer"
         yield f"{section} {name}", value

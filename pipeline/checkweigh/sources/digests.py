@@ -49,6 +49,11 @@ def json_digest(path: Path) -> str:
     return _remembered(path, "json", _hash_json, _ignore)
 
 
+def small_digest(path: Path) -> str:
+    """Digest of a configuration or tokenizer file: by content where it is JSON."""
+    return json_digest(path) if path.suffix == ".json" else file_digest(path)
+
+
 def digest_all(paths: Iterable[Path], kind: str, progress: Progress, label: str) -> dict[str, str]:
     """File name -> digest (``kind``: file or tensors), several files at once; progress counts megabytes.
 

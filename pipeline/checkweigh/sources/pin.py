@@ -20,9 +20,10 @@ from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
 from checkweigh.records.document import MAX_JSON, parse_json
 from checkweigh.records.manifest import Lock, Manifest, Pins
-from checkweigh.sources.derive import derived
-from checkweigh.sources.digests import Progress, digest_all, file_digest, json_digest
+from checkweigh.sources.derive import served_dir
+from checkweigh.sources.digests import Progress, digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
+from checkweigh.sources.draft import DraftFiles, draft_digests, find_draft, require_same_tokens
 from checkweigh.sources.folder import (
     check_shards,
     refuse_auto_map,
@@ -50,6 +51,7 @@ class Resolved:
     tokenizer_dir: Path
     chat_template: str
     pins: Pins
+    draft_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class _Files:
     template_path: Path
     template: str | SourceError  # an error is held back until every digest is compared
     weights: list[Path]
+    draft: DraftFiles | None
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -149,7 +152,7 @@ def _files(path: Path, manifest: Manifest, progress: Progress, wheel: str | None
         raise SourceError(f"{path}: model.adapters: expected none, adapters cannot be served yet")
     unsafe = model.unsafe_pickle or model.unsafe_remote_code
     found = resolve(model.source, path.parent, progress, wheel=wheel, unsafe=unsafe)
-    model_dir = _model_dir(manifest, found, progress)
+    model_dir = served_dir(model, found, progress)
     tokenizer_dir = model_dir
     if manifest.tokenizer.source is not None:
         tokenizer_dir = resolve(manifest.tokenizer.source, path.parent, progress).path
@@ -162,7 +165,7 @@ def _files(path: Path, manifest: Manifest, progress: Progress, wheel: str | None
         raise SourceError(f"{model_dir}: expected config.json, found none")
     return _Files(
         found=found, model_dir=model_dir, tokenizer_dir=tokenizer_dir, template_path=template_path,
-        template=_template(template_path), weights=weights,
+        template=_template(template_path), weights=weights, draft=find_draft(path, manifest.draft, progress),
     )  # fmt: skip
 
 
@@ -190,28 +193,13 @@ def _check_engine(path: Path, manifest: Manifest) -> None:
         raise PinMismatch([_problem(path, "engine.version", engine.version, installed)])
 
 
-def _model_dir(manifest: Manifest, found: Found, progress: Progress) -> Path:
-    """The directory that is served: the source's own, or the one derived from it."""
-    source, recipe = manifest.model.source, manifest.model.derive
-    if found.path.is_dir():
-        if recipe is not None:
-            raise SourceError(f"{source}: expected a GGUF file for {recipe.recipe}, found a directory")
-        return found.path
-    if recipe is None or found.path.suffix != ".gguf":
-        raise SourceError(
-            f"{source}: expected a model directory, or a .gguf file with model.derive, "
-            f"found the file {found.path.name}"
-        )
-    return derived(found.path, file_digest(found.path), recipe, progress)
-
-
 def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
     """Step 2; the probes and the vocabulary are filled in by step 3."""
     tensor = manifest.model.derive is not None
     label = f"digests of {manifest.name} (MB)"
     data = [path for path in files.weights if path.suffix != ".json"]
     weights = digest_all(data, "tensors" if tensor else "file", progress, label)
-    weights |= {path.name: _small_digest(path) for path in files.weights if path.suffix == ".json"}
+    weights |= {path.name: small_digest(path) for path in files.weights if path.suffix == ".json"}
     small = small_files(files.tokenizer_dir, files.model_dir)
     nothing = canonical.digest(None)
     return Pins(
@@ -220,11 +208,12 @@ def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
         wheel=files.found.wheel,
         weights=dict(sorted(weights.items())),
         tensors=tensor,
-        tokenizer={name: _small_digest(path) for name, path in small.items()},
+        tokenizer={name: small_digest(path) for name, path in small.items()},
         chat_template=_template_digest(files),
         prompts=canonical.digest(manifest.prompts.model_dump(mode="json")),
         probes=(),
         vocabulary=nothing,
+        draft=draft_digests(files.draft, progress),
         quantization=canonical.digest(manifest.quantization.model_dump(mode="json")),
         sampling=canonical.digest(manifest.sampling.model_dump(mode="json")),
     )
@@ -234,10 +223,6 @@ def _template_digest(files: _Files) -> str:
     if isinstance(files.template, str):
         return canonical.digest(files.template)
     return file_digest(files.template_path)
-
-
-def _small_digest(path: Path) -> str:
-    return json_digest(path) if path.suffix == ".json" else file_digest(path)
 
 
 def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> Resolved:
@@ -252,9 +237,11 @@ def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> R
             tensors(weights)
     renderer = Renderer(files.tokenizer_dir, files.template)
     rendered = tuple(renderer.render(probe) for probe in probes(manifest))
+    if files.draft is not None:
+        require_same_tokens(files.draft, files.template, renderer.vocabulary_digest)
     return Resolved(
         manifest=manifest, path=path, model_dir=files.model_dir, tokenizer_dir=files.tokenizer_dir,
-        chat_template=files.template,
+        chat_template=files.template, draft_dir=None if files.draft is None else files.draft.folder,
         pins=digests.model_copy(update={"probes": rendered, "vocabulary": renderer.vocabulary_digest}),
     )  # fmt: skip
 
@@ -264,11 +251,13 @@ def _file_mismatches(pinned: Pins, files: _Files, found: Pins) -> Iterator[Probl
     # A derived model is not the user's own file: say how to have it made again.
     mend = f" (remove {files.model_dir}: it is made again)" if found.tensors else ""
     paths = {path.name: path for path in files.weights} | small_files(files.tokenizer_dir, files.model_dir)
-    for kind in ("weights", "tokenizer"):
+    for kind in ("weights", "tokenizer", "draft"):
         want, have = getattr(pinned, kind), getattr(found, kind)
         for name in sorted(set(want) | set(have)):
             if want.get(name) != have.get(name):
                 file = paths.get(name, files.model_dir / name)
+                if kind == "draft" and files.draft is not None:
+                    file = files.draft.folder / name
                 path = f"pins.{kind}.{name}"
                 yield _problem(
                     file, path, want.get(name, "no such file"), have.get(name, "no such file") + mend
@@ -282,7 +271,7 @@ def _file_mismatches(pinned: Pins, files: _Files, found: Pins) -> Iterator[Probl
 def _other_mismatches(file: Path, pinned: Pins, found: Pins) -> Iterator[Problem]:
     """Every other pin that does not hold."""
     for name in Pins.model_fields:
-        if name in ("weights", "tokenizer", "source", "chat_template", "probes"):
+        if name in ("weights", "tokenizer", "draft", "source", "chat_template", "probes"):
             continue
         want, have = getattr(pinned, name), getattr(found, name)
         if want != have:

@@ -180,6 +180,7 @@ class ArmRun:
         spec = EngineSpec(
             manifest=resolved.manifest, model_dir=resolved.model_dir,
             tokenizer_dir=resolved.tokenizer_dir, chat_template=resolved.chat_template,
+            draft_dir=resolved.draft_dir,
         )  # fmt: skip
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)
         engine = self.launch(spec, log=self.logs / f"{self.role}.log", timeouts=self.timeouts).__enter__()

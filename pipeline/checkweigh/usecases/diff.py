@@ -9,15 +9,17 @@ from checkweigh.records.decision import Change
 from checkweigh.sources.diff import changes, comparable, undeclared
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.arms import Progress
+from checkweigh.usecases.speculation import forks
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Declared changes, pins that differ undeclared, and metric -> 'yes' or why not."""
+    """Declared changes, pins that differ undeclared, metric -> 'yes' or why not, and what to know of a change."""
 
     changes: tuple[Change, ...]
     undeclared: tuple[str, ...]
     comparable: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """For programs."""
@@ -25,6 +27,7 @@ class Difference:
             "changes": [change.model_dump() for change in self.changes],
             "undeclared": list(self.undeclared),
             "comparable": self.comparable,
+            "notes": list(self.notes),
         }
 
     def text(self) -> str:
@@ -32,6 +35,7 @@ class Difference:
         lines = [f"{c.path}: {c.baseline} -> {c.candidate}" for c in self.changes] or [
             "nothing is declared to change"
         ]
+        lines += [f"note: {text}" for text in self.notes]
         lines += [f"UNDECLARED: {text}" for text in self.undeclared]
         ok = [metric for metric, answer in self.comparable.items() if answer == "yes"]
         lines.append("comparable: " + ", ".join(ok))
@@ -48,4 +52,5 @@ def diff(baseline: Path, candidate: Path, progress: Progress) -> Difference:
         changes(first.manifest, second.manifest),
         tuple(undeclared(first.manifest, first.pins, second.manifest, second.pins)),
         comparable(first.pins, second.pins),
+        forks(first.manifest, second.manifest),
     )

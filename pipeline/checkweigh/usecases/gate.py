@@ -44,6 +44,7 @@ from checkweigh.usecases.divergence import Divergences, measure_divergences
 from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
+from checkweigh.usecases.speculation import acceptance, forks
 
 __all__ = ["Inputs", "gate", "read_inputs"]
 
@@ -319,6 +320,12 @@ def _decision(
             f"{name} informs only: no noise floor of {inputs.baseline.manifest.name} is known on this host for it; "
             "checkweigh calibrate measures one"
             for name in _unfounded(inputs, records)
+        )
+        + forks(*manifests)
+        + tuple(
+            note
+            for role, run in runs.items()
+            for note in acceptance(run.resolved.manifest, records[role])
         ),
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=host.provenance(started),
     )  # fmt: skip

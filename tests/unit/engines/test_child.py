@@ -9,12 +9,14 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.unit.engines.conftest import MakeSpec, make_spec, user
 
+from checkweigh.engines import answers, wire
 from checkweigh.engines.child import ChildEngine
 from checkweigh.engines.process import environment
 from checkweigh.engines.protocol import (
@@ -33,6 +35,7 @@ from checkweigh.errors import (
     EngineTimeout,
 )
 from checkweigh.records.evalset import Message
+from checkweigh.records.measurement import Speculated
 
 SCORE = [ScoreRequest(id="a", messages=user("red or blue"), continuations=("red", "blue"))]
 SHORT = Timeouts(start=20, call=0.5, render=20)
@@ -168,6 +171,20 @@ def test_a_lying_engine_in_generation(fake: MakeSpec, log: Path, lie: str) -> No
         pytest.raises(EngineError, match="does not fit"),
     ):
         engine.generate([GenerateRequest(id="a", messages=user("say blue"))])
+
+
+def test_an_answer_with_impossible_drafts_is_refused() -> None:
+    request = GenerateRequest(id="r", messages=user("hm"))
+    result = GenerateResult(
+        id="r", prompt_ids=(1,), token_ids=(1, 2, 3), text="x", finish="stop", times=(0.1, 0.1, 0.2),
+        speculated=Speculated(forwards=2, drafted=4, accepted=1),
+    )  # fmt: skip
+    packed = wire.pack_result(result)
+    assert answers.reply(packed, request) == result
+    for counts in ({"forwards": 1}, {"accepted": 0}, {"accepted": 5}, {"drafted": -1}):
+        with pytest.raises((EngineError, ValueError)):
+            answers.reply(packed | {"speculated": packed["speculated"] | counts}, request)
+    assert answers.reply(packed | {"speculated": None}, request) == replace(result, speculated=None)
 
 
 def test_prints_do_not_disturb_the_protocol(fake: MakeSpec, log: Path) -> None:

@@ -15,7 +15,8 @@ from checkweigh.errors import EngineError, PinMismatch
 from checkweigh.measure.plan import Batch
 from checkweigh.measure.quality import check_identity, run_batch
 from checkweigh.records.evalset import EvalSet, Generation
-from checkweigh.records.measurement import Failed, Observation, Scored
+from checkweigh.records.manifest import PromptLookup
+from checkweigh.records.measurement import Failed, Observation, Scored, Speculated
 
 
 def observed(source: EvalSet, engine: InProcess | None = None) -> list[Observation]:
@@ -143,6 +144,21 @@ def test_other_tokens_than_the_pinned_ones_are_bad_input(kind: str, change: Any,
 def test_answers_to_something_else_are_the_engines_fault(kind: str, change: Any) -> None:
     with pytest.raises(EngineError):
         observed(evalset(kind, 2), InProcess(change=change))
+
+
+def test_an_engine_speculates_exactly_when_its_manifest_says_so() -> None:
+    source, counts = evalset("generation", 2), Speculated(forwards=2, drafted=3, accepted=1)
+    drafting = InProcess(change=lambda result: replace(result, speculated=counts))
+    arms = {name: make_arm(engine) for name, engine in (("drafting", drafting), ("plain", InProcess()))}
+    setting = PromptLookup(method="prompt_lookup", num_tokens=4)
+    for name, arm in arms.items():
+        engine = arm.manifest.engine.model_copy(update={"speculative": setting})
+        pinned = replace(arm, manifest=arm.manifest.model_copy(update={"engine": engine}))
+        right, wrong = (pinned, arm) if name == "drafting" else (arm, pinned)
+        observations, _ = run_batch(right, Batch(0, source.items), replicate=0)
+        assert {o.speculated for o in observations} == {counts if name == "drafting" else None}
+        with pytest.raises(EngineError, match=r"speculates otherwise than engine\.speculative says"):
+            run_batch(wrong, Batch(0, source.items), replicate=0)
 
 
 def test_endings() -> None:

@@ -11,7 +11,7 @@ from tests.unit.measure.conftest import InProcess, make_arm
 from checkweigh.engines.protocol import GenerateResult, ItemFailure, Messages
 from checkweigh.errors import EngineDied, EngineError
 from checkweigh.measure.timing import run_pairs
-from checkweigh.records.measurement import PairedRun
+from checkweigh.records.measurement import PairedRun, Speculated
 from checkweigh.records.policy import Timing
 
 TIMING = Timing(pairs=40, requests=3, output_tokens=4, max_seconds=60)
@@ -121,4 +121,25 @@ def test_a_request_without_an_answer_ends_the_timing_without_a_result(conversati
     assert run.notes == (
         "given up after 5 pairs, which are not used: "
         "the candidate cannot answer a timing request (too_long: for this model)",
+    )
+
+
+def test_tokens_that_arrive_together_are_counted_one_by_one(conversations: list[Messages]) -> None:
+    """Three forwards of 4, 3 and 2 tokens: most gaps are 0, the time per token is not."""
+    timing = TIMING.model_copy(update={"output_tokens": 9, "pairs": 3})
+
+    def chunks(result: GenerateResult) -> GenerateResult:
+        times = (0.001,) * 4 + (0.002,) * 3 + (0.005,) * 2
+        counts = Speculated(forwards=3, drafted=8, accepted=6)
+        return replace(result, times=times, speculated=counts)
+
+    run = timed(conversations, timing=timing, candidate=InProcess(change=chunks, seconds=0.01))
+    for block in run.blocks:
+        assert block.candidate["tpot.p50"] == pytest.approx(0.004 / 8)
+        assert block.candidate["ttft.p50"] + 8 * block.candidate["tpot.p50"] == pytest.approx(0.005)
+        assert block.candidate["acceptance_length"] == 3
+        assert "acceptance_length" not in block.baseline
+    (note,) = run.notes
+    assert note.startswith(
+        "the candidate speculates: acceptance length 3.00 tokens a forward in replies of 9"
     )

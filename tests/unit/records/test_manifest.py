@@ -37,6 +37,7 @@ FULL: dict[str, Any] = {
     "engine": {
         "kind": "fake", "version": "1", "dtype": "float32", "device": "cpu", "threads": 2, "max_batch": 4,
         "max_batch_tokens": 64, "options": {"bias": 1.5, "word": "x", "count": 3, "on": True},
+        "speculative": None,
     },
     "sampling": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 24, "seed": 3, "stop": ["a", "b"]},
     "limits": {"max_sequence": 512, "memory_headroom": 0.25},
@@ -49,6 +50,10 @@ TOGETHER: dict[Path, dict[Path, Any]] = {
         ("quantization", "method"): "none", ("quantization", "bits"): None, ("quantization", "type"): None,
     },
     ("engine", "kind"): {("engine", "kind"): "transformers", ("engine", "options"): {}},
+    ("engine", "speculative"): {
+        ("engine", "speculative"): {"method": "prompt_lookup", "num_tokens": 4, "max_ngram": 2},
+        ("engine", "kind"): "transformers", ("engine", "options"): {}, ("sampling", "temperature"): 0.0,
+    },
     ("engine", "dtype"): {("engine", "dtype"): "float16"},
     ("engine", "device"): {("engine", "device"): "cuda"},
     ("prompts", "template"): {("prompts", "template"): "{prompt}"},
@@ -87,7 +92,7 @@ def with_values(values: dict[Path, Any]) -> dict[str, Any]:
 
 
 def other(value: Any) -> Any:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return not value
     return value / 2 if isinstance(value, float) else value * 2 if isinstance(value, int) else value + "x"
 
@@ -110,6 +115,49 @@ def test_every_declared_leaf_is_part_of_the_digest(path: Path) -> None:
     changed = with_values(TOGETHER.get(path, {path: other(at)}))
     assert digest(changed) != digest(FULL)
     assert changes(read(FULL), read(changed))
+
+
+def speculating(**changes: Any) -> dict[str, Any]:
+    setting = {
+        "method": "draft", "num_tokens": 4,
+        "model": {"source": "path:draft", "derive": {"recipe": "gguf-to-safetensors", "version": 1}},
+    } | changes  # fmt: skip
+    values = dict(TOGETHER["engine", "speculative"]) | {("engine", "speculative"): setting}
+    return with_values(values)
+
+
+def test_every_part_of_speculation_is_part_of_the_digest() -> None:
+    lookup = {"method": "prompt_lookup", "max_ngram": 3}
+    documents = [speculating(), speculating(num_tokens=5), speculating(model={"source": "path:other"})]
+    for document in (speculating(**lookup), speculating(**lookup | {"max_ngram": 4})):
+        del document["engine"]["speculative"]["model"]
+        documents.append(document)
+    assert len({digest(document) for document in documents}) == len(documents)
+    shown = {change.path for change in changes(read(documents[3]), read(documents[4]))}
+    assert shown == {"engine.speculative.max_ngram"}
+    assert "speculative" not in read(FULL).declared()["engine"], "locks from before it stay current"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({("engine", "kind"): "fake"}, "engine fake takes no speculative"),
+        ({("sampling", "temperature"): 0.5}, "engine.speculative takes sampling.temperature 0.0"),
+        ({("engine", "speculative", "num_tokens"): 0}, "greater than or equal to 1"),
+        ({("engine", "speculative", "method"): "medusa"}, "'prompt_lookup', 'draft'"),
+        ({("engine", "speculative", "max_ngram"): 2}, "Extra inputs"),
+        ({("engine", "speculative", "model", "unsafe_pickle"): True}, "Extra inputs"),
+    ],
+)
+def test_speculation_that_cannot_be(values: dict[Path, Any], message: str) -> None:
+    document = speculating()
+    for path, value in values.items():
+        at: Any = document
+        for part in path[:-1]:
+            at = at[part]
+        at[path[-1]] = value
+    with pytest.raises(ValidationError, match=message):
+        read(document)
 
 
 def test_every_section_can_be_left_out_but_counts() -> None:

@@ -68,7 +68,9 @@ def test_a_long_value_is_cut(make: Make) -> None:
     assert len(change.candidate) == 200
 
 
-@pytest.mark.parametrize("pin", sorted(set(Pins.model_fields) - {"manifest", "weights", "tokenizer"}))
+@pytest.mark.parametrize(
+    "pin", sorted(set(Pins.model_fields) - {"manifest", "weights", "draft", "tokenizer"})
+)
 def test_every_pin_can_drift(make: Make, pin: str) -> None:
     one, other = make("one"), make("other")
     value = {"tensors": True, "probes": ((1,),), "adapters": (OTHER,)}.get(pin, OTHER)
@@ -83,13 +85,15 @@ def test_drift_names_the_file(make: Make) -> None:
         update={
             "tokenizer": other.pins.tokenizer | {"tokenizer.json": OTHER, "config.json": OTHER},
             "weights": {"new.safetensors": OTHER},
+            "draft": {"config.json": OTHER},
         }
     )
     assert [text.split(":")[0] for text in drift(one, other, pins)] == [
-        "configuration config.json", "tokenizer tokenizer.json", "weights model.safetensors", "weights new.safetensors",
+        "configuration config.json", "draft config.json", "tokenizer tokenizer.json", "weights model.safetensors",
+        "weights new.safetensors",
     ]  # fmt: skip
     assert (
-        "weights new.safetensors: nothing and 111111111111, though model.source" in drift(one, other, pins)[3]
+        "weights new.safetensors: nothing and 111111111111, though model.source" in drift(one, other, pins)[4]
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from tests.conftest import WriteManifest
 
+from checkweigh import canonical
 from checkweigh.cli import main
 from checkweigh.errors import BadDocument, BadInput, ExitCode, PinMismatch, SourceError
 from checkweigh.records.manifest import Lock
@@ -456,3 +457,59 @@ def test_the_command_exits_2_and_says_both_digests(
     for broken in (path.parent, path.parent / "none.yaml"):
         assert main(["verify", str(broken)]) == ExitCode.BAD_INPUT
         assert "expected a manifest, found" in capsys.readouterr().err
+
+
+@pytest.fixture
+def draft(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """A drafting model that a test may damage."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "draft"))
+
+
+def speculating(write: Write, **changes: object) -> Path:
+    """A manifest of the installed transformers that drafts with ``draft``."""
+    speculative = {"method": "draft", "model": {"source": "path:draft"}, "num_tokens": 4}
+    engine = {
+        "kind": "transformers", "version": metadata.version("transformers"), "dtype": "float32",
+        "speculative": speculative,
+    }  # fmt: skip
+    return write(engine=engine, **changes)
+
+
+def test_a_drafting_model_is_pinned_like_the_model(write: Write, model: Path, draft: Path) -> None:
+    path = speculating(write)
+    resolved = verify(path)
+    assert resolved.draft_dir == draft
+    assert resolved.pins.draft["model.safetensors"] == resolved.pins.weights["model.safetensors"]
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(resolved.pins.draft)
+    without = resolved.pins.model_copy(update={"draft": {}})
+    assert without.record_digest() == canonical.digest(without.model_dump(mode="json", exclude={"draft"}))
+    other = resolved.pins.model_copy(
+        update={"draft": resolved.pins.draft | {"config.json": "sha256:" + "1" * 64}}
+    )
+    assert len({pins.record_digest() for pins in (without, resolved.pins, other)}) == 3
+    flip(draft / "model.safetensors")
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    first, second = mismatches(path)
+    assert str(draft / "config.json") in first
+    assert "pins.draft.config.json" in first
+    assert str(draft / "model.safetensors") in second
+    assert "pins.draft.model.safetensors" in second
+
+
+def test_a_drafting_model_that_cannot_draft_is_not_pinned(write: Write, draft: Path) -> None:
+    path = speculating(write, pinned=False)
+    document = json.loads((draft / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (draft / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(SourceError, match="expected the model's own vocabulary"):
+        pin(path)
+    (draft / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match=r"expected tokenizer\.json of the drafting model"):
+        pin(path)
+    (draft / "weights.bin").write_bytes(b"x")
+    with pytest.raises(SourceError, match="pickles are refused"):
+        pin(path)
+    assert not lock_path(path).exists()

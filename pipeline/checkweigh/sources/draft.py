@@ -1,0 +1,68 @@
+"""The drafting model of ``engine.speculative``: found, digested and checked like the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkweigh.errors import SourceError
+from checkweigh.records.manifest import DraftModel
+from checkweigh.sources.derive import served_dir
+from checkweigh.sources.digests import Progress, digest_all, small_digest
+from checkweigh.sources.folder import check_shards, refuse_auto_map, small_files, weight_files
+from checkweigh.sources.render import Renderer
+from checkweigh.sources.resolve import resolve
+from checkweigh.sources.safetensors import tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftFiles:
+    """Where the drafting model lies."""
+
+    model: DraftModel
+    folder: Path
+    weights: list[Path]
+
+
+def find_draft(path: Path, model: DraftModel | None, progress: Progress) -> DraftFiles | None:
+    """The files that draft for the manifest at ``path``; None when none is named. SourceError: not servable."""
+    if model is None:
+        return None
+    plain = model.as_model()
+    folder = served_dir(plain, resolve(model.source, path.parent, progress), progress)
+    weights = weight_files(folder, plain)
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise SourceError(f"{folder}: expected {name} of the drafting model, found none")
+    return DraftFiles(model=model, folder=folder, weights=weights)
+
+
+def draft_digests(files: DraftFiles | None, progress: Progress) -> dict[str, str]:
+    """File -> digest of weights (of their tensors when derived), configurations and tokenizer."""
+    if files is None:
+        return {}
+    kind = "tensors" if files.model.derive is not None else "file"
+    data = [path for path in files.weights if path.suffix != ".json"]
+    found = digest_all(data, kind, progress, "digests of the drafting model (MB)")
+    small = small_files(files.folder, files.folder) | {
+        p.name: p for p in files.weights if p.suffix == ".json"
+    }
+    return dict(sorted((found | {name: small_digest(path) for name, path in small.items()}).items()))
+
+
+def require_same_tokens(files: DraftFiles, template: str, vocabulary: str) -> None:
+    """SourceError unless the files can be loaded and a token is the same to both models.
+
+    ``vocabulary``: the model's own ``Pins.vocabulary``. With another one a draft would be ids that mean
+    something else, and hardly ever be accepted.
+    """
+    refuse_auto_map(files.folder, files.model.as_model())
+    check_shards(files.weights)
+    for path in files.weights:
+        if path.suffix == ".safetensors":
+            tensors(path)
+    found = Renderer(files.folder, template).vocabulary_digest
+    if found != vocabulary:
+        raise SourceError(
+            f"{files.folder}: expected the model's own vocabulary ({vocabulary}) in the drafting model, found {found}"
+        )
