@@ -1,5 +1,5 @@
 """Start of the command line. Imports nothing that may be missing before it can say so: Python's own exit code for
-a failed import is 1, which would read as a block.
+a failed import is 1, which would read as a block. Nor does Ctrl-C while it imports leave a traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ def run() -> None:
         from checkweigh.cli import entry
     except ImportError as error:
         print(f"checkweigh: the installation is broken, which is no verdict: {error}", file=sys.stderr)
+        sys.exit(4)
+    except KeyboardInterrupt:
+        print("checkweigh: interrupted before anything was done", file=sys.stderr)
         sys.exit(4)
     entry()
 
