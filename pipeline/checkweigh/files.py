@@ -14,6 +14,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from checkweigh.errors import HostBusy, StoreError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM_SAID = (*(os.strerror(number).lower() for number in NO_ROOM), "not enough disk space")
 
 
 @contextmanager
@@ -37,6 +38,16 @@ def lock(
         yield
     finally:
         held.release()
+
+
+def full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a disk without room; libraries wrap it and drop its number."""
+    while error is not None:
+        words = str(error).lower()
+        if getattr(error, "errno", None) in NO_ROOM or any(said in words for said in NO_ROOM_SAID):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _acquire(held: BaseFileLock, timeout_s: float, waiting: Callable[[], None] | None) -> None:

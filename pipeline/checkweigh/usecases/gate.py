@@ -23,7 +23,7 @@ from checkweigh.decide import Judgement, checks_of, decide
 from checkweigh.divergence import compare_divergence, summary
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
-from checkweigh.files import NO_ROOM, lock
+from checkweigh.files import full, lock
 from checkweigh.measure import host
 from checkweigh.measure.timing import ARMS, run_pairs
 from checkweigh.noise import floor_of
@@ -107,7 +107,7 @@ def _clear(out: Path) -> None:
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if full(error):
             raise StoreError(f"--out {out}: cannot be written ({error.strerror})") from error
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 
