@@ -16,8 +16,14 @@ def run() -> None:
         sys.exit(4)
     except KeyboardInterrupt:
         print("checkweigh: interrupted before anything was done", file=sys.stderr)
+        exec("")
         sys.exit(4)
-    entry()
+    try:
+        entry()
+    finally:
+        # CPython ends by SIGINT, whatever the exit code, once Ctrl-C fell into a string being executed (as dataclasses
+        # do) and though it was answered; executing another one makes it forget.
+        exec("")
 
 
 if __name__ == "__main__":
