@@ -1,5 +1,5 @@
 """Start of the command line. Imports nothing that may be missing before it can say so: Python's own exit code for
-a failed import is 1, which would read as a block.
+a failed import is 1, which would read as a block. Nor does Ctrl-C while it imports leave a traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ def run() -> None:
     except ImportError as error:
         print(f"checkweigh: the installation is broken, which is no verdict: {error}", file=sys.stderr)
         sys.exit(4)
-    entry()
+    except KeyboardInterrupt:
+        print("checkweigh: interrupted before anything was done", file=sys.stderr)
+        exec("")
+        sys.exit(4)
+    try:
+        entry()
+    finally:
+        # CPython ends by SIGINT, whatever the exit code, once Ctrl-C fell into a string being executed (as dataclasses
+        # do) and though it was answered; executing another one makes it forget.
+        exec("")
 
 
 if __name__ == "__main__":

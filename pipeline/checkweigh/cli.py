@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ app.add_typer(stores, name="store")
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
+AGAIN = "checkweigh: interrupted; the same command goes on where it stopped"
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manifest, NAME.yaml")]
 Baseline = Annotated[Path, typer.Argument(metavar="BASELINE", help="manifest of what serves now")]
 Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
@@ -359,19 +361,29 @@ def main(arguments: list[str] | None = None) -> int:
         _say("checkweigh: the output was closed before everything was said")
         return int(ExitCode.BROKEN)
     if result == _INTERRUPTED:
-        _say("checkweigh: interrupted; the same command goes on where it stopped")
+        _say(AGAIN)
     code = ExitCode.PASS if result is None else result
     return int(code) if code in list(ExitCode) else int(ExitCode.BROKEN)
+
+
+def _deaf() -> None:
+    """No Ctrl-C from here on: all is said and done, and Python would end with a traceback."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def entry() -> None:
     """Console script: like ``main``, and an unexpected crash exits 4, not Python's 1."""
     try:
         code = main()
+        _deaf()
         sys.stdout.flush()
     except BaseException as error:
+        _deaf()
         code = int(ExitCode.BROKEN)
-        if isinstance(error, OSError):
+        if isinstance(error, KeyboardInterrupt):  # a second one, while the first was being answered
+            _say(AGAIN)
+        elif isinstance(error, OSError):
             os.dup2(
                 os.open(os.devnull, os.O_WRONLY), 1
             )  # else Python tries again when it ends, and exits 120

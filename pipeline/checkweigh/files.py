@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from checkweigh.errors import HostBusy, StoreError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM_SAID = (*(os.strerror(number).lower() for number in NO_ROOM), "not enough disk space")
+
 
 @contextmanager
-def lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
-    """An inter-process lock, let go when its process dies.
+def lock(
+    path: Path, *, timeout_s: float, what: str, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """An inter-process lock, let go when its process dies; ``waiting`` is called once when it is not free.
 
     HostBusy when another process keeps it for longer than ``timeout_s``, StoreError when it cannot be made.
     """
     held = FileLock(path, timeout=timeout_s)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
+        _acquire(held, timeout_s, waiting)
     except Timeout as error:
         waited = f"has not finished in {timeout_s:g} s"
         raise HostBusy(f"another checkweigh {what} and {waited} ({path})") from error
@@ -32,6 +38,26 @@ def lock(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a disk without room; libraries wrap it and drop its number."""
+    while error is not None:
+        words = str(error).lower()
+        if getattr(error, "errno", None) in NO_ROOM or any(said in words for said in NO_ROOM_SAID):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _acquire(held: BaseFileLock, timeout_s: float, waiting: Callable[[], None] | None) -> None:
+    if waiting is not None:
+        try:
+            held.acquire(timeout=0)
+            return
+        except Timeout:
+            waiting()
+    held.acquire(timeout=timeout_s)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

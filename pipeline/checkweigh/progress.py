@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Bars:
-    """``update(label, done, total)`` draws; a label's first call opens its bar."""
+    """``update(label, done, total)`` draws; a label's first call opens its bar. Without a total it is said at once."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
@@ -31,6 +31,9 @@ class Bars:
 
     def update(self, label: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps of ``label`` are behind us."""
+        if not total:
+            self.console.print(label, markup=False, highlight=False, soft_wrap=True)
+            return
         if not self.console.is_terminal:
             self._line(label, done, total)
             return

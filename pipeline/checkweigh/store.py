@@ -4,6 +4,7 @@
 
     ROOT/<hex of the key's digest>/
         batches/0000.json ...    while it is measured: one file a batch, with its digest inside
+        states/                  while a divergence is measured: what the engines hand each other
         observations.parquet     all observations
         record.json              the rest, with the Parquet file's digest and its own; written last
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
 _OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
+
+
+def _nobody() -> None:
+    """Nobody is told."""
 
 
 class Store:
@@ -119,9 +124,33 @@ class Store:
         write_atomic(self._folder(key) / "batches" / f"{index:04d}.json", text.encode())
 
     @contextmanager
-    def measuring(self, key: MeasurementKey, *, wait_s: float = 3600) -> Iterator[None]:
-        """Held while a key is measured, so that two gates do not measure the same thing at once; HostBusy."""
-        with lock(self._folder(key).with_suffix(".lock"), timeout_s=wait_s, what="measures the same thing"):
+    def states(self, key: MeasurementKey) -> Iterator[Path]:
+        """An empty folder for as long as a key is measured. What a killed gate left there is removed first.
+
+        It lies here and not in the system's temporary directory because there nobody would ever remove it.
+        """
+        folder = self._folder(key) / "states"
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be written ({error})") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def measuring(
+        self, key: MeasurementKey, *, wait_s: float = 3600, waiting: Callable[[], None] = _nobody
+    ) -> Iterator[None]:
+        """Held while a key is measured, so that two gates do not measure the same thing at once; HostBusy.
+
+        ``waiting`` is called once when somebody else is at it.
+        """
+        with lock(
+            self._folder(key).with_suffix(".lock"), timeout_s=wait_s, what="measures the same thing", waiting=waiting
+        ):  # fmt: skip
             yield
 
 

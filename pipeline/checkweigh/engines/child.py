@@ -25,7 +25,7 @@ from checkweigh.engines.protocol import (
     States,
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.errors import BadInput, EngineDied, EngineError, EngineOutOfMemory, EngineTimeout
+from checkweigh.errors import BadInput, EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, StoreError
 from checkweigh.records.measurement import EngineIdentity
 
 _DEFAULT = Timeouts()
@@ -36,7 +36,8 @@ class ChildEngine:
 
     Raises on any call: ``EngineDied`` (the process ended; later calls say so at once), ``EngineTimeout``
     and ``EngineOutOfMemory`` (the process is ended first), ``EngineError`` (an answer that does not fit its
-    request), ``BadInput`` (what was asked for cannot be; after the start the engine lives on).
+    request), ``BadInput`` (what was asked for cannot be; after the start the engine lives on), ``StoreError`` (the
+    disk it writes to is full: the host's fault and not the engine's; the process is ended first).
     """
 
     def __init__(self, spec: EngineSpec, *, log: Path, timeouts: Timeouts = _DEFAULT) -> None:
@@ -140,6 +141,9 @@ class ChildEngine:
         kind, text = answer.get("error"), str(answer.get("text", ""))
         if kind == "bad_input":
             raise BadInput(text)
+        if kind == "disk":
+            self._end(f"it could not write in {call}", grace=0)
+            raise StoreError(f"{call}: {text} (the engine's log is {self.log})")
         if kind == "out_of_memory":
             tail = worker.tail()
             self._end(f"it ran out of memory in {call}: {text}", grace=0)

@@ -116,6 +116,7 @@ class FakeBackend:
         """Pseudo log-probabilities of each request."""
         self._begin(batch)
         results = [self._error(r.id) or self._score(r) for r in batch]
+        self._note("score", batch)
         return _lie_score(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
 
     def generate(
@@ -128,6 +129,7 @@ class FakeBackend:
         results = [self._error(r.id) or self._reply(r, first, step) for r in batch]
         longest = max((len(r.token_ids) for r in results if isinstance(r, GenerateResult)), default=0)
         time.sleep(step * longest)
+        self._note("generate", batch)
         return _lie_generate(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
 
     def resources(self, *, reset_peak: bool) -> Resources:
@@ -142,6 +144,12 @@ class FakeBackend:
             os.write(1, b"and another writes to descriptor 1\n")
         self._misbehave()
         time.sleep(self.knobs.latency_s)
+
+    def _note(self, call: str, batch: Sequence[ScoreRequest] | Sequence[GenerateRequest]) -> None:
+        """One line in the diary before the answer leaves: what is kept of a call was noted, killed or not."""
+        if self.knobs.diary:
+            with open(self.knobs.diary, "ab", buffering=0) as diary:
+                diary.write(" ".join([call, *(request.id for request in batch)]).encode() + b"\n")
 
     def _misbehave(self) -> None:
         knobs, now = self.knobs, self.calls
@@ -243,6 +251,7 @@ class FakeBackend:
                 file = states_file(folder, text.id)
                 np.save(unfinished := file.with_suffix(".npy"), self._logits(text))
                 os.replace(unfinished, file)
+        self._note("states", batch)
         return texts
 
     def divergence(
@@ -262,6 +271,7 @@ class FakeBackend:
                 results.append(ItemFailure(id=text.id, reason="engine", detail=detail))
             else:
                 results.append(_divergence(text, *(np.load(file, allow_pickle=False) for file in files)))
+        self._note("divergence", batch)
         return results
 
     def _text(self, request: ScoreRequest) -> States | ItemFailure:

@@ -55,6 +55,7 @@ class Knobs:
     claim_version: str = ""  # the version it reports; empty: the manifest's
     ballast_mib: int = 0  # memory it holds
     prints: bool = False  # writes to stdout in every call
+    diary: str = ""  # a file that gets a line for every call: the call, and the ids of its items
 
 
 KNOBS = {field.name: field for field in fields(Knobs)}

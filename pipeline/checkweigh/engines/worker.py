@@ -3,12 +3,13 @@
 1. Take stdout away from everybody else: what a library prints goes to the log.
 2. Make sure to leave with the parent.
 3. Start the backend the spec names; answer with its identity.
-4. Answer calls one by one. BadInput is an answer; lack of memory and anything unforeseen are the last one.
+4. Answer calls one by one. BadInput is an answer; lack of memory or of disk and anything unforeseen are the last one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import json
 import os
@@ -17,16 +18,21 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from checkweigh.engines import memory, wire
 from checkweigh.engines.backend import Backend
+from checkweigh.engines.protocol import ItemFailure, ScoreRequest, States
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.errors import BadInput, EngineError, EngineOutOfMemory
+from checkweigh.errors import BadInput, EngineError, EngineOutOfMemory, StoreError
 from checkweigh.records.manifest import Manifest
 
 PR_SET_PDEATHSIG = 1
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+OUT_OF_DISK = tuple(os.strerror(number).lower() for number in FULL)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
@@ -91,7 +97,7 @@ def answer(backend: Backend, call: dict[str, Any]) -> Any:
             return wire.pack_results(backend.score([wire.unpack_score_request(r) for r in call["batch"]]))
         case "states":
             batch = [wire.unpack_score_request(r) for r in call["batch"]]
-            return wire.pack_results(backend.states(batch, Path(call["folder"])))
+            return wire.pack_results(write_states(backend, batch, Path(call["folder"])))
         case "divergence":
             batch = [wire.unpack_score_request(r) for r in call["batch"]]
             return wire.pack_results(backend.divergence(batch, Path(call["theirs"]), Path(call["mine"])))
@@ -104,12 +110,27 @@ def answer(backend: Backend, call: dict[str, Any]) -> Any:
     raise ValueError(f"unknown call {call['call']!r}")
 
 
+def write_states(backend: Backend, batch: list[ScoreRequest], folder: Path) -> Sequence[States | ItemFailure]:
+    """``backend.states``; StoreError when it is the disk that fails.
+
+    Numpy says so without an error number, safetensors with an exception of its own.
+    """
+    try:
+        return backend.states(batch, folder)
+    except Exception as error:
+        if isinstance(error, OSError) or any(words in str(error).lower() for words in OUT_OF_DISK):
+            raise StoreError(f"{folder}: cannot be written ({error})") from error
+        raise
+
+
 def explain(error: Exception) -> dict[str, str]:
     """An exception as an answer."""
     text = str(error)
     if isinstance(error, BadInput):
         return {"error": "bad_input", "text": text}
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in FULL):
+        return {"error": "disk", "text": text}
     if isinstance(error, EngineOutOfMemory):
         return {"error": "out_of_memory", "text": text}
     if isinstance(error, EngineError):
@@ -118,7 +139,8 @@ def explain(error: Exception) -> dict[str, str]:
         isinstance(error, (RuntimeError, OSError)) and any(words in text.lower() for words in OUT_OF_MEMORY)
     ):
         return {"error": "out_of_memory", "text": named}
-    traceback.print_exception(error)
+    with suppress(OSError):  # the log's disk may be full: the answer still leaves
+        traceback.print_exception(error)
     return {"error": "died", "text": named}
 
 
@@ -137,7 +159,7 @@ def serve(calls: queue.SimpleQueue[dict[str, Any]], out: BinaryIO) -> int:
             reply = explain(error)
         out.write(wire.frame(reply))
         out.flush()
-        if backend is None or reply.get("error") in ("died", "engine", "out_of_memory"):
+        if backend is None or reply.get("error") in ("died", "engine", "out_of_memory", "disk"):
             return 1
 
 
@@ -149,7 +171,8 @@ def main() -> None:
     calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=read_calls, args=(sys.stdin.buffer, calls), daemon=True).start()
     code = serve(calls, out)
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)  # the reader thread may hold stdin's lock, which an ordinary exit would wait for
 
 

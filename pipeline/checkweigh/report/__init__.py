@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from checkweigh.files import write_atomic
@@ -38,6 +39,9 @@ def write_all(decision: Decision, pairs: Sequence[ItemPair], out: Path) -> dict[
     2. Remove an earlier ``decision.json``: from here on the directory is incomplete.
     3. Write each file beside its place, flush it to disk, rename it.
     4. ``decision.json`` comes last: its presence means that all the others are there and belong to it.
+
+    StoreError when the disk refuses; then none of them is left, because a job that publishes ``junit.xml`` would show
+    a pass that the exit code does not.
     """
     # Loaded when first used: jinja2 costs start-up time that `--help` should not pay.
     from checkweigh.report.html import page
@@ -51,9 +55,15 @@ def write_all(decision: Decision, pairs: Sequence[ItemPair], out: Path) -> dict[
         DECISION: decision_json(decision),
     }
     clear(out)
-    for name, text in texts.items():
-        write_atomic(out / name, text.encode())
-        _sync(out)
+    try:
+        for name, text in texts.items():
+            write_atomic(out / name, text.encode())
+            _sync(out)
+    except BaseException:
+        for name in texts:
+            with suppress(OSError):
+                (out / name).unlink(missing_ok=True)
+        raise
     return {name: out / name for name in texts}
 
 

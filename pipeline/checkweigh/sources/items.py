@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from checkweigh import canonical
-from checkweigh.errors import BadDocument, Problem
+from checkweigh.errors import BadDocument, Problem, StoreError
+from checkweigh.files import full
 from checkweigh.records.document import explain
 from checkweigh.records.evalset import ITEM_OF, Card, Generation, Item, Kind
 from checkweigh.scoring.replies import CHECKS, score_reply
@@ -42,7 +43,10 @@ def own_items(card: Card, source: Path) -> Parsed:
 
 
 def _load(card: Card, source: Path, fresh: bool) -> list[Any]:
-    """Rows as ``datasets`` loads them, with the kind's own columns; no network, no progress bars."""
+    """Rows as ``datasets`` loads them, with the kind's own columns; no network, no progress bars.
+
+    StoreError when its cache has no room, which is no fault of the file.
+    """
     import datasets
 
     hidden = datasets.utils.are_progress_bars_disabled()
@@ -56,6 +60,8 @@ def _load(card: Card, source: Path, fresh: bool) -> list[Any]:
         return [present(row) for row in loaded]
     except (datasets.exceptions.DatasetsError, ValueError, OSError, TypeError) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        if full(error):
+            raise StoreError(f"{cache_root() / 'datasets'}: cannot be written ({reason})") from error
         raise BadDocument([problem(source, None, "", "rows that datasets can read", reason)]) from error
     finally:
         if not hidden:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh import canonical
-from checkweigh.errors import BadDocument, Problem, SourceError
+from checkweigh.errors import BadDocument, Problem, SourceError, StoreError
+from checkweigh.files import full
 from checkweigh.records.columns import Columns
 from checkweigh.records.document import load_json
 from checkweigh.records.evalset import Card
@@ -167,6 +168,10 @@ def _hub_table(card: Card, repo: str, revision: str, offline: Exception | None) 
             cache_dir=str(cache_root() / "datasets" / "hub" / canonical.short(canonical.digest(card.source))),
         )  # fmt: skip
     except Exception as error:  # datasets raises its own, the hub's, pyarrow's and plain ValueErrors
+        if full(error):
+            raise StoreError(
+                f"{cache_root() / 'datasets'}: cannot be written ({_first_line(error)})"
+            ) from error
         if offline:
             why = f"not in the local cache, and the hub cannot be reached ({_first_line(offline)})"
         else:

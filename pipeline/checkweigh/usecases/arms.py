@@ -116,7 +116,10 @@ class ArmRun:
         identity = self.survive(lambda arm: arm.engine.identity)
         key = self.key(evalset, identity.record_digest())
         try:
-            with self.store.measuring(key, wait_s=max(LOCK_WAIT_S, self.deadline - time.monotonic())):
+            with self.store.measuring(
+                key, wait_s=max(LOCK_WAIT_S, self.deadline - time.monotonic()),
+                waiting=lambda: self.wait_for_others(evalset.card.name),
+            ):  # fmt: skip
                 record = self._stored(key) if self.store.exists(key) else self._measure(evalset, key)
         except HostBusy:
             if time.monotonic() < self.deadline:
@@ -124,6 +127,10 @@ class ArmRun:
             record = None
         self.late = self.late or record is None
         return record
+
+    def wait_for_others(self, name: str) -> None:
+        """Say that another gate is measuring the very same."""
+        self.progress(f"{self.role}: {name}: another checkweigh is measuring the same; waiting for it", 0, 0)
 
     def _stored(self, key: MeasurementKey) -> MeasurementSet:
         record = self.store.read(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +66,8 @@ def _stored_or_measured(
     evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]
 ) -> MeasurementSet | None:
     candidate = runs["candidate"]
-    with candidate.store.measuring(key):
+    name = f"{evalset.card.name} KL"
+    with candidate.store.measuring(key, waiting=lambda: candidate.wait_for_others(name)):
         if candidate.store.exists(key):
             record = candidate.store.read(key)
             candidate.stages.append(record.stage.model_copy(update={"stored": True, "arm": "both"}))
@@ -84,8 +84,8 @@ def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) 
         if done is not None:
             kept[batch.index] = done
     missing = [batch for batch in batches if batch.index not in kept]
-    with tempfile.TemporaryDirectory(prefix="checkweigh-states-") as folder:
-        folders = {role: Path(folder) / role for role in runs}
+    with store.states(key) as folder:
+        folders = {role: folder / role for role in runs}
         if not _pass(runs["baseline"], evalset, missing, folders, None, key):
             return None
         runs["baseline"].close()

@@ -22,8 +22,8 @@ from checkweigh.compare import compare, compare_blocks
 from checkweigh.decide import Judgement, checks_of, decide
 from checkweigh.divergence import compare_divergence, summary
 from checkweigh.engines.spec import Timeouts
-from checkweigh.errors import BadInput, Broken, EngineError
-from checkweigh.files import lock
+from checkweigh.errors import BadInput, Broken, EngineError, StoreError
+from checkweigh.files import full, lock
 from checkweigh.measure import host
 from checkweigh.measure.timing import ARMS, run_pairs
 from checkweigh.noise import floor_of
@@ -108,6 +108,8 @@ def _clear(out: Path) -> None:
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
     except OSError as error:
+        if full(error):
+            raise StoreError(f"--out {out}: cannot be written ({error.strerror})") from error
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 
 
@@ -172,6 +174,7 @@ def _time(
         Path(tempfile.gettempdir()) / "checkweigh-timing.lock",
         timeout_s=TIMING_WAIT_S,
         what="is timing on this host",
+        waiting=lambda: progress("timing: another checkweigh is timing on this host; waiting for it", 0, 0),
     ):
         while True:
             try:
