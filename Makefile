@@ -12,7 +12,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt .ci/install_torch.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python .ci/install_torch.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,mlflow,scorers,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,serving,mlflow,attest,scorers,dev]'
 	@touch $@
 
 demo: setup

@@ -1,0 +1,47 @@
+"""What every command shares: the application, its options, and how it speaks."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from checkweigh.progress import Bars
+
+app = typer.Typer(
+    name="checkweigh",
+    help="The gate that decides whether a change to a served language model may ship.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manifest, NAME.yaml")]
+Baseline = Annotated[Path, typer.Argument(metavar="BASELINE", help="manifest of what serves now")]
+Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
+PolicyPath = Annotated[Path, typer.Option("--policy", metavar="P", help="checks and margins")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def bars() -> Bars:
+    from checkweigh.progress import Bars
+
+    return Bars(console())
+
+
+def say(text: str) -> None:
+    """A line on stderr. One that cannot be written must not change the exit code."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)

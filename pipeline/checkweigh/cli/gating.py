@@ -1,0 +1,154 @@
+"""The main job and its halves: gate, pin, verify, diff, calibrate, report, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from checkweigh.cli.common import (
+    AsJson,
+    Baseline,
+    Candidate,
+    ManifestPath,
+    PolicyPath,
+    app,
+    bars,
+    console,
+    say,
+)
+from checkweigh.errors import ExitCode
+
+if TYPE_CHECKING:
+    from checkweigh.records.decision import Decision
+    from checkweigh.sinks.content import Finished
+
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow", metavar="URI", envvar="CHECKWEIGH_MLFLOW",
+        help="where the result is sent, or none; default: MLFLOW_TRACKING_URI, else a store of this machine",
+    ),
+]  # fmt: skip
+
+
+@app.command()
+def gate(
+    baseline: Baseline,
+    candidate: Candidate,
+    policy: PolicyPath = Path("gates/default.yaml"),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/CANDIDATE-NAME")] = None,
+    mlflow: Mlflow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
+    from checkweigh.sinks.target import resolve
+    from checkweigh.usecases.gate import gate as run
+    from checkweigh.usecases.inputs import read_inputs
+    from checkweigh.usecases.publish import publish
+
+    out = out or Path("runs") / candidate.stem
+    target = resolve(mlflow)
+    finished: list[Finished] = []
+    with bars() as bar:
+        inputs = read_inputs(baseline, candidate, policy, bar.update)
+        decision = run(inputs, out, bar.update, tell=finished.append)
+    show(decision, out, as_json)
+    if target is not None:
+        publish(finished[0], out, target, say)
+    raise typer.Exit(decision.exit_code)
+
+
+@app.command()
+def pin(manifest: ManifestPath, as_json: AsJson = False) -> None:
+    """Write the digests of everything the manifest names to NAME.lock.json."""
+    from checkweigh.sources.pin import lock_path
+    from checkweigh.sources.pin import pin as run
+
+    with bars() as bar:
+        lock = run(manifest, bar.update)
+    if as_json:
+        print(lock.model_dump_json(indent=2))
+    say(f"pinned {lock.name}: {len(lock.pins.weights)} weight files -> {lock_path(manifest)}")
+
+
+@app.command()
+def verify(manifest: ManifestPath, as_json: AsJson = False) -> None:
+    """Check that what is there is what is pinned. Exit 2 and every difference otherwise."""
+    from checkweigh.sources.pin import verify as run
+
+    with bars() as bar:
+        resolved = run(manifest, bar.update)
+    if as_json:
+        print(resolved.pins.model_dump_json(indent=2))
+    say(f"verified {resolved.manifest.name}: everything is what the lock says")
+
+
+@app.command()
+def diff(baseline: Baseline, candidate: Candidate, as_json: AsJson = False) -> None:
+    """Show which pins changed, and which metrics that leaves comparable."""
+    import json
+
+    from checkweigh.usecases.diff import diff as run
+
+    with bars() as bar:
+        difference = run(baseline, candidate, bar.update)
+    if as_json:
+        print(json.dumps(difference.as_json(), indent=2))
+    else:
+        console().print(difference.text(), markup=False, highlight=False)
+    raise typer.Exit(ExitCode.BAD_INPUT if difference.undeclared else ExitCode.PASS)
+
+
+@app.command()
+def calibrate(
+    manifest: ManifestPath,
+    policy: PolicyPath = Path("gates/default.yaml"),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="for logs; default: runs/calibrate")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Execute a manifest five times against itself: noise floors, and the smallest honest margins."""
+    from checkweigh.report.calibration import table
+    from checkweigh.usecases.calibrate import calibrate as run
+    from checkweigh.usecases.inputs import read_calibration_inputs
+
+    with bars() as bar:
+        resolved, rules, sets = read_calibration_inputs(manifest, policy, bar.update)
+        found = run(resolved, rules, sets, (out or Path("runs") / "calibrate") / "logs", bar.update)
+    if as_json:
+        print(found.model_dump_json(indent=2, by_alias=True))
+    console().print(table(found, rules), highlight=False)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a gate, with its decision.json")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a stored decision again; the exit code is the gate's."""
+    from checkweigh.usecases.stored import read_decision
+
+    decision = read_decision(run)
+    show(decision, run if run.is_dir() else run.parent, as_json)
+    raise typer.Exit(decision.exit_code)
+
+
+@app.command()
+def schema(kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, lock or decision")]) -> None:
+    """Print the JSON Schema of a document, for editors."""
+    import json
+
+    from checkweigh.usecases.stored import json_schema
+
+    print(json.dumps(json_schema(kind), indent=2))
+
+
+def show(decision: Decision, out: Path, as_json: bool) -> None:
+    from checkweigh.report.terminal import print_decision
+
+    if as_json:
+        print(decision.model_dump_json(indent=2))
+    print_decision(decision, console())
+    if (out / "report.html").is_file():
+        say(f"report: {out / 'report.html'}")

@@ -1,0 +1,36 @@
+"""``checkweigh mlflow``: results that could not be sent."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from checkweigh.cli.common import AsJson, app, say
+from checkweigh.errors import ExitCode
+
+later = typer.Typer(name="mlflow", help="What concerns MLflow.", no_args_is_help=True)
+app.add_typer(later)
+
+
+@later.callback()
+def _mlflow() -> None:
+    """What concerns MLflow: results that could not be sent."""
+
+
+@later.command()
+def sync(
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="send all of it here, not where it was meant to go")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send what waits in the outbox. Exit 4 when something still waits."""
+    import json
+
+    from checkweigh.usecases.publish import sync as run
+
+    found = run(mlflow, say)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    raise typer.Exit(ExitCode.BROKEN if found["waiting"] else ExitCode.PASS)
