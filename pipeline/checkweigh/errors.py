@@ -12,6 +12,8 @@
         ├── EngineError
         │   ├── EngineDied              the process ended by itself
         │   ├── EngineTimeout           no answer in time
+        │   ├── EngineRefused           it answered with an HTTP error; ``status`` says which
+        │   ├── EngineTruncated         an answer broke off, or ended without a reason
         │   └── EngineOutOfMemory       refused before loading, or killed for memory
         ├── ScorerError                 a scorer raised, gave no number, or its sandbox cannot be had
         ├── StoreError                  a stored record is damaged or cannot be written
@@ -112,6 +114,21 @@ class EngineDied(EngineError):
 
 class EngineTimeout(EngineError):
     """The engine did not answer in time."""
+
+
+class EngineRefused(EngineError):
+    """The engine answered a request with an HTTP error. ``retry_after``: seconds it asks to wait, where it says so."""
+
+    def __init__(
+        self, message: str, *, status: int, cause: str = "", retry_after: float | None = None
+    ) -> None:
+        self.status = status
+        self.retry_after = retry_after
+        super().__init__(message, cause=cause)
+
+
+class EngineTruncated(EngineError):
+    """An answer broke off in the middle, or ended without saying why."""
 
 
 class EngineOutOfMemory(EngineError):
