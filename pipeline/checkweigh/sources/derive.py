@@ -17,24 +17,23 @@ from checkweigh.records.manifest import Derive, Model
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress, file_digest
 from checkweigh.sources.publish import damage, published
-from checkweigh.sources.resolve import Found
 
 TIMEOUT_S = 1800
 
 
-def served_dir(model: Model, found: Found, progress: Progress) -> Path:
+def served_dir(model: Model, found: Path, progress: Progress) -> Path:
     """The directory that is served: the source's own, or the one derived from it."""
     source, recipe = model.source, model.derive
-    if found.path.is_dir():
+    if found.is_dir():
         if recipe is not None:
             raise SourceError(f"{source}: expected a GGUF file for {recipe.recipe}, found a directory")
-        return found.path
-    if recipe is None or found.path.suffix != ".gguf":
+        return found
+    if recipe is None or found.suffix != ".gguf":
         raise SourceError(
             f"{source}: expected a model directory, or a .gguf file with model.derive, "
-            f"found the file {found.path.name}"
+            f"found the file {found.name}"
         )
-    return derived(found.path, file_digest(found.path), recipe, progress)
+    return derived(found, file_digest(found), recipe, progress)
 
 
 def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Path:
@@ -88,9 +87,15 @@ def _gguf_to_safetensors(source: Path, folder: Path) -> None:
 
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True, trust_remote_code=False)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        **where, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        **where, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
     )
+    for kind in (
+        "missing_keys",
+        "mismatched_keys",
+    ):  # transformers fills them with random numbers and a warning
+        if found[kind]:
+            raise SystemExit(f"{len(found[kind])} tensors: {kind}, such as {sorted(found[kind])[0]}")
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -62,7 +62,7 @@ def _explanations(manifest: Manifest) -> dict[str, dict[str, object]]:
     template = below("prompts.chat_template") | (tokenizer if manifest.prompts.chat_template is None else {})
     prompts = below("prompts.")
     return {
-        "source": model, "wheel": model, "weights": model, "tensors": model, "configuration": model,
+        "source": model, "wheel": model, "parts": model, "weights": model, "tensors": model, "configuration": model,
         "adapters": adapters, "tokenizer": tokenizer, "vocabulary": tokenizer, "chat_template": template,
         "prompts": prompts, "probes": prompts | tokenizer,
         "draft": below("engine.speculative."), "quantization": below("quantization."), "sampling": below("sampling."),

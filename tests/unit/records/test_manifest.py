@@ -26,6 +26,8 @@ FULL: dict[str, Any] = {
     "intends": ["shorter"],
     "model": {
         "source": "path:model",
+        "parts": ["path:rest"],
+        "digest": "sha256:" + "1" * 64,
         "derive": {"recipe": "gguf-to-safetensors", "version": 1},
         "adapters": [{"source": "path:adapter", "scale": 0.5}],
         "unsafe_pickle": False,
@@ -58,6 +60,7 @@ TOGETHER: dict[Path, dict[Path, Any]] = {
     ("engine", "device"): {("engine", "device"): "cuda"},
     ("prompts", "template"): {("prompts", "template"): "{prompt}"},
     ("limits", "memory_headroom"): {("limits", "memory_headroom"): 0.5},
+    ("model", "digest"): {("model", "digest"): "sha256:" + "2" * 64},
 }  # fmt: skip
 FIXED = {("model", "derive", "recipe"), ("model", "derive", "version"), ("quantization", "kv_dtype")}
 
@@ -163,9 +166,10 @@ def test_speculation_that_cannot_be(values: dict[Path, Any], message: str) -> No
 def test_every_section_can_be_left_out_but_counts() -> None:
     for section in ("tokenizer", "prompts", "quantization", "sampling", "limits"):
         assert digest({key: value for key, value in FULL.items() if key != section}) != digest(FULL)
-    for path in (("model", "derive"), ("model", "adapters")):
+    for names in (("derive", "parts", "digest"), ("parts", "digest"), ("adapters",)):
         document = copy.deepcopy(FULL)
-        del document[path[0]][path[1]]
+        for name in names:
+            del document["model"][name]
         assert digest(document) != digest(FULL)
 
 

@@ -73,7 +73,7 @@ def test_a_long_value_is_cut(make: Make) -> None:
 )
 def test_every_pin_can_drift(make: Make, pin: str) -> None:
     one, other = make("one"), make("other")
-    value = {"tensors": True, "probes": ((1,),), "adapters": (OTHER,)}.get(pin, OTHER)
+    value = {"tensors": True, "probes": ((1,),), "adapters": (OTHER,), "parts": (OTHER,)}.get(pin, OTHER)
     (text,) = drift(one, other, other.pins.model_copy(update={pin: value}))
     assert text.startswith(f"{pin}: ")
     assert text.endswith("declared alike in both manifests")
