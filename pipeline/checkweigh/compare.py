@@ -6,15 +6,17 @@
 3. Otherwise the metric's estimator runs twice: on complete pairs (estimate, block test) and, where an item
    failed, with a candidate's failure as the worst value and a baseline's as the best (pass test). Metrics
    without a worst value cannot pass above 0.5% failures. (STATISTICS.md, "Failed items".)
+4. At one of several looks the same tests are inverted at that look's levels: bounds are repeated confidence bounds, the
+   lower one at the pass level and the upper one at the block level. Where a look cannot pass there is no lower bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from checkweigh.looks import Level, alone
 from checkweigh.pairing import Bools, Floats, PairedSample
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.measurement import PairedRun
@@ -47,30 +49,29 @@ def margin_of(check: Check) -> float:
     return float(-np.log1p(-check.margin)) if falls else float(np.log1p(check.margin))
 
 
-def compare(check: Check, sample: PairedSample, *, alpha: float) -> Comparison:
-    """What the sample says about the check, with one-sided level ``alpha`` for the pass test."""
+def compare(check: Check, sample: PairedSample, *, alpha: float | Level) -> Comparison:
+    """What the sample says about the check: one look at all of it at a one-sided level, or a look at its levels."""
+    level = alpha if isinstance(alpha, Level) else alone(alpha)
     failed_b, failed_c = sample.failed
     complete = ~(failed_b | failed_c)
     if _paired_binary(sample):
         sample = replace(sample, weights=np.ones_like(sample.weights))
     means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
-    reason = _unusable(check, sample, complete)
+    reason = _unusable(check, sample, complete, level)
     if reason is None and sample.identical and check.metric not in EVENTS and check.kind != "absolute":
-        return _identical(check, sample)
+        return _identical(sample, level)
     if reason is not None:
         return Inestimable(reason=reason, baseline=means[0], candidate=means[1])
-    block = _estimate(check, _take(sample, complete), alpha)
-    passing, exclusions = _pass_side(check, sample, complete, block, alpha)
-    reason = _degenerate(check, sample, block)
+    block = _estimate(check, _take(sample, complete), level.high)
+    reason = _degenerate(check, sample, block, level)
     if reason is not None:
         return Inestimable(reason=reason, baseline=means[0], candidate=means[1])
-    record = _record(check, sample, block, passing, exclusions, alpha)
+    record = _record(check, sample, complete, block, level)
     if check.kind != "equivalence":
         return record
     opposite = _mirror(check)
-    block = _estimate(opposite, _take(sample, complete), alpha)
-    passing, _ = _pass_side(opposite, sample, complete, block, alpha)
-    return _both_sides(record, _record(opposite, sample, block, passing, exclusions, alpha))
+    block = _estimate(opposite, _take(sample, complete), level.high)
+    return _both_sides(record, _record(opposite, sample, complete, block, level))
 
 
 def block_key(check: Check) -> str:
@@ -78,10 +79,11 @@ def block_key(check: Check) -> str:
     return check.metric if check.metric == "peak_memory" else f"{check.metric}.{check.statistic}"
 
 
-def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float) -> Comparison:
-    """Timing and memory: log ratios of block values, one datum for each pair of blocks."""
+def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level) -> Comparison:
+    """Timing and memory: log ratios of block values, one datum for each pair of blocks. Looked at once, whole."""
     if run is None:
         return Inestimable(reason="timing was not measured")
+    level = alpha if isinstance(alpha, Level) else alone(alpha)
     key = block_key(check)
     rows = [(b.baseline.get(key, np.nan), b.candidate.get(key, np.nan)) for b in run.blocks]
     values = np.array(rows, dtype=np.float64).reshape(-1, 2)
@@ -94,15 +96,15 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float) -> Comp
     if not np.isfinite(values).all() or (values <= 0).any():
         return Inestimable(reason=f"'{key}' is missing or not positive in some blocks")
     d = _sign(check) * np.log(values[:, 1] / values[:, 0])
-    evidence = block_log_ratio(d, margin=margin_of(check), alpha=alpha)
+    evidence = block_log_ratio(d, margin=margin_of(check), alpha=level.passing)
     if not evidence.estimable.all():
         return Inestimable(reason="the blocks do not vary, so that no interval can be stated")
     means = float(np.median(values[:, 0])), float(np.median(values[:, 1]))
-    record = _to_record(check, evidence, evidence, alpha, pairs=len(values), means=means)
+    record = _to_record(check, evidence, evidence, level, pairs=len(values), means=means)
     if check.kind != "equivalence":
         return record
-    evidence = block_log_ratio(-d, margin=margin_of(check), alpha=alpha)
-    return _both_sides(record, _to_record(check, evidence, evidence, alpha, pairs=len(values), means=means))
+    evidence = block_log_ratio(-d, margin=margin_of(check), alpha=level.passing)
+    return _both_sides(record, _to_record(check, evidence, evidence, level, pairs=len(values), means=means))
 
 
 def _paired_binary(sample: PairedSample) -> bool:
@@ -139,10 +141,11 @@ def _mean(sample: PairedSample, values: Floats) -> float | None:
     return float(np.average(values[usable], weights=sample.weights[usable]))
 
 
-def _unusable(check: Check, sample: PairedSample, complete: Bools) -> str | None:
+def _unusable(check: Check, sample: PairedSample, complete: Bools, level: Level) -> str | None:
     if sample.problems:
         return "; ".join(sample.problems)
-    n, labels = len(sample.clusters), len(set(sample.clusters))
+    n = len(sample.clusters) if level.items is None else level.items
+    labels = len(set(sample.clusters)) if level.clusters is None else level.clusters
     if n < check.min_items:
         return f"{n} items, {check.min_items} needed"
     if labels < check.min_clusters:
@@ -169,13 +172,13 @@ def _take(sample: PairedSample, keep: Bools) -> PairedSample:
     )  # fmt: skip
 
 
-def _identical(check: Check, sample: PairedSample) -> Comparison:
+def _identical(sample: PairedSample, level: Level) -> Comparison:
     clusters = len(set(sample.clusters))
     mean = _mean(sample, sample.baseline)
     assert mean is not None
     return Identical(
-        pairs=len(sample.clusters), clusters=clusters, baseline=mean, candidate=mean,
-        differing_share_upper=differing_share_upper(clusters),
+        pairs=len(sample.clusters), clusters=clusters, baseline=mean, candidate=mean, confidence=1 - level.passing,
+        differing_share_upper=differing_share_upper(clusters, level.passing) if level.passing else 1.0,
     )  # fmt: skip
 
 
@@ -213,53 +216,56 @@ def _weights(sample: PairedSample) -> Floats | None:
 
 
 def _pass_side(
-    check: Check, sample: PairedSample, complete: Bools, block: Evidence, alpha: float
+    check: Check, sample: PairedSample, complete: Bools, block: Evidence, level: Level
 ) -> tuple[Evidence | None, tuple[str, ...]]:
-    """Evidence for the pass test, None when failures forbid a pass, and what was excluded."""
+    """Evidence for the pass test, None when failures or the look forbid a pass, and what was excluded."""
     failed_b, failed_c = sample.failed
-    if complete.all():
-        return block, ()
-    note = (f"{int(failed_b.sum())} items failed in the baseline, {int(failed_c.sum())} in the candidate",)
-    if METRICS[check.metric].estimator in ("graded", "binary"):
-        best = 1.0 if check.direction == "higher" else 0.0
-        filled = replace(
-            sample,
-            baseline=np.where(failed_b, best, sample.baseline),
-            candidate=np.where(failed_c, 1.0 - best, sample.candidate),
+    note: tuple[str, ...] = ()
+    if not complete.all():
+        note = (
+            f"{int(failed_b.sum())} items failed in the baseline, {int(failed_c.sum())} in the candidate",
         )
-        return _estimate(check, filled, alpha), note
-    if (~complete).sum() > MAX_UNBOUNDED_FAILURES * len(complete):
-        return None, (*note, f"more than {MAX_UNBOUNDED_FAILURES:.1%} failures: no pass")
-    return block, note
+        if METRICS[check.metric].estimator in ("graded", "binary"):
+            best = 1.0 if check.direction == "higher" else 0.0
+            sample = replace(
+                sample,
+                baseline=np.where(failed_b, best, sample.baseline),
+                candidate=np.where(failed_c, 1.0 - best, sample.candidate),
+            )
+            return (_estimate(check, sample, level.passing) if level.passing else None), note
+        if (~complete).sum() > MAX_UNBOUNDED_FAILURES * len(complete):
+            return None, (*note, f"more than {MAX_UNBOUNDED_FAILURES:.1%} failures: no pass")
+    if not level.passing or level.passing == level.high:
+        return (block if level.passing else None), note
+    return _estimate(check, _take(sample, complete), level.passing), note
 
 
-def _degenerate(check: Check, sample: PairedSample, evidence: Evidence) -> str | None:
+def _degenerate(check: Check, sample: PairedSample, evidence: Evidence, level: Level) -> str | None:
     if not evidence.estimable.all():
         return "the differences do not vary, or too few clusters are left; no interval can be stated"
     partition = Partition.from_labels(sample.clusters)
     if evidence.g_eff < MIN_EFFECTIVE_CLUSTERS:
         return f"{evidence.g_eff:.0f} effective clusters, {MIN_EFFECTIVE_CLUSTERS} needed"
-    if _paired_binary(sample) and check.kind != "absolute":
+    growing = level.items is not None and len(sample.clusters) < level.items
+    if _paired_binary(sample) and check.kind != "absolute" and not growing:
         have, need = effective_binary_n(partition), least_n_without_flips(margin_of(check))
         if have < need:
             return f"{have:.0f} effective items, {need} needed before any data could pass at this margin"
     return None
 
 
-def _record(
-    check: Check, sample: PairedSample, block: Evidence, passing: Evidence | None,
-    exclusions: Sequence[str], alpha: float,
-) -> Estimate:  # fmt: skip
+def _record(check: Check, sample: PairedSample, complete: Bools, block: Evidence, level: Level) -> Estimate:
     failed_b, failed_c = sample.failed
+    passing, exclusions = _pass_side(check, sample, complete, block, level)
     means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
     assert means[0] is not None
     assert means[1] is not None
-    record = _to_record(check, block, passing, alpha, pairs=block.n, means=(means[0], means[1]))
+    record = _to_record(check, block, passing, level, pairs=block.n, means=(means[0], means[1]))
     return record.model_copy(
         update={
             "failed_baseline": int(failed_b.sum()),
             "failed_candidate": int(failed_c.sum()),
-            "exclusions": tuple(exclusions),
+            "exclusions": exclusions,
         }
     )
 
@@ -268,7 +274,7 @@ def _to_record(
     check: Check,
     block: Evidence,
     passing: Evidence | None,
-    alpha: float,
+    level: Level,
     *,
     pairs: int,
     means: tuple[float, float],
@@ -276,11 +282,12 @@ def _to_record(
     usable = passing is not None and bool(passing.estimable.all())
     return Estimate(
         effect=float(block.effect), low=float(passing.lower) if passing and usable else None,
-        high=float(block.upper), confidence=1 - alpha, method=block.method, pairs=pairs, clusters=block.clusters,
-        effective_clusters=float(block.g_eff), design_effect=float(block.design_effect), se=float(block.se),
+        high=float(block.upper), confidence=1 - level.passing, method=block.method, pairs=pairs,
+        clusters=block.clusters, effective_clusters=float(block.g_eff),
+        design_effect=float(block.design_effect), se=float(block.se),
         flips=None if block.flips is None else int(block.flips),
         p_pass=float(passing.p_superior if check.kind == "superiority" else passing.p_noninferior)
         if passing and usable else 1.0,
-        p_worse=float(block.p_worse),
-        baseline=means[0], candidate=means[1],
+        p_worse=float(block.p_worse), baseline=means[0], candidate=means[1],
+        confidence_high=None if level.high == level.passing else 1 - level.high,
     )  # fmt: skip

@@ -8,7 +8,9 @@
 5. It *passes* when its pass test rejects at the false-pass level; a significant decline inside the margin
    passes with a *warning*. Identical arms pass when at most 5% of clusters could differ.
 6. Everything else is inconclusive.
-7. The verdict is the worst of its parts: any block blocks; otherwise a critical check that did not pass, a
+7. At one of several looks the pass test is held against that look's spending and the block test against the policy's
+   level divided by the looks (``looks``); all critical checks pass at the same look or none does.
+8. The verdict is the worst of its parts: any block blocks; otherwise a critical check that did not pass, a
    supporting check that cannot be estimated, or an anomaly makes it inconclusive.
 """
 
@@ -20,13 +22,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkweigh.compare import EVENTS, margin_of
+from checkweigh.looks import Level, Look, designed
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Outcome, Verdict
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import FAILURES, Check, Policy
 from checkweigh.sentences import sentence
-from checkweigh.stats import MIN_CLUSTERS, holm, items_to_settle
+from checkweigh.stats import holm, items_to_settle
 
+MOST_DIFFERING = 0.05  # share of clusters that may differ between arms that pass as identical
 FAILURE_ITEMS = 300  # that the implicit check on failures needs, over all sets (STATISTICS, "Failed items")
 
 
@@ -58,14 +62,37 @@ def declared(check: Check, intends: Sequence[str]) -> bool:
     return ("longer" if check.direction == "lower" else "shorter") in intends
 
 
-def decide(policy: Policy, comparisons: Mapping[str, Comparison], intends: Sequence[str] = ()) -> Judgement:
-    """The judgement on ``comparisons`` (check id -> comparison); a check without one is inestimable."""
+def gating(policy: Policy, intends: Sequence[str] = ()) -> tuple[Check, ...]:
+    """The checks that can change the verdict."""
+    return tuple(c for c in checks_of(policy) if c.tier != "advisory" and not declared(c, intends))
+
+
+def hypotheses(policy: Policy, intends: Sequence[str] = ()) -> int:
+    """K of the block test: the gating checks, an equivalence check counting twice."""
+    return sum(2 if check.kind == "equivalence" else 1 for check in gating(policy, intends))
+
+
+def only_look(policy: Policy, intends: Sequence[str] = ()) -> Look:
+    """The last look of the policy: with one look, the look at everything."""
+    return designed(policy, checks_of(policy), {}, hypotheses(policy, intends))[-1]
+
+
+def decide(
+    policy: Policy,
+    comparisons: Mapping[str, Comparison],
+    intends: Sequence[str] = (),
+    look: Look | None = None,
+) -> Judgement:
+    """The judgement on ``comparisons`` (check id -> comparison) at a look, by default the last one.
+
+    A check without a comparison is inestimable. The comparisons must have been made at the look's levels.
+    """
+    look = look or only_look(policy, intends)
     checks = checks_of(policy)
     missing = Inestimable(reason="no comparison was made")
     found = {check.id: comparisons.get(check.id, missing) for check in checks}
-    gating = [check for check in checks if check.tier != "advisory" and not declared(check, intends)]
-    adjusted = _adjust(gating, found)
-    results = tuple(_result(policy, check, found[check.id], adjusted, intends) for check in checks)
+    adjusted = _adjust(gating(policy, intends), found)
+    results = tuple(_result(look, check, found[check.id], adjusted, intends) for check in checks)
     verdict, reasons = _verdict(results)
     return Judgement(verdict, reasons, results)
 
@@ -89,33 +116,38 @@ def _adjust(gating: Sequence[Check], found: Mapping[str, Comparison]) -> dict[st
 
 
 def _result(
-    policy: Policy,
-    check: Check,
-    comparison: Comparison,
-    adjusted: Mapping[str, float],
-    intends: Sequence[str],
+    look: Look, check: Check, comparison: Comparison, adjusted: Mapping[str, float], intends: Sequence[str]
 ) -> CheckResult:
-    margin, budget = margin_of(check), policy.error_budget
-    outcome = _outcome(
-        check, comparison, margin, adjusted.get(check.id), budget.false_pass, budget.false_block
-    )
+    margin, level = margin_of(check), look.levels[check.id]
+    p_adjusted = adjusted.get(check.id)
+    outcome = _outcome(check, comparison, margin, p_adjusted, level.passing, look.block)
     settle = None
-    if (
-        isinstance(comparison, Estimate)
-        and outcome == "inconclusive"
-        and check.kind == "non_inferiority"
-        and not comparison.exclusions
-    ):
-        settle = items_to_settle(
-            comparison.effect, comparison.se, comparison.pairs, margin, budget.false_pass,
-            checks=max(1, len(adjusted)), block_alpha=budget.false_block,
-        ) if comparison.se > 0 else None  # fmt: skip
+    if isinstance(comparison, Estimate) and outcome == "inconclusive" and not comparison.exclusions:
+        settle = _to_settle(check, comparison, margin, level, look, max(1, len(adjusted)))
     result = CheckResult(
         check=check, implicit=check.id == FAILURES, declared=declared(check, intends), outcome=outcome,
-        margin=margin, comparison=comparison, p_adjusted=adjusted.get(check.id), information=1.0,
+        margin=margin, comparison=comparison, p_adjusted=p_adjusted, information=level.information,
+        level=None if check.tier == "advisory" else level.passing, planned=level.items,
         items_to_settle=settle, sentence="",
     )  # fmt: skip
     return result.model_copy(update={"sentence": sentence(result)})
+
+
+def _to_settle(
+    check: Check, estimate: Estimate, margin: float, level: Level, look: Look, checks: int
+) -> int | None:
+    """Items in all that would settle it, by the last look's pass level and this policy's block level."""
+    if check.kind != "non_inferiority" or estimate.se <= 0:
+        return None
+    return items_to_settle(
+        estimate.effect,
+        estimate.se,
+        estimate.pairs,
+        margin,
+        level.final,
+        checks=checks,
+        block_alpha=look.block,
+    )
 
 
 def _outcome(
@@ -130,8 +162,8 @@ def _outcome(
     if isinstance(comparison, Inestimable):
         return "inconclusive"
     if isinstance(comparison, Identical):
-        enough = comparison.clusters >= MIN_CLUSTERS and check.kind in ("non_inferiority", "equivalence")
-        return "passed" if enough else "inconclusive"
+        enough = comparison.differing_share_upper <= MOST_DIFFERING
+        return "passed" if enough and check.kind in ("non_inferiority", "equivalence") else "inconclusive"
     limit = 0.0 if check.kind == "absolute" else margin
     p_worse = comparison.p_worse if p_adjusted is None else p_adjusted
     beyond = -comparison.effect >= limit

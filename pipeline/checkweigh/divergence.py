@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from checkweigh.compare import MAX_UNBOUNDED_FAILURES
+from checkweigh.looks import Level, alone
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import DivergenceSummary, DivergingToken
@@ -45,7 +46,7 @@ def compare_divergence(
     why_absent: str,
     *,
     floor: Floor | None,
-    alpha: float,
+    alpha: float | Level,
 ) -> Comparison:
     """What the divergence says about the check. Without a noise floor (the divergence of the baseline from itself) a
     number is all there is: whether it is much or little cannot be told."""
@@ -63,40 +64,55 @@ def compare_divergence(
         found = f"{theta:.4g} nats/token over {len(scored)} of {len(pairs)} documents"
         why = "no noise floor has been measured (checkweigh calibrate), so that it cannot be told whether this is much"
         return Inestimable(reason=f"{found}; {why}", candidate=theta)
-    if len(scored) < max(check.min_items, MIN_DOCUMENTS):
-        return Inestimable(reason=f"{len(scored)} documents, {max(check.min_items, MIN_DOCUMENTS)} needed")
+    level, failed = alpha if isinstance(alpha, Level) else alone(alpha), len(pairs) - len(scored)
     partition = Partition.from_labels([label for label, _ in scored])
-    if partition.clusters < check.min_clusters:
-        return Inestimable(reason=f"{partition.clusters} clusters, {check.min_clusters} needed")
+    few = _few(check, level, len(scored), failed, partition.clusters)
+    if few:
+        return Inestimable(reason=few)
     if not values.any():
-        share = differing_share_upper(partition.clusters)
+        share = differing_share_upper(partition.clusters, level.passing) if level.passing else 1.0
         return Identical(
-            pairs=len(scored),
-            clusters=partition.clusters,
-            differing_share_upper=share,
-            baseline=0,
-            candidate=0,
+            pairs=len(scored), clusters=partition.clusters, differing_share_upper=share, baseline=0, candidate=0,
+            confidence=1 - level.passing,
+        )  # fmt: skip
+    evidence, passing = (
+        divergence_evidence(
+            values,
+            partition,
+            margin=check.margin,
+            floor=floor.upper,
+            kappa=floor.kappa,
+            alpha=one or level.high,
         )
-    evidence = divergence_evidence(
-        values, partition, margin=check.margin, floor=floor.upper, kappa=floor.kappa, alpha=alpha
+        for one in (level.high, level.passing)
     )
     if not evidence.estimable or evidence.g_eff < MIN_EFFECTIVE_CLUSTERS:
         return Inestimable(
             reason="the divergences do not vary, or too few works are left; no interval can be stated"
         )
-    failed = len(pairs) - len(scored)
-    usable = failed <= MAX_UNBOUNDED_FAILURES * len(pairs)
-    note = (
-        f"{failed} documents failed{'' if usable else f', more than {MAX_UNBOUNDED_FAILURES:.1%}: no pass'}"
-    )
+    sound = failed <= MAX_UNBOUNDED_FAILURES * len(pairs)
+    note = f"{failed} documents failed{'' if sound else f', more than {MAX_UNBOUNDED_FAILURES:.1%}: no pass'}"
+    usable = sound and level.passing > 0
     return Estimate(
-        effect=float(evidence.effect), low=float(evidence.lower) if usable else None, high=float(evidence.upper),
-        confidence=1 - alpha, method=evidence.method, pairs=len(scored), clusters=evidence.clusters,
+        effect=float(evidence.effect), low=float(passing.lower) if usable else None, high=float(evidence.upper),
+        confidence=1 - level.passing, confidence_high=None if level.high == level.passing else 1 - level.high,
+        method=evidence.method, pairs=len(scored), clusters=evidence.clusters,
         effective_clusters=evidence.g_eff, design_effect=float(evidence.design_effect), se=float(evidence.se),
-        p_pass=float(evidence.p_noninferior) if usable else 1.0, p_worse=float(evidence.p_worse),
+        p_pass=float(passing.p_noninferior) if usable else 1.0, p_worse=float(evidence.p_worse),
         baseline=floor.floor, candidate=-float(evidence.effect), failed_candidate=failed,
         exclusions=(note,) if failed else (),
     )  # fmt: skip
+
+
+def _few(check: Check, level: Level, scored: int, failed: int, clusters: int) -> str:
+    """What there is too little of: documents at this look, or documents and works of the whole plan."""
+    if scored < MIN_DOCUMENTS:
+        return f"{scored} documents, {MIN_DOCUMENTS} needed"
+    documents = scored if level.items is None else level.items - failed
+    if documents < check.min_items:
+        return f"{documents} documents, {check.min_items} needed"
+    works = clusters if level.clusters is None else level.clusters
+    return f"{works} clusters, {check.min_clusters} needed" if works < check.min_clusters else ""
 
 
 def _value(observation: Observation, name: str) -> float:

@@ -20,7 +20,12 @@ class Estimate(Record):
     effect: float
     low: float | None = Field(description="one-sided lower confidence bound; None when failures forbid one")
     high: float = Field(description="one-sided upper confidence bound")
-    confidence: float
+    confidence: float = Field(
+        description="of the lower bound; of the upper one too where it has none of its own"
+    )
+    confidence_high: float | None = Field(
+        default=None, description="of the upper bound, where looks give either test a level of its own"
+    )
     method: str
     pairs: int
     clusters: int
@@ -45,8 +50,9 @@ class Identical(Record):
     pairs: int
     clusters: int
     differing_share_upper: float = Field(
-        description="95% upper bound on the share of clusters that could differ"
+        description="upper bound on the share of clusters that could differ, at ``confidence``"
     )
+    confidence: float = 0.95
     baseline: float
     candidate: float
 

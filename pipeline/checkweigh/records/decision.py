@@ -48,7 +48,11 @@ class CheckResult(Record):
     margin: float = Field(description="the margin on the scale of the comparison")
     comparison: Comparison
     p_adjusted: float | None = Field(description="Holm over all gating checks; None for advisory ones")
-    information: float = Field(description="information fraction of this look")
+    information: float = Field(description="information fraction of this look, by design")
+    level: float | None = Field(
+        default=None, description="one-sided level of the pass test at this look; 0 where it cannot pass"
+    )
+    planned: int | None = Field(default=None, description="items that the last look would have")
     items_to_settle: int | None = None
     sentence: str
 

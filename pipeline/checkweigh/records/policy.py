@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from checkweigh.records.base import Name, Record
 from checkweigh.records.metrics import METRICS, Scale, Statistic
@@ -14,6 +14,33 @@ CheckKind = Literal["non_inferiority", "superiority", "equivalence", "absolute"]
 GATING_PAIRS = 20
 P99_REQUESTS = 100
 FAILURES = "failures"  # id of the implicit check every policy has
+ADAPTIVE = (0.125, 0.25, 0.5, 1.0)  # what ``looks: adaptive`` stands for
+MOST_LOOKS = 10
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _looks(value: object) -> object:
+    if value == "adaptive":
+        return ADAPTIVE
+    return tuple(value) if isinstance(value, list) else value
+
+
+Looks = Annotated[
+    tuple[Share, ...],
+    BeforeValidator(_looks),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "adaptive"},
+                {
+                    "type": "array",
+                    "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                    "minItems": 1,
+                },
+            ]
+        }
+    ),
+]
 
 
 class Check(Record):
@@ -113,9 +140,16 @@ class Policy(Record):
     name: Name
     because: str = ""
     error_budget: ErrorBudget = ErrorBudget()
-    looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+    looks: Looks = Field(
         default=(1.0,),
-        description="shares of each set; only one look, at 1.0, until adaptive looks are built",
+        description="shares of each set after which the gate looks, and stops when the verdict is settled; "
+        "increasing up to 1; 'adaptive' is .125, .25, .5, 1. Up to .125 a look only blocks",
+    )
+    attempts: int = Field(
+        default=1,
+        ge=1,
+        le=5,
+        description="tries a candidate has against one baseline; they share the error budget",
     )
     on_inconclusive: Literal["hold", "block"] = "hold"
     max_minutes: float = Field(default=60, gt=0)
@@ -142,8 +176,9 @@ class Policy(Record):
             raise ValueError("an anchor where checks are against it, and only there")
         for check in self.checks:
             self._timed(check)
-        if self.looks != (1.0,):
-            raise ValueError("looks: [1.0]: adaptive looks are not built yet")
+        rises = all(a < b for a, b in zip(self.looks, self.looks[1:], strict=False))
+        if not rises or self.looks[-1:] != (1.0,) or len(self.looks) > MOST_LOOKS:
+            raise ValueError(f"looks that increase up to 1.0, at most {MOST_LOOKS}")
         return self
 
     def _timed(self, check: Check) -> None:
