@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from checkweigh import __version__
-from checkweigh.cli import engines, evalsets, gating, policies, sending, stores
+from checkweigh.cli import engines, evalsets, gating, policies, sending, serving, stores
 from checkweigh.cli.common import app, say
 from checkweigh.errors import CheckweighError, ExitCode
 
-COMMANDS = (gating, evalsets, engines, stores, policies, sending)
+COMMANDS = (gating, evalsets, engines, stores, policies, sending, serving)
 __all__ = ["app", "entry", "main"]
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]
