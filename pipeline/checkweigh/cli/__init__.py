@@ -15,11 +15,12 @@ from typing import Annotated, Any
 import typer
 
 from checkweigh import __version__
-from checkweigh.cli import engines, evalsets, gating, policies, sending, serving, stores
+from checkweigh.cli import ci, engines, evalsets, gating, policies, sending, serving, stores
 from checkweigh.cli.common import app, say
+from checkweigh.cli.runner import harmless_output
 from checkweigh.errors import CheckweighError, ExitCode
 
-COMMANDS = (gating, evalsets, engines, stores, policies, sending, serving)
+COMMANDS = (gating, evalsets, engines, stores, policies, sending, serving, ci)
 __all__ = ["app", "entry", "main"]
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]
@@ -42,6 +43,11 @@ def _main(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Any error that is not a verdict is 2 or 4, never 0 or 1."""
+    with harmless_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
     except CheckweighError as error:
@@ -91,6 +97,7 @@ def entry() -> None:
         else:
             import traceback
 
-            say(traceback.format_exc())
+            with harmless_output():
+                say(traceback.format_exc())
             say("checkweigh: this is a fault of the tool, not a verdict")
     sys.exit(code)

@@ -44,3 +44,11 @@ def one_line(text: str, limit: int = 300) -> str:
     """``visible`` text on one line, at most ``limit`` characters of it."""
     shown = visible(text).replace("\n", " \u21b5 ").replace("\t", " ")
     return clip(shown, limit)
+
+
+def inert(text: str) -> str:
+    """Text for the log of a CI job: a zero-width space breaks what a runner would take for a command.
+
+    GitHub obeys ``::name::`` at the start of a line and ``##[name]`` anywhere in it, Azure ``##vso[name]``.
+    """
+    return re.sub(r":(?=:)|#(?=#(?:\[|vso))", lambda m: f"{m[0]}\u200b", text)

@@ -90,10 +90,8 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
 
     Raises BadDocument without a sound lock, PinMismatch with all differences otherwise.
     """
-    manifest = read_manifest(path)
+    manifest, lock = read_pinned(path)
     file = lock_path(path)
-    lock = _read_lock(path, file)
-    _check_current(path, manifest, file, lock)
     files = _files(path, manifest, progress, lock.pins)
     digests = _digests(manifest, files, progress)
     problems = list(_file_mismatches(lock.pins, files, digests))
@@ -107,6 +105,17 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
     if problems:
         raise PinMismatch(problems)
     return resolved
+
+
+def read_pinned(path: Path) -> tuple[Manifest, Lock]:
+    """A manifest and its lock, held against each other; what they name is not looked at.
+
+    Raises BadDocument without a sound lock, PinMismatch when the manifest has changed since.
+    """
+    manifest, file = read_manifest(path), lock_path(path)
+    lock = _read_lock(path, file)
+    _check_current(path, manifest, file, lock)
+    return manifest, lock
 
 
 def resolve_manifest(path: Path, progress: Progress = quiet) -> Resolved:

@@ -1,0 +1,127 @@
+"""One comment on a pull request, updated in place.
+
+The token is sent to the API's own address alone: redirects are not followed. No error holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkweigh.errors import BadInput, Broken
+from checkweigh.report.safe import one_line
+
+API = "https://api.github.com"
+SECONDS = 20
+TRIES = 3
+PAGES = 50  # of a hundred comments
+MOST = 8_000_000  # bytes of an answer
+
+
+class GithubError(Broken):
+    """GitHub refused, or did not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Github:
+    """A repository on GitHub, and a token that may comment there."""
+
+    repository: str
+    token: str = field(repr=False)
+    api: str = API
+    pause_s: float = 2.0
+
+    @classmethod
+    def from_environment(cls) -> Github:
+        """GITHUB_REPOSITORY, GITHUB_TOKEN and GITHUB_API_URL. BadInput lists what is missing or wrong."""
+        repository, token = (os.environ.get(f"GITHUB_{name}", "") for name in ("REPOSITORY", "TOKEN"))
+        api = os.environ.get("GITHUB_API_URL") or API
+        wrong = []
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            wrong.append(f"GITHUB_REPOSITORY: expected OWNER/NAME, found '{one_line(repository)}'")
+        if not token.strip():
+            wrong.append("GITHUB_TOKEN: expected a token that may write comments, found none")
+        if not re.fullmatch(r"https?://[\w.:/-]+", api):
+            wrong.append("GITHUB_API_URL: expected an address such as https://api.github.com")
+        if wrong:
+            raise BadInput("\n".join(wrong))
+        return cls(repository=repository, token=token.strip(), api=api.rstrip("/"))
+
+    def put_comment(self, number: int, marker: str, body: str, *, create: bool = True) -> str:
+        """Update our comment that starts with ``marker``, or make it; its address. "" when there is none to update.
+
+        Somebody else's comment is never ours, whatever it starts with: its author could change it afterwards.
+        """
+        mine = self._login()
+        for comment in self._comments(number):
+            if comment["body"].startswith(marker) and _ours(comment["user"], mine):
+                path = f"/repos/{self.repository}/issues/comments/{int(comment['id'])}"
+                return str(self._ask("PATCH", path, {"body": body}).get("html_url", ""))
+        if not create:
+            return ""
+        made = self._ask("POST", f"/repos/{self.repository}/issues/{number}/comments", {"body": body})
+        return str(made.get("html_url", ""))
+
+    def _login(self) -> str | None:
+        """Who we are; None for the token of a workflow, which may not ask."""
+        try:
+            return str(self._ask("GET", "/user")["login"])
+        except (GithubError, KeyError):
+            return None
+
+    def _comments(self, number: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for page in range(1, PAGES + 1):
+            path = f"/repos/{self.repository}/issues/{number}/comments?per_page=100&page={page}"
+            some = self._ask("GET", path)
+            if not isinstance(some, list):
+                raise GithubError("GitHub answered with something else than a list of comments")
+            found += [c for c in some if isinstance(c.get("body"), str) and isinstance(c.get("user"), dict)]
+            if len(some) < 100:
+                break
+        return found
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        """One request. A server that is busy or not there is asked again; GithubError when that did not help."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._once(method, path, body)
+            except urllib.error.HTTPError as error:
+                with error:
+                    said = f"{error.code} {one_line(str(error.reason), 100)}"
+                if error.code < 500 and error.code != 429:
+                    raise GithubError(f"GitHub refused {method} {path.partition('?')[0]}: {said}") from None
+            except (OSError, ValueError) as error:
+                said = one_line(f"{type(error).__name__}: {error}".replace(self.token, "***"), 200)
+            if attempt < TRIES:
+                time.sleep(self.pause_s * attempt)
+        raise GithubError(f"GitHub did not take {method} {path.partition('?')[0]}: {said}")
+
+    def _once(self, method: str, path: str, body: object) -> Any:
+        headers = {
+            "Accept": "application/vnd.github+json",
+            "Authorization": f"Bearer {self.token}",
+            "User-Agent": "checkweigh",
+            "X-GitHub-Api-Version": "2022-11-28",
+        }
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.api}{path}", data, headers, method=method)
+        with urllib.request.build_opener(_Straight).open(request, timeout=SECONDS) as answer:
+            return json.loads(answer.read(MOST))
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows nothing: a redirect would carry the token elsewhere."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _ours(user: dict[str, Any], mine: str | None) -> bool:
+    return user.get("login") == mine if mine is not None else user.get("type") == "Bot"

@@ -1,0 +1,130 @@
+"""The working tree beside the commit it is held against: which documents are there, and what they name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import yaml
+
+from checkweigh.errors import BadInput
+from checkweigh.records.manifest import Manifest
+from checkweigh.records.yamltree import MAX_BYTES
+from checkweigh.sources.git import FileChange, Repository
+
+Kind = Literal["manifest", "policy", "evalset"]
+KINDS: tuple[Kind, ...] = ("manifest", "policy", "evalset")
+YAML = (".yaml", ".yml")
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Which of our documents a file is, by the ``schema`` it states; None for every other file.
+
+    A file that speaks of a schema of ours and is no YAML counts as that kind: reading it says what is wrong.
+    """
+    if path.suffix not in YAML:
+        return None
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError:  # gone, a folder, a link that leads nowhere
+        return None
+    if b"checkweigh/" not in data and b"\\" not in data:  # an escape may hide it
+        return None
+    try:
+        value = yaml.load(data, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return next((kind for kind in KINDS if f"checkweigh/{kind}@".encode() in data), None)
+    schema = str(value.get("schema")) if isinstance(value, dict) else ""
+    return next((kind for kind in KINDS if schema.startswith(f"checkweigh/{kind}@")), None)
+
+
+def named_paths(manifest: Manifest, folder: PurePosixPath) -> Iterator[str]:
+    """Relative files and directories that a manifest in ``folder`` names, from the root of the repository.
+
+    One that lies outside of the repository starts with ``..``. Absolute ones are nobody's to move.
+    """
+    for text in _texts(manifest.declared()):
+        kind, _, rest = text.partition(":")
+        if kind == "path" and not rest.startswith(("/", "~")):
+            yield os.path.normpath(folder / rest)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def below(path: str, folder: str) -> bool:
+    """Whether a path is a folder, or lies in it; both from the root, ``/``-separated."""
+    return folder == "." or path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+@dataclass(frozen=True)
+class Trees:
+    """The working tree and the files of one commit, written out at ``before``."""
+
+    repository: Repository
+    commit: str
+    before: Path
+    changes: tuple[FileChange, ...]
+
+    @property
+    def now(self) -> Path:
+        """The root of the working tree."""
+        return self.repository.root
+
+    @cached_property
+    def touched(self) -> frozenset[str]:
+        """Every path that differs, under its new and its old name."""
+        return frozenset(p for change in self.changes for p in (change.path, change.was) if p is not None)
+
+    @cached_property
+    def documents(self) -> dict[Kind, tuple[str, ...]]:
+        """Kind -> its documents in the working tree, sorted."""
+        found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        for path in sorted(self.repository.files()):
+            kind = kind_of(self.now / path)
+            if kind is not None:
+                found[kind].append(path)
+        return {kind: tuple(paths) for kind, paths in found.items()}
+
+    def changed(self, kind: Kind) -> Iterator[FileChange]:
+        """Changed files that are, or were, documents of a kind. One that was of it and now is not counts as changed:
+        it is read as what it was. One that has become of it has no version before."""
+        for change in self.changes:
+            before = change.was is not None and kind_of(self.before / change.was) == kind
+            stays = change.status != "deleted" and PurePosixPath(change.path).suffix in YAML
+            if before and not stays:  # renamed to what nobody serves from is gone as well
+                yield FileChange(path=change.was or change.path, status="deleted", was=change.was)
+            elif before:
+                yield change
+            elif stays and kind_of(self.now / change.path) == kind:
+                yield FileChange(path=change.path, status="added", was=None)
+
+    def furnish(self, manifest: Manifest, path: str) -> None:
+        """Put what a manifest of the old tree names and git does not hold (weights, mostly) where it is looked for.
+
+        They are links to the files of today, which the old lock then has to recognise. BadInput for what lies outside.
+        """
+        for named in named_paths(manifest, PurePosixPath(path).parent):
+            if named.startswith(".."):
+                raise BadInput(
+                    f"{path}: expected sources in the repository or at absolute paths, found {named}: "
+                    "a pull request's baseline is served from another directory"
+                )
+            for file in self.repository.untracked(named):
+                link = self.before / file
+                if not os.path.lexists(link):
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(self.now / file)
