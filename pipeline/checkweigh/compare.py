@@ -74,6 +74,40 @@ def compare(check: Check, sample: PairedSample, *, alpha: float | Level) -> Comp
     return _both_sides(record, _record(opposite, sample, complete, block, level))
 
 
+def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) -> tuple[Comparison, ...]:
+    """``compare`` of many samples of the same items at once, as simulations need it: both arms are (runs, n).
+
+    For complete samples without raw outputs: nothing has failed and nothing is identical. Both raise ValueError.
+    """
+    level = alpha if isinstance(alpha, Level) else alone(alpha)
+    if sample.identical or not (np.isfinite(sample.baseline).all() and np.isfinite(sample.candidate).all()):
+        raise ValueError("expected complete samples, and none that is identical")
+    first = replace(sample, baseline=sample.baseline[0], candidate=sample.candidate[0])
+    if check.kind == "equivalence" or _paired_binary(first) != _paired_binary(sample):
+        rows = zip(sample.baseline, sample.candidate, strict=True)
+        return tuple(compare(check, replace(sample, baseline=b, candidate=c), alpha=level) for b, c in rows)
+    if _paired_binary(sample):
+        sample = replace(sample, weights=np.ones_like(sample.weights))
+    block = _estimate(check, sample, level.high)
+    passing = block if level.passing == level.high else None
+    if passing is None and level.passing:
+        passing = _estimate(check, sample, level.passing)
+    return tuple(_row(check, sample, i, block, passing, level) for i in range(len(sample.baseline)))
+
+
+def _row(
+    check: Check, samples: PairedSample, i: int, block: Evidence, passing: Evidence | None, level: Level
+) -> Comparison:
+    """The i-th of many comparisons."""
+    sample = replace(samples, baseline=samples.baseline[i], candidate=samples.candidate[i])
+    reason = _unusable(check, sample, np.ones(sample.baseline.shape, dtype=np.bool_), level)
+    reason = reason or _degenerate(check, sample, block, level, i)
+    means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
+    if reason is not None or means[0] is None or means[1] is None:
+        return Inestimable(reason=reason or "no items", baseline=means[0], candidate=means[1])
+    return _to_record(check, block, passing, level, pairs=block.n, means=(means[0], means[1]), at=i)
+
+
 def block_key(check: Check) -> str:
     """Name of the value in a block that a timing or memory check looks at."""
     return check.metric if check.metric == "peak_memory" else f"{check.metric}.{check.statistic}"
@@ -240,8 +274,10 @@ def _pass_side(
     return _estimate(check, _take(sample, complete), level.passing), note
 
 
-def _degenerate(check: Check, sample: PairedSample, evidence: Evidence, level: Level) -> str | None:
-    if not evidence.estimable.all():
+def _degenerate(
+    check: Check, sample: PairedSample, evidence: Evidence, level: Level, at: int | tuple[()] = ()
+) -> str | None:
+    if not evidence.estimable[at]:
         return "the differences do not vary, or too few clusters are left; no interval can be stated"
     partition = Partition.from_labels(sample.clusters)
     if evidence.g_eff < MIN_EFFECTIVE_CLUSTERS:
@@ -278,16 +314,18 @@ def _to_record(
     *,
     pairs: int,
     means: tuple[float, float],
+    at: int | tuple[()] = (),
 ) -> Estimate:
-    usable = passing is not None and bool(passing.estimable.all())
+    """The record of one comparison, ``at`` its place on the simulation axis; () where there is no such axis."""
+    usable = passing is not None and bool(passing.estimable[at])
     return Estimate(
-        effect=float(block.effect), low=float(passing.lower) if passing and usable else None,
-        high=float(block.upper), confidence=1 - level.passing, method=block.method, pairs=pairs,
+        effect=float(block.effect[at]), low=float(passing.lower[at]) if passing and usable else None,
+        high=float(block.upper[at]), confidence=1 - level.passing, method=block.method, pairs=pairs,
         clusters=block.clusters, effective_clusters=float(block.g_eff),
-        design_effect=float(block.design_effect), se=float(block.se),
-        flips=None if block.flips is None else int(block.flips),
-        p_pass=float(passing.p_superior if check.kind == "superiority" else passing.p_noninferior)
+        design_effect=float(block.design_effect[at]), se=float(block.se[at]),
+        flips=None if block.flips is None else int(block.flips[at]),
+        p_pass=float((passing.p_superior if check.kind == "superiority" else passing.p_noninferior)[at])
         if passing and usable else 1.0,
-        p_worse=float(block.p_worse), baseline=means[0], candidate=means[1],
+        p_worse=float(block.p_worse[at]), baseline=means[0], candidate=means[1],
         confidence_high=None if level.high == level.passing else 1 - level.high,
     )  # fmt: skip

@@ -46,6 +46,7 @@ def gate(
     from checkweigh.sinks.target import resolve
     from checkweigh.usecases.gate import gate as run
     from checkweigh.usecases.inputs import read_inputs
+    from checkweigh.usecases.plan import unsettled
     from checkweigh.usecases.publish import publish
 
     out = out or Path("runs") / candidate.stem
@@ -53,6 +54,8 @@ def gate(
     finished: list[Finished] = []
     with bars() as bar:
         inputs = read_inputs(baseline, candidate, policy, bar.update)
+        for line in unsettled(inputs):
+            say(f"warning: this gate may not settle: {line}")
         decision = run(inputs, out, bar.update, tell=finished.append)
     show(decision, out, as_json)
     if target is not None:

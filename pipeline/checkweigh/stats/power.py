@@ -87,6 +87,51 @@ def pass_probability(
     return float(special.ndtr(_positive("margin", margin) / se - z_isf(checked_alpha(alpha)))) ** checks
 
 
+def pass_probability_binary(
+    flip_share: float, margin: float, n: int, *, design_effect: float = 1.0, alpha: float = 0.05
+) -> float:
+    """Chance that an equal candidate passes one paired 0/1 check with n items, a share f of them flipping.
+
+    Phi([m sqrt(n / D) - z(1 - alpha) sqrt(V0)] / sqrt(f)), V0 as in ``required_n_binary``, of which it is the inverse;
+    without flips 1 from D * ``least_n_without_flips`` on, else 0. Errors as there.
+    """
+    if not 0.0 <= flip_share <= 1.0 or n < 1:
+        raise ValueError(f"expected 0 <= flip_share <= 1 and n >= 1, got {flip_share!r} and {n}")
+    m, effective = _positive("margin", margin), n / _positive("design_effect", design_effect)
+    if effective < least_n_without_flips(m, alpha):
+        return 0.0
+    if flip_share == 0.0:
+        return 1.0
+    null = (flip_share + math.hypot(flip_share, 2.0 * m)) / 2.0
+    excess = m * math.sqrt(effective) - z_isf(checked_alpha(alpha)) * math.sqrt(null)
+    return float(special.ndtr(excess / math.sqrt(flip_share)))
+
+
+def detectable_binary(
+    flip_share: float,
+    n: int,
+    *,
+    checks: int,
+    joint_pass: float = 0.8,
+    design_effect: float = 1.0,
+    alpha: float = 0.05,
+) -> float | None:
+    """The smallest margin at which ``required_n_binary`` asks for no more than n items; None when none below 1 does."""
+    low, high = 0.0, 0.999
+
+    def enough(margin: float) -> bool:
+        return n >= required_n_binary(
+            flip_share, margin, checks=checks, joint_pass=joint_pass, design_effect=design_effect, alpha=alpha
+        )
+
+    if not enough(high):
+        return None
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
 def minimum_detectable(
     sd: float,
     n: int,

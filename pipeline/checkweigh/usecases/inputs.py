@@ -75,6 +75,18 @@ def read_inputs(
     )
 
 
+def read_policy_inputs(policy: Path, progress: Progress) -> tuple[Policy, tuple[EvalSet, ...]]:
+    """A policy and its sets, without any manifest. Raises BadInput with everything that is wrong."""
+    wrong: list[BadInput] = []
+    rules = _try(wrong, lambda: read_policy(policy))
+    sets = _sets(wrong, policy, rules, progress) if rules else ()
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong or rules is None:
+        raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
+    return rules, sets
+
+
 def read_calibration_inputs(
     manifest: Path, policy: Path, progress: Progress
 ) -> tuple[Resolved, Policy, tuple[EvalSet, ...]]:

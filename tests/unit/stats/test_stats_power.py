@@ -11,6 +11,7 @@ import pytest
 from checkweigh.stats import (
     Partition,
     clustered_mean,
+    clustered_tango,
     items_to_settle,
     least_n_without_flips,
     minimum_detectable,
@@ -19,6 +20,7 @@ from checkweigh.stats import (
     required_n_binary,
     standard_errors_needed,
 )
+from checkweigh.stats.power import detectable_binary, pass_probability_binary
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,33 @@ def test_without_flips_the_floor_holds(margin: float) -> None:
 def test_what_that_means_on_two_cores(margin: float, n: int, one: float, six: float) -> None:
     assert pass_probability(math.sqrt(0.1), margin, n) == pytest.approx(one, abs=5e-3)
     assert pass_probability(math.sqrt(0.1), margin, n, checks=6) == pytest.approx(six, abs=5e-3)
+
+
+@pytest.mark.parametrize(("flips", "n"), [(0.005, 236), (0.02, 430), (0.05, 844)])
+def test_few_flips_the_other_ways_round(flips: float, n: int) -> None:
+    assert pass_probability_binary(flips, 0.02, n) == pytest.approx(0.8, abs=0.003)
+    smallest = detectable_binary(flips, n + 1, checks=1)
+    assert smallest == pytest.approx(0.02, abs=2e-4)
+    assert required_n_binary(flips, smallest, checks=1) <= n + 1
+    assert pass_probability_binary(flips, 0.02, 100) == 0, "below the floor nothing passes"
+    assert (pass_probability_binary(0.0, 0.02, 132), pass_probability_binary(0.0, 0.02, 133)) == (0, 1)
+    assert pass_probability_binary(flips, 0.02, 3 * n, design_effect=3.0) == pytest.approx(
+        pass_probability_binary(flips, 0.02, n)
+    )
+    assert detectable_binary(0.0, 1, checks=1, design_effect=50.0) is None
+    with pytest.raises(ValueError, match="flip_share"):
+        pass_probability_binary(1.5, 0.02, 100)
+
+
+@pytest.mark.parametrize("flips", [0.02, 0.1])
+def test_the_chance_with_flips_is_that_of_the_score_test(flips: float) -> None:
+    rng = np.random.default_rng(8)
+    n, runs = 500, 4000
+    z = rng.random((runs, n))
+    after = np.where(z < flips / 2, 0.0, 1.0)
+    before = np.where(z > 1 - flips / 2, 0.0, 1.0)
+    found = clustered_tango(before, after, Partition.singletons(n), margin=0.03)
+    assert np.mean(found.lower > -0.03) == pytest.approx(pass_probability_binary(flips, 0.03, n), abs=0.03)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.0482])
