@@ -104,6 +104,15 @@ def test_beyond_its_slots_and_its_cache_requests_wait() -> None:
             assert firsts[5] >= 0.29, "the last pair waited for two others"
 
 
+def test_an_answer_without_latency_takes_no_delayed_acknowledgement() -> None:
+    async def one_by_one(endpoint: Endpoint) -> list[float]:
+        async with Client(endpoint) as client:
+            return [(found := await client.stream(chat(tokens=2))).ended - found.sent for _ in range(20)]
+
+    with in_thread() as (endpoint, _):
+        assert sorted(run(one_by_one(endpoint)))[10] < 0.03
+
+
 def test_faults_reach_the_client_as_what_they_are() -> None:
     for knobs, expected in (
         (Knobs(error_share=1), EngineRefused),
