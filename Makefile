@@ -26,6 +26,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows workflows/github/gate.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions workflows/github/action.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci workflows/gitlab/*.yml
 
 # Resolve every extra anew; torch stays at the newest version that the registries in use offer without CUDA.
 lock:
