@@ -10,5 +10,9 @@ from checkweigh.engines.spec import EngineSpec, Timeouts
 
 
 def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:
-    """The engine of ``spec``, not yet started: a child process, whatever its kind. ``log``: its stderr."""
+    """The engine of ``spec``, not yet started: a process of its own, whatever its kind. ``log``: its stderr."""
+    if spec.manifest.engine.kind == "vllm":
+        from checkweigh.engines.vllm import VllmEngine
+
+        return VllmEngine(spec, log=log, timeouts=timeouts or Timeouts())
     return ChildEngine(spec, log=log, timeouts=timeouts or Timeouts())

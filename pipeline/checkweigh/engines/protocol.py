@@ -105,12 +105,34 @@ class ItemFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What a server counted since it started; ``kv_use`` is the largest share of its cache seen in use."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    preemptions: int
+    cache_queries: int  # tokens looked up in the prefix cache
+    cache_hits: int  # tokens found there
+    drafts: int
+    drafted: int
+    accepted: int
+    kv_use: float
+    kv_tokens: int | None = None  # the cache's size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """Memory of the engine's process: now, most since the last reset, and in swap. Bytes."""
+    """Memory of the engine's processes: now, most since the last reset, and in swap. Bytes.
+
+    ``gpu`` is its memory on the accelerator, ``utilization`` the accelerator's share of busy time; where there is one.
+    """
 
     resident: int
     peak: int
     swapped: int
+    gpu: int | None = None
+    utilization: float | None = None
+    telemetry: Telemetry | None = None
 
 
 class Engine(Protocol):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ class EngineSpec:
     tokenizer_dir: Path
     chat_template: str  # Jinja text, as pinned
     draft_dir: Path | None = None  # the drafting model, where the manifest names one
+    lock: Path | None = None  # of an environment of the engine's own, or
+    python: Path | None = None  # the interpreter that the manifest names
+    packages: Mapping[str, str] = field(default_factory=dict)  # that compute the numbers, in that environment
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""

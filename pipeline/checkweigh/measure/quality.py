@@ -129,7 +129,8 @@ def _generate(arm: Arm, batch: Batch, replicate: int, score: ScoreItem) -> tuple
             observations.append(failed(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
-        if (arm.manifest.engine.speculative is None) != (result.speculated is None):
+        counted = arm.manifest.engine.kind not in ("vllm", "openai")  # a server counts over all its requests
+        if counted and (arm.manifest.engine.speculative is None) != (result.speculated is None):
             raise EngineError(f"item {item.id}: the engine speculates otherwise than engine.speculative says")
         tokens += len(result.token_ids)
         observations.append(_replied(item, replicate, batch, result, score))
@@ -197,7 +198,7 @@ def check_identity(arm: Arm) -> None:
     """What the engine reports against what its manifest declares; raises PinMismatch with all differences."""
     manifest, identity = arm.manifest, arm.engine.identity
     quantization = manifest.quantization
-    wanted = "none" if quantization.method == "none" else f"{quantization.method} {quantization.type}"
+    wanted = " ".join(filter(None, (quantization.method, quantization.type)))
     declared: Mapping[str, tuple[object, object]] = {
         "engine.kind": (manifest.engine.kind, identity.kind),
         "engine.version": (manifest.engine.version, identity.version),

@@ -93,19 +93,23 @@ class Prompts(Record):
 
 
 class Quantization(Record):
-    """How weights are quantized when they are loaded."""
+    """How weights are quantized when they are loaded.
 
-    method: Literal["none", "bitsandbytes"] = "none"
+    ``awq``, ``gptq`` and ``compressed-tensors`` are checkpoints that were quantized before, ``fp8`` is one too or made
+    while loading: all of engine vllm, as are key-value caches of another dtype.
+    """
+
+    method: Literal["none", "bitsandbytes", "awq", "gptq", "compressed-tensors", "fp8"] = "none"
     bits: Literal[4, 8] | None = None
     type: Literal["int8", "nf4", "fp4"] | None = None
     double: bool = Field(default=False, description="quantize the quantization constants as well")
-    kv_dtype: Literal["auto"] = "auto"
+    kv_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
 
     @model_validator(mode="after")
     def _consistent(self) -> Quantization:
         wanted = {"int8": 8, "nf4": 4, "fp4": 4}.get(self.type or "")
-        if self.method == "none" and (self.bits or self.type):
-            raise ValueError("method none takes neither bits nor type")
+        if self.method != "bitsandbytes" and (self.bits or self.type or self.double):
+            raise ValueError(f"method {self.method} takes neither bits nor type nor double")
         if self.method == "bitsandbytes" and (self.type is None or self.bits != wanted):
             raise ValueError("bitsandbytes takes bits: 8 with type: int8, or bits: 4 with type: nf4 or fp4")
         return self
@@ -140,13 +144,94 @@ class Draft(Record):
     num_tokens: int = Field(ge=1, le=64, description="tokens drafted for one forward of the model")
 
 
-Speculative = Annotated[PromptLookup | Draft, Field(discriminator="method")]
+class Ngram(Record):
+    """vLLM's prompt lookup: what followed the last ``max_ngram`` to ``min_ngram`` tokens earlier in the text."""
+
+    method: Literal["ngram"]
+    num_tokens: int = Field(ge=1, le=64, description="tokens drafted for one forward of the model")
+    max_ngram: int = Field(default=4, ge=1, le=16)
+    min_ngram: int = Field(default=2, ge=1, le=16)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Ngram:
+        if self.min_ngram > self.max_ngram:
+            raise ValueError("min_ngram is at most max_ngram")
+        return self
+
+
+class Eagle3(Record):
+    """vLLM's EAGLE-3: a trained head of its own drafts from the model's hidden states."""
+
+    method: Literal["eagle3"]
+    model: DraftModel
+    num_tokens: int = Field(ge=1, le=64, description="tokens drafted for one forward of the model")
+
+
+Speculative = Annotated[PromptLookup | Draft | Ngram | Eagle3, Field(discriminator="method")]
+METHODS = {"transformers": ("prompt_lookup", "draft"), "vllm": ("ngram", "draft", "eagle3")}
+
+
+class Environment(Record):
+    """Where the engine's packages are: an interpreter that has them, or a lock that ``engine install`` installed."""
+
+    interpreter: str | None = Field(default=None, min_length=1, description="a Python, absolute or from here")
+    lock: str | None = Field(default=None, min_length=1, description="an engine lock, absolute or from here")
+
+    @model_validator(mode="after")
+    def _one(self) -> Environment:
+        if (self.interpreter is None) == (self.lock is None):
+            raise ValueError("exactly one of interpreter and lock")
+        return self
+
+
+Variable = Literal[
+    "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_INT4_W4A8",
+    "VLLM_CPU_ATTN_SPLIT_KV", "VLLM_ATTENTION_BACKEND", "VLLM_USE_FLASHINFER_SAMPLER", "VLLM_USE_DEEP_GEMM",
+    "VLLM_USE_V2_MODEL_RUNNER", "VLLM_USE_AOT_COMPILE", "VLLM_ALLREDUCE_USE_SYMM_MEM", "CUDA_VISIBLE_DEVICES",
+    "NCCL_P2P_DISABLE",
+]  # fmt: skip
+Extra = Literal[
+    "--long-prefill-token-threshold", "--max-num-partial-prefills", "--max-long-partial-prefills",
+    "--max-num-queued-reqs", "--max-num-queued-tokens", "--watermark", "--cpu-offload-gb", "--kv-offloading-size",
+    "--attention-backend", "--compilation-config", "--cudagraph-capture-sizes", "--enable-expert-parallel",
+    "--async-scheduling", "--no-async-scheduling", "--disable-cascade-attn", "--prefix-caching-hash-algo",
+    "--stream-interval",
+]  # fmt: skip
+
+
+class VllmArgs(Record):
+    """Settings of a vLLM server. What is None is the engine's own default, which its version decides."""
+
+    enforce_eager: bool = Field(default=False, description="no compilation and no CUDA graphs")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="most sequences computed together")
+    max_num_batched_tokens: int | None = Field(default=None, ge=1, description="most tokens of one step")
+    prefix_caching: bool | None = None
+    chunked_prefill: bool | None = None
+    block_size: int | None = Field(default=None, ge=1, description="tokens of one block of the cache")
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    scheduling: Literal["fcfs", "priority"] = "fcfs"
+    extra: dict[Extra, bool | int | float | str] = Field(
+        default_factory=dict, description="other options of vLLM, of those that are known to be harmless"
+    )
+
+
+class Attached(Record):
+    """A running server that somebody else started, spoken to as OpenAI's is."""
+
+    url: str = Field(pattern=r"^https?://[^\s@]+$", description="ends where /chat/completions would follow")
+    model: str = Field(min_length=1, description="the model's name there")
+    key_env: str | None = Field(
+        default=None, pattern=r"^[A-Z_][A-Z0-9_]*$", description="the environment variable that holds the key"
+    )
 
 
 class Engine(Record):
-    """What serves the model."""
+    """What serves the model. ``environment``, ``env`` and ``args`` are of kind vllm, ``endpoint`` of kind openai."""
 
-    kind: Literal["transformers", "fake"]
+    kind: Literal["transformers", "vllm", "openai", "fake"]
     version: str = Field(min_length=1, description="the engine's version, exactly")
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: Literal["cpu", "cuda", "mps"] = "cpu"
@@ -160,15 +245,34 @@ class Engine(Record):
     )
     speculative: Speculative | None = Field(
         default=None,
-        description="tokens are drafted and then verified; replies are then generated one by one",
+        description="tokens are drafted and then verified; transformers then generates replies one by one",
     )
+    environment: Environment | None = None
+    env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the server")
+    args: VllmArgs | None = None
+    endpoint: Attached | None = None
 
     @model_validator(mode="after")
     def _options(self) -> Engine:
         if self.kind != "fake" and self.options:
             raise ValueError(f"engine {self.kind} takes no options")
-        if self.kind == "fake" and self.speculative is not None:
-            raise ValueError("engine fake takes no speculative")
+        method = None if self.speculative is None else self.speculative.method
+        if method is not None and method not in METHODS.get(self.kind, ()):
+            known = ", ".join(METHODS.get(self.kind, ()))
+            raise ValueError(f"engine {self.kind} takes no speculative" + (f" but {known}" if known else ""))
+        if self.kind != "vllm" and (self.env or self.args is not None or self.environment is not None):
+            raise ValueError(f"engine {self.kind} takes neither environment nor env nor args")
+        if self.kind == "vllm" and self.environment is None:
+            raise ValueError("engine vllm takes environment: an interpreter or a lock")
+        if self.kind == "vllm" and self.device == "cpu":
+            size = self.args is not None and self.args.kv_cache_memory_bytes
+            if "VLLM_CPU_OMP_THREADS_BIND" not in self.env:
+                raise ValueError("engine vllm on a CPU takes env VLLM_CPU_OMP_THREADS_BIND, such as '0-1': two servers "
+                                 "bind to the same core by default")  # fmt: skip
+            if not size and "VLLM_CPU_KVCACHE_SPACE" not in self.env:
+                raise ValueError("engine vllm on a CPU takes env VLLM_CPU_KVCACHE_SPACE, in GiB")
+        if (self.kind == "openai") != (self.endpoint is not None):
+            raise ValueError("engine openai, and no other, takes endpoint")
         return self
 
 
@@ -209,11 +313,16 @@ class Manifest(Record):
     limits: Limits = Limits()
 
     @model_validator(mode="after")
-    def _greedy_speculation(self) -> Manifest:
-        if self.engine.speculative is not None and self.sampling.temperature > 0:
+    def _served_together(self) -> Manifest:
+        kind, quantization = self.engine.kind, self.quantization
+        if kind == "transformers" and self.engine.speculative is not None and self.sampling.temperature > 0:
             raise ValueError(
                 "engine.speculative takes sampling.temperature 0.0: only greedy replies are verified"
             )
+        if kind == "transformers" and quantization.method not in ("none", "bitsandbytes"):
+            raise ValueError(f"engine transformers takes no quantization.method {quantization.method}")
+        if kind == "transformers" and quantization.kv_dtype != "auto":
+            raise ValueError("engine transformers takes quantization.kv_dtype auto")
         return self
 
     def declared(self) -> dict[str, object]:
@@ -221,9 +330,9 @@ class Manifest(Record):
 
         What is younger than the first locks is left out where there is none, so that those stay current.
         """
+        later = ("speculative", "environment", "env", "args", "endpoint")
         absent: dict[str, Any] = dict.fromkeys(("schema_", "name", "comment", "intends"), True)
-        if self.engine.speculative is None:
-            absent["engine"] = {"speculative"}
+        absent["engine"] = {name for name in later if not getattr(self.engine, name)}
         if not self.model.parts:
             absent["model"] = {"parts", "digest"}
         return self.model_dump(mode="json", exclude=absent)
@@ -232,7 +341,7 @@ class Manifest(Record):
     def draft(self) -> DraftModel | None:
         """The model that drafts, if one does."""
         speculative = self.engine.speculative
-        return speculative.model if isinstance(speculative, Draft) else None
+        return speculative.model if isinstance(speculative, Draft | Eagle3) else None
 
     @property
     def unsafe(self) -> tuple[str, ...]:
@@ -266,12 +375,15 @@ class Pins(Record):
         default_factory=dict,
         description="the drafting model's weights, as in weights, config.json and tokenizer files",
     )
+    environment: Digest | None = Field(
+        default=None, description="of an engine's own environment: its lock, or an interpreter's packages"
+    )
     quantization: Digest
     sampling: Digest
 
     def record_digest(self) -> str:
         """As of any record; without what is empty and younger than the first stores, so that those are found."""
-        absent = {name for name in ("draft", "parts") if not getattr(self, name)}
+        absent = {name for name in ("draft", "parts", "environment") if not getattr(self, name)}
         return canonical.digest(self.model_dump(mode="json", exclude=absent))
 
 

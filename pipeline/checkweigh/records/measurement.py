@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from checkweigh import canonical
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.evalset import AnyScorer
 
@@ -93,6 +94,13 @@ class EngineIdentity(Record):
     vocabulary_size: int
     eos: tuple[int, ...]
     packages: dict[str, str] = Field(description="versions of the packages that compute the numbers")
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="what a server reports of its settings, as it says them"
+    )
+
+    def record_digest(self) -> str:
+        """As of any record; without empty ``settings``, so that what was stored before there were any is found."""
+        return canonical.digest(self.model_dump(mode="json", exclude=None if self.settings else {"settings"}))
 
 
 class Provenance(Record):

@@ -65,7 +65,8 @@ def _explanations(manifest: Manifest) -> dict[str, dict[str, object]]:
         "source": model, "wheel": model, "parts": model, "weights": model, "tensors": model, "configuration": model,
         "adapters": adapters, "tokenizer": tokenizer, "vocabulary": tokenizer, "chat_template": template,
         "prompts": prompts, "probes": prompts | tokenizer,
-        "draft": below("engine.speculative."), "quantization": below("quantization."), "sampling": below("sampling."),
+        "draft": below("engine.speculative."), "environment": below("engine.environment.") | below("engine.version"),
+        "quantization": below("quantization."), "sampling": below("sampling."),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh.errors import SourceError
-from checkweigh.records.manifest import DraftModel
+from checkweigh.records.manifest import DraftModel, Eagle3, Manifest
 from checkweigh.sources.derive import served_dir
 from checkweigh.sources.digests import Progress, digest_all, small_digest
 from checkweigh.sources.folder import check_shards, refuse_auto_map, small_files, weight_files
@@ -22,19 +22,22 @@ class DraftFiles:
     model: DraftModel
     folder: Path
     weights: list[Path]
+    own_tokens: bool = True  # a model with a tokenizer; a trained head reads the model's own states
 
 
-def find_draft(path: Path, model: DraftModel | None, progress: Progress) -> DraftFiles | None:
+def find_draft(path: Path, manifest: Manifest, progress: Progress) -> DraftFiles | None:
     """The files that draft for the manifest at ``path``; None when none is named. SourceError: not servable."""
+    model = manifest.draft
     if model is None:
         return None
+    own_tokens = not isinstance(manifest.engine.speculative, Eagle3)
     plain = model.as_model()
     folder = served_dir(plain, resolve(model.source, path.parent, progress).path, progress)
     weights = weight_files(folder, plain)
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json") if own_tokens else ("config.json",):
         if not (folder / name).is_file():
             raise SourceError(f"{folder}: expected {name} of the drafting model, found none")
-    return DraftFiles(model=model, folder=folder, weights=weights)
+    return DraftFiles(model=model, folder=folder, weights=weights, own_tokens=own_tokens)
 
 
 def draft_digests(files: DraftFiles | None, progress: Progress) -> dict[str, str]:

@@ -25,6 +25,7 @@ from checkweigh.sources.derive import served_dir
 from checkweigh.sources.digests import Progress, digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
 from checkweigh.sources.draft import DraftFiles, draft_digests, find_draft, require_same_tokens
+from checkweigh.sources.environment import Packages, packages_of
 from checkweigh.sources.folder import (
     check_shards,
     refuse_auto_map,
@@ -53,6 +54,7 @@ class Resolved:
     chat_template: str
     pins: Pins
     draft_dir: Path | None = None
+    packages: Packages | None = None  # of the engine's own environment, where it has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class _Files:
     template: str | SourceError  # an error is held back until every digest is compared
     weights: list[Path]
     draft: DraftFiles | None
+    packages: Packages | None
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -156,7 +159,8 @@ def _check_current(path: Path, manifest: Manifest, file: Path, lock: Lock) -> No
 
 def _files(path: Path, manifest: Manifest, progress: Progress, pinned: Pins | None) -> _Files:
     """Step 1. ``pinned`` tells the wheels of ``package:`` sources, which then need not be fetched again."""
-    _check_engine(path, manifest)
+    packages = packages_of(path, manifest.engine)
+    _check_engine(path, manifest, packages)
     model = manifest.model
     if model.adapters:
         raise SourceError(f"{path}: model.adapters: expected none, adapters cannot be served yet")
@@ -174,7 +178,8 @@ def _files(path: Path, manifest: Manifest, progress: Progress, pinned: Pins | No
         raise SourceError(f"{model_dir}: expected config.json, found none")
     return _Files(
         found=found, model_dir=model_dir, tokenizer_dir=tokenizer_dir, template_path=template_path,
-        template=_template(template_path), weights=weights, draft=find_draft(path, manifest.draft, progress),
+        template=_template(template_path), weights=weights, draft=find_draft(path, manifest, progress),
+        packages=packages,
     )  # fmt: skip
 
 
@@ -185,10 +190,12 @@ def _template(path: Path) -> str | SourceError:
         return error
 
 
-def _check_engine(path: Path, manifest: Manifest) -> None:
-    """The pinned engine version must be the installed one."""
+def _check_engine(path: Path, manifest: Manifest, packages: Packages | None) -> None:
+    """The pinned engine version must be the installed one; what somebody else started says its own when it is asked."""
     engine = manifest.engine
-    found = FAKE_VERSION
+    found = engine.version if engine.kind == "openai" else FAKE_VERSION
+    if packages is not None:
+        found = packages.version
     if engine.kind == "transformers":
         needed = ["transformers", "torch"] + ["bitsandbytes"] * (
             manifest.quantization.method == "bitsandbytes"
@@ -198,7 +205,7 @@ def _check_engine(path: Path, manifest: Manifest) -> None:
         except metadata.PackageNotFoundError as error:
             raise SourceError(f"{error.name} is not installed: pip install 'checkweigh[engine]'") from None
     if engine.version != found:
-        installed = f"{engine.kind} {found} installed"
+        installed = f"{engine.kind} {found} {'in its environment' if packages else 'installed'}"
         raise PinMismatch([_problem(path, "engine.version", engine.version, installed)])
 
 
@@ -224,6 +231,7 @@ def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
         probes=(),
         vocabulary=nothing,
         draft=draft_digests(files.draft, progress),
+        environment=None if files.packages is None else files.packages.digest,
         quantization=canonical.digest(manifest.quantization.model_dump(mode="json")),
         sampling=canonical.digest(manifest.sampling.model_dump(mode="json")),
     )
@@ -247,11 +255,12 @@ def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> R
             tensors(weights)
     renderer = Renderer(files.tokenizer_dir, files.template)
     rendered = tuple(renderer.render(probe) for probe in probes(manifest))
-    if files.draft is not None:
+    if files.draft is not None and files.draft.own_tokens:
         require_same_tokens(files.draft, files.template, renderer.vocabulary_digest)
     return Resolved(
         manifest=manifest, path=path, model_dir=files.model_dir, tokenizer_dir=files.tokenizer_dir,
         chat_template=files.template, draft_dir=None if files.draft is None else files.draft.folder,
+        packages=files.packages,
         pins=digests.model_copy(update={"probes": rendered, "vocabulary": renderer.vocabulary_digest}),
     )  # fmt: skip
 

@@ -184,11 +184,7 @@ class ArmRun:
     def _start(self) -> Arm:
         self.progress(f"{self.role}: starting the engine", 0, 1)
         resolved = self.resolved
-        spec = EngineSpec(
-            manifest=resolved.manifest, model_dir=resolved.model_dir,
-            tokenizer_dir=resolved.tokenizer_dir, chat_template=resolved.chat_template,
-            draft_dir=resolved.draft_dir,
-        )  # fmt: skip
+        spec = spec_of(resolved)
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)
         engine = self.launch(spec, log=self.logs / f"{self.role}.log", timeouts=self.timeouts).__enter__()
         arm = Arm(resolved.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
@@ -200,6 +196,17 @@ class ArmRun:
             raise
         self.progress(f"{self.role}: starting the engine", 1, 1)
         return arm
+
+
+def spec_of(resolved: Resolved) -> EngineSpec:
+    """What the engine of a verified manifest is started with."""
+    packages = resolved.packages
+    return EngineSpec(
+        manifest=resolved.manifest, model_dir=resolved.model_dir, tokenizer_dir=resolved.tokenizer_dir,
+        chat_template=resolved.chat_template, draft_dir=resolved.draft_dir,
+        lock=None if packages is None else packages.lock, python=None if packages is None else packages.python,
+        packages={} if packages is None else packages.computing,
+    )  # fmt: skip
 
 
 def _check_probes(engine: Engine, resolved: Resolved) -> None:

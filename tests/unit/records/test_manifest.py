@@ -39,10 +39,14 @@ FULL: dict[str, Any] = {
     "engine": {
         "kind": "fake", "version": "1", "dtype": "float32", "device": "cpu", "threads": 2, "max_batch": 4,
         "max_batch_tokens": 64, "options": {"bias": 1.5, "word": "x", "count": 3, "on": True},
-        "speculative": None,
+        "speculative": None, "environment": None, "env": {}, "args": None, "endpoint": None,
     },
     "sampling": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 24, "seed": 3, "stop": ["a", "b"]},
     "limits": {"max_sequence": 512, "memory_headroom": 0.25},
+}  # fmt: skip
+VLLM: dict[Path, Any] = {
+    ("engine", "kind"): "vllm", ("engine", "options"): {}, ("engine", "environment"): {"lock": "a.txt"},
+    ("engine", "env"): {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "1"},
 }  # fmt: skip
 # Leaves that only one value fits, and what else must change for another one to fit.
 TOGETHER: dict[Path, dict[Path, Any]] = {
@@ -55,6 +59,12 @@ TOGETHER: dict[Path, dict[Path, Any]] = {
     ("engine", "speculative"): {
         ("engine", "speculative"): {"method": "prompt_lookup", "num_tokens": 4, "max_ngram": 2},
         ("engine", "kind"): "transformers", ("engine", "options"): {}, ("sampling", "temperature"): 0.0,
+    },
+    ("engine", "environment"): VLLM,
+    ("engine", "args"): VLLM | {("engine", "args"): {"max_num_seqs": 3}},
+    ("engine", "endpoint"): {
+        ("engine", "endpoint"): {"url": "http://h/v1", "model": "m"}, ("engine", "kind"): "openai",
+        ("engine", "options"): {},
     },
     ("engine", "dtype"): {("engine", "dtype"): "float16"},
     ("engine", "device"): {("engine", "device"): "cuda"},
@@ -138,7 +148,8 @@ def test_every_part_of_speculation_is_part_of_the_digest() -> None:
     assert len({digest(document) for document in documents}) == len(documents)
     shown = {change.path for change in changes(read(documents[3]), read(documents[4]))}
     assert shown == {"engine.speculative.max_ngram"}
-    assert "speculative" not in read(FULL).declared()["engine"], "locks from before it stay current"
+    later = {"speculative", "environment", "env", "args", "endpoint"}
+    assert not later & set(read(FULL).declared()["engine"]), "locks from before them stay current"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,7 @@ def test_every_part_of_speculation_is_part_of_the_digest() -> None:
         ({("engine", "kind"): "fake"}, "engine fake takes no speculative"),
         ({("sampling", "temperature"): 0.5}, "engine.speculative takes sampling.temperature 0.0"),
         ({("engine", "speculative", "num_tokens"): 0}, "greater than or equal to 1"),
-        ({("engine", "speculative", "method"): "medusa"}, "'prompt_lookup', 'draft'"),
+        ({("engine", "speculative", "method"): "medusa"}, "'prompt_lookup', 'draft', 'ngram', 'eagle3'"),
         ({("engine", "speculative", "max_ngram"): 2}, "Extra inputs"),
         ({("engine", "speculative", "model", "unsafe_pickle"): True}, "Extra inputs"),
     ],
@@ -159,6 +170,74 @@ def test_speculation_that_cannot_be(values: dict[Path, Any], message: str) -> No
         for part in path[:-1]:
             at = at[part]
         at[path[-1]] = value
+    with pytest.raises(ValidationError, match=message):
+        read(document)
+
+
+def vllm(changes: dict[Path, Any]) -> dict[str, Any]:
+    return with_values(VLLM | {("engine", "args"): {"max_num_seqs": 3}} | changes)
+
+
+def test_every_setting_of_a_server_is_part_of_the_digest() -> None:
+    args = ("engine", "args")
+    documents = [vllm({})]
+    for name, value in {
+        "enforce_eager": True, "max_num_seqs": 1, "max_num_batched_tokens": 64, "prefix_caching": False,
+        "chunked_prefill": False, "block_size": 16, "gpu_memory_utilization": 0.5, "kv_cache_memory_bytes": 9,
+        "tensor_parallel": 2, "pipeline_parallel": 2, "scheduling": "priority", "extra": {"--watermark": 0.1},
+    }.items():  # fmt: skip
+        documents.append(vllm({args: {"max_num_seqs": 3, name: value}}))
+    environments = {"interpreter": "bin/python"}, {"lock": "b.txt"}
+    documents += [vllm({("engine", "environment"): one}) for one in environments]
+    env = {"VLLM_CPU_OMP_THREADS_BIND": "2-3", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    documents += [vllm({("engine", "env"): env}), vllm({("quantization",): {"kv_dtype": "fp8"}})]
+    documents += [
+        vllm({("quantization",): {"method": m}}) for m in ("awq", "gptq", "fp8", "compressed-tensors")
+    ]
+    for one in (
+        {"method": "ngram", "num_tokens": 4}, {"method": "ngram", "num_tokens": 4, "min_ngram": 3},
+        {"method": "draft", "num_tokens": 4, "model": {"source": "path:d"}},
+        {"method": "eagle3", "num_tokens": 4, "model": {"source": "path:d"}},
+    ):  # fmt: skip
+        documents.append(vllm({("engine", "speculative"): one}))
+    assert len({digest(document) for document in documents}) == len(documents)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({("engine", "environment"): None}, "engine vllm takes environment"),
+        ({("engine", "environment"): {}}, "exactly one of interpreter and lock"),
+        ({("engine", "environment"): {"lock": "a", "interpreter": "b"}}, "exactly one"),
+        ({("engine", "env"): {}}, "VLLM_CPU_OMP_THREADS_BIND"),
+        ({("engine", "env"): {"VLLM_CPU_OMP_THREADS_BIND": "0"}}, "VLLM_CPU_KVCACHE_SPACE"),
+        ({("engine", "env"): {"HF_TOKEN": "x"}}, "VLLM_CPU_OMP_THREADS_BIND"),
+        ({("engine", "args"): {"extra": {"--api-key": "x"}}}, "--long-prefill"),
+        ({("engine", "args"): {"max_num_sequences": 1}}, "Extra inputs"),
+        ({("engine", "speculative"): {"method": "prompt_lookup", "num_tokens": 4}}, "but ngram, draft, eagle3"),
+        ({("engine", "speculative"): {"method": "ngram", "num_tokens": 4, "min_ngram": 5}}, "min_ngram"),
+        ({("engine", "endpoint"): {"url": "http://h/v1", "model": "m"}}, "engine openai, and no other"),
+        ({("engine", "kind"): "transformers"}, "takes neither environment nor env nor args"),
+        ({("quantization",): {"method": "fp8", "bits": 8}}, "neither bits nor type"),
+    ],
+)  # fmt: skip
+def test_servers_that_cannot_be(changes: dict[Path, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        read(vllm(changes))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        (None, "engine openai"), ({"url": "h/v1", "model": "m"}, "pattern"),
+        ({"url": "http://user:key@h/v1", "model": "m"}, "pattern"),
+        ({"url": "http://h/v1", "model": "m", "key_env": "sk-123"}, "pattern"),
+    ],
+)  # fmt: skip
+def test_a_key_is_never_in_a_manifest(endpoint: Any, message: str) -> None:
+    document = with_values(
+        {("engine", "kind"): "openai", ("engine", "options"): {}, ("engine", "endpoint"): endpoint}
+    )
     with pytest.raises(ValidationError, match=message):
         read(document)
 

@@ -1,0 +1,388 @@
+"""vLLM: a server of our own for each arm, started, held against its manifest, warmed up, asked and ended.
+
+1. ``preflight``: its environment is there, and the model fits into the host's memory.
+2. Start on a free loopback port with a random key, and wait until it is healthy or dead.
+3. What it reports must be what the manifest says; the first difference of any kind refuses to compare.
+4. Warm up with prompts of several lengths: the first request of a kind compiles kernels for seconds.
+5. Every call runs with a deadline; a server that dies, hangs or answers something else is ended and named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from checkweigh.engines import gpu, vllm_divergence
+from checkweigh.engines.endpoint import VLLM_IDS, Client, Deadlines, Endpoint, StreamRequest
+from checkweigh.engines.memory import available
+from checkweigh.engines.protocol import (
+    Divergence,
+    GenerateRequest,
+    GenerateResult,
+    ItemFailure,
+    Messages,
+    Resources,
+    ScoreRequest,
+    ScoreResult,
+    States,
+    Telemetry,
+)
+from checkweigh.engines.served import Dialect, Talk, together, within
+from checkweigh.engines.server import Server, free_port, memory_of
+from checkweigh.engines.spec import EngineSpec, Timeouts
+from checkweigh.engines.vllm_command import command, variables
+from checkweigh.engines.vllm_memory import require_server_room
+from checkweigh.engines.vllm_report import Report, mismatches, read_report, read_telemetry
+from checkweigh.envs.place import require
+from checkweigh.errors import (
+    BadInput,
+    EngineDied,
+    EngineError,
+    EngineOutOfMemory,
+    EngineRefused,
+    EngineTimeout,
+    PinMismatch,
+)
+from checkweigh.records.measurement import EngineIdentity
+from checkweigh.sources.enginelock import read_engine_lock
+from checkweigh.sources.render import Renderer
+
+T = TypeVar("T")
+PORTS = 3  # tries: somebody else may take the port between the look and the start
+WARM_LENGTHS = (6, 48, 160, 400)
+WARM_TOGETHER = 4
+WARMEST = (
+    0.01  # share of looked-up tokens found in the prefix cache, above which timed requests were not cold
+)
+_TIMEOUTS = Timeouts()
+
+
+def preflight(spec: EngineSpec) -> Path:
+    """The interpreter that will serve. BadInput, EngineOutOfMemory: it cannot be, and nothing was started."""
+    if spec.python is not None:
+        python = spec.python
+    else:
+        assert spec.lock is not None
+        python = require(read_engine_lock(spec.lock), spec.lock)
+    if spec.manifest.engine.device == "cpu":
+        require_server_room(spec, available())
+    return python
+
+
+class VllmEngine:
+    """An ``Engine``. Entering starts the server, leaving ends it; ``endpoint`` is where it listens meanwhile.
+
+    Raises on any call: EngineDied, EngineTimeout, EngineOutOfMemory, EngineError as ``ChildEngine`` does; BadInput when
+    a setting is refused or the prefix cache cannot be kept cold; PinMismatch when it serves something else.
+    """
+
+    def __init__(self, spec: EngineSpec, *, log: Path, timeouts: Timeouts = _TIMEOUTS) -> None:
+        self.spec = spec
+        self.log = log
+        self.timeouts = timeouts
+        self.endpoint = Endpoint(url="", model=spec.manifest.name)
+        self._stack = ExitStack()
+        self._server: Server | None = None
+        self._identity: EngineIdentity | None = None
+        self._report: Report | None = None
+        self._dead = "it was not started"
+        self._timed: Telemetry | None = (
+            None  # the counters before the first timed request that was not yet judged
+        )
+        self._kv_use = 0.0
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """What the running server reports of itself. EngineDied before the start."""
+        if self._identity is None:
+            raise EngineDied("the engine is not running", cause=self._dead)
+        return self._identity
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None when it does not run."""
+        return None if self._server is None else self._server.pid
+
+    def __enter__(self) -> Self:
+        if self._server is not None:
+            raise EngineError("the engine is running already")
+        python = preflight(self.spec)
+        try:
+            self._start(python)
+        except BaseException:
+            self._end("it did not start", grace=0)
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end("it was stopped", grace=20.0 if exc[:1] in ((), (None,)) else 0)
+
+    def _start(self, python: Path) -> None:
+        until = time.monotonic() + self.timeouts.start
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="checkweigh-")))
+        template = folder / "chat_template.jinja"
+        template.write_text(self.spec.chat_template, encoding="utf-8")
+        self._runner = self._stack.enter_context(asyncio.Runner())
+        for attempt in range(PORTS):
+            port, key = free_port(), secrets.token_urlsafe(24)
+            self._server = Server(
+                command(self.spec, python, port, template), variables(self.spec.manifest, key), self.log
+            )
+            url = f"http://127.0.0.1:{port}/v1"
+            self.endpoint = Endpoint(url=url, model=self.spec.manifest.name, key=key)
+            deadlines = Deadlines(connect=5.0, idle=self.timeouts.call, total=self.timeouts.call)
+            client = self._runner.run(Client(self.endpoint, deadlines).__aenter__())
+            self._stack.callback(self._close, client)
+            self._client = client
+            if self._wait_healthy(until):
+                break
+            if "port was taken" not in self._server.cause() or attempt == PORTS - 1:
+                raise self._died("start")
+            self._server.stop(grace=0)
+        self._call("start", max(1.0, until - time.monotonic()), self._introduce)
+        self._call("warm-up", max(1.0, until - time.monotonic()), self._warm_up)
+
+    def _close(self, client: Client) -> None:
+        self._runner.run(client.__aexit__(None, None, None))
+
+    def _wait_healthy(self, until: float) -> bool:
+        """True when the server answers, False when it ended; EngineTimeout when neither happens in time."""
+        assert self._server is not None
+        while not self._server.ended(wait_s=0.2):
+            with suppress(EngineError):
+                self._runner.run(within(5.0, lambda: self._client.get_text(f"{self.endpoint.root}/health")))
+                return True
+            if time.monotonic() > until:
+                raise self._slow("start", self.timeouts.start)
+        return False
+
+    async def _introduce(self) -> None:
+        """Ask the server what it is; PinMismatch when that is not what is pinned."""
+        root, manifest = self.endpoint.root, self.spec.manifest
+        version, models, metrics = await together(
+            [self._client.get(f"{root}/version"), self._client.get(f"{self.endpoint.url}/models"),
+             self._metrics_as_object()]
+        )  # fmt: skip
+        assert self._server is not None
+        report = read_report(version, models, metrics["text"], self._server.text())
+        if problems := mismatches(manifest, report):
+            raise PinMismatch(problems)
+        self._report = report
+        renderer = Renderer(self.spec.tokenizer_dir, self.spec.chat_template)
+        eos = end_ids(self.spec)
+        self._talk = Talk(self._client, manifest, renderer, Dialect(ids=True, scores=True), eos)
+        self._identity = EngineIdentity(
+            kind="vllm", version=report.version, dtype=report.dtype, device=report.device,
+            quantization=report.quantization, threads=len(report.cores) or manifest.engine.threads,
+            max_sequence=report.max_sequence, vocabulary_size=self._vocabulary(), eos=eos,
+            packages=dict(self.spec.packages), settings=report.settings,
+        )  # fmt: skip
+
+    async def _metrics_as_object(self) -> dict[str, Any]:
+        return {"text": await self._client.get_text(f"{self.endpoint.root}/metrics")}
+
+    def _vocabulary(self) -> int:
+        config = json.loads((self.spec.model_dir / "config.json").read_text(encoding="utf-8"))
+        return int((config.get("text_config") or config)["vocab_size"])
+
+    async def _warm_up(self) -> None:
+        """Distinct prompts of several lengths, alone and together, and one that is scored."""
+        rng = np.random.default_rng(0)
+        longest = self.spec.manifest.limits.max_sequence - 16
+        for length in sorted({min(length, longest) for length in WARM_LENGTHS}):
+            prompts = rng.integers(0, self._vocabulary(), (WARM_TOGETHER, length)).tolist()
+            asked = [
+                StreamRequest(
+                    id=f"warm-up {length}-{i}", max_tokens=4, prompt_ids=tuple(ids), exact=True,
+                    extra={**VLLM_IDS, "cache_salt": secrets.token_hex(16)},
+                )
+                for i, ids in enumerate(prompts)
+            ]  # fmt: skip
+            await self._client.stream(asked[0])
+            await together([self._client.stream(one) for one in asked[1:]])
+        words = "The box is weighed against a standard. " * 4
+        texts = [ScoreRequest(id="warm-up", messages=None, continuations=(words,), top_k=k) for k in (0, 1)]
+        await self._talk.score(texts)
+
+    def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
+        """Prompt token ids as the server itself renders them, generation prompt included."""
+        return self._call("render", self.timeouts.render, lambda: self._talk.render(conversations))
+
+    def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
+        """Score one batch."""
+        return self._call("score", self.timeouts.call, lambda: self._watched(self._talk.score(batch)))
+
+    def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
+        """Generate one batch of replies with the pinned sampling."""
+        sent = time.monotonic()
+        if any(request.exact_tokens is not None for request in batch):
+            if self._timed is None:
+                self._timed = self._call("metrics", self.timeouts.render, self._counters)
+                sent = time.monotonic()
+            return self._call("generate", self.timeouts.call, lambda: self._talk.generate(batch, sent))
+        work = self._talk.generate
+        return self._call("generate", self.timeouts.call, lambda: self._watched(work(batch, sent)))
+
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
+        """Write the likeliest tokens at each position of each raw text: all that a server says of a distribution."""
+        asked = [replace(request, top_k=vllm_divergence.TOP_K) for request in batch]
+        return [vllm_divergence.write(result, folder) for result in self.score(asked)]
+
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
+        """Lower bounds on the divergence, from what both servers wrote."""
+        decode = self._talk.renderer.decode
+        return [vllm_divergence.compare(request.id, theirs, mine, decode) for request in batch]
+
+    def resources(self, *, reset_peak: bool = False) -> Resources:
+        """Memory of the server and all it started, and its counters. Judges whether timed requests were cold."""
+        server = self._running("resources")
+        found = memory_of(server.processes(), reset_peak=reset_peak)
+        counters = self._call("resources", self.timeouts.render, self._counters)
+        before, self._timed = self._timed, None
+        if before is not None:
+            require_cold(before, counters)
+        used = gpu.usage([p.pid for p in server.processes()]) if self._on_gpu() else None
+        return replace(
+            found, telemetry=counters, gpu=None if used is None else used[0],
+            utilization=None if used is None else used[1],
+        )  # fmt: skip
+
+    def _on_gpu(self) -> bool:
+        return self.spec.manifest.engine.device == "cuda"
+
+    async def _counters(self) -> Telemetry:
+        found = read_telemetry(await self._client.get_text(f"{self.endpoint.root}/metrics"))
+        self._kv_use = max(self._kv_use, found.kv_use)
+        tokens = None if self._report is None else self._report.kv_tokens
+        return replace(found, kv_use=self._kv_use, kv_tokens=tokens)
+
+    async def _watched(self, work: Awaitable[T]) -> T:
+        """The work's result; looks once a second how full the cache is meanwhile."""
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(1.0)
+                with suppress(EngineError):
+                    await self._counters()
+
+        looking = asyncio.ensure_future(look())
+        try:
+            return await work
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+
+    def _running(self, call: str) -> Server:
+        if self._server is None:
+            raise EngineDied(f"{call}: the engine is not running", cause=self._dead)
+        if self._server.ended():
+            raise self._died(call)
+        return self._server
+
+    def _call(self, call: str, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+        """The work's result; every way it can fail becomes an error with its cause, and ends the server."""
+        self._running(call)
+        if threading.current_thread() is not threading.main_thread() and self._runner.get_loop().is_running():
+            raise EngineError(f"{call}: the engine is in use")
+        try:
+            return self._runner.run(within(seconds, work))
+        except BadInput:
+            raise
+        except TimeoutError:
+            raise self._slow(call, seconds) from None
+        except EngineTimeout as error:
+            raise self._slow(call, seconds) from error
+        except EngineError as error:
+            raise self._failed(call, error) from error
+        except BaseException:  # Ctrl-C in the middle of a call: what comes next finds no server
+            self._end(f"{call} was interrupted", grace=0)
+            raise
+
+    def _failed(self, call: str, error: EngineError) -> EngineError | BadInput:
+        """``error``, or the server's death if that is what it was."""
+        assert self._server is not None
+        if self._server.ended(wait_s=2.0):
+            return self._died(call)
+        tail, cause = self._server.tail(), error.cause
+        self._end(f"{call}: {error}", grace=0)
+        if isinstance(error, EngineRefused):
+            return EngineError(
+                f"{call}: the server refused a request ({error.status})", cause=cause, log_tail=tail
+            )
+        named = type(error)(f"{call}: {error}")
+        named.log_tail = tail
+        return named
+
+    def _died(self, call: str) -> EngineError | BadInput:
+        """The error for a server that ended by itself."""
+        assert self._server is not None
+        server = self._server
+        server.ended(wait_s=5.0)
+        cause, tail = server.cause(), server.tail()
+        memory, setting = server.out_of_memory(), server.refused_setting()
+        self._end(cause, grace=0)
+        if setting and call == "start":
+            return BadInput(
+                f"{self.spec.manifest.name}: vllm {self.spec.manifest.engine.version}: {cause}\n{tail}"
+            )
+        if memory:
+            return EngineOutOfMemory(f"{call}: the engine is out of memory", cause=cause, log_tail=tail)
+        return EngineDied(f"the engine died during {call}", cause=cause, log_tail=tail)
+
+    def _slow(self, call: str, seconds: float) -> EngineTimeout:
+        assert self._server is not None
+        tail = self._server.tail()
+        self._end(f"it was stopped after {call} took over {seconds:g} s", grace=0)
+        return EngineTimeout(
+            f"{call}: no answer within {seconds:g} s",
+            cause="the server was still running; it was killed",
+            log_tail=tail,
+        )
+
+    def _end(self, why: str, *, grace: float) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            self._dead = why
+        try:
+            if server is not None:
+                server.stop(grace)
+        finally:
+            self._identity = None if server is not None else self._identity
+            with suppress(RuntimeError):  # the loop of an interrupted call
+                self._stack.close()
+
+
+def require_cold(before: Telemetry, after: Telemetry) -> None:
+    """BadInput when timed requests found their prompts in the prefix cache, although each had a salt of its own."""
+    asked, found = after.cache_queries - before.cache_queries, after.cache_hits - before.cache_hits
+    if asked > 0 and found > WARMEST * asked:
+        raise BadInput(
+            f"the prefix cache knew {found / asked:.0%} of the timed prompts ({found} of {asked} tokens) although each "
+            "has a salt of its own: its times would say nothing; set engine.args.prefix_caching: false"
+        )
+
+
+def end_ids(spec: EngineSpec) -> tuple[int, ...]:
+    """Ids that end a reply, as the model's own configuration has them; nothing else of it is used."""
+    for name in ("generation_config.json", "config.json"):
+        path = spec.model_dir / name
+        if not path.is_file():
+            continue
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        if value is not None:
+            return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
+    return ()

