@@ -15,12 +15,23 @@ from typing import Annotated, Any
 import typer
 
 from checkweigh import __version__
-from checkweigh.cli import ci, engines, evalsets, gating, planning, policies, sending, serving, stores
+from checkweigh.cli import (
+    ci,
+    engines,
+    evalsets,
+    gating,
+    planning,
+    policies,
+    sending,
+    serving,
+    starting,
+    stores,
+)
 from checkweigh.cli.common import app, say
 from checkweigh.cli.runner import harmless_output
 from checkweigh.errors import CheckweighError, ExitCode
 
-COMMANDS = (gating, planning, evalsets, engines, stores, policies, sending, serving, ci)
+COMMANDS = (starting, gating, planning, evalsets, engines, stores, policies, sending, serving, ci)
 __all__ = ["app", "entry", "main"]
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]

@@ -86,6 +86,22 @@ def _hub(rest: str, progress: Progress, unsafe: bool) -> Path:
     return Path(folder)
 
 
+def hub_commit(repo: str) -> str:
+    """The commit that the hub's main branch is at now. SourceError when it cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().repo_info(repo, timeout=HUB_S).sha
+    except Exception as error:
+        why = _first_line(error)
+        raise SourceError(
+            f"{repo}: its commit cannot be asked of the hub ({why}); name one, {repo}@COMMIT"
+        ) from error
+    if not found:
+        raise SourceError(f"{repo}: the hub names no commit; name one, {repo}@COMMIT")
+    return str(found)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -24,7 +24,12 @@ def keep(calibration: Calibration) -> Path:
 
 
 def known(pins: str) -> tuple[Calibration, ...]:
-    """Those of a manifest with these pins, made on this kind of hardware under this protocol.
+    """Those of a manifest with these pins, made on this kind of hardware under this protocol. StoreError as below."""
+    return tuple(c for c in known_here() if c.pins == pins)
+
+
+def known_here() -> tuple[Calibration, ...]:
+    """Those made on this kind of hardware under this protocol.
 
     StoreError for a damaged file: read as absent, it would turn a gating check into one that informs.
     """
@@ -39,9 +44,7 @@ def known(pins: str) -> tuple[Calibration, ...]:
             raise StoreError(
                 f"{path}: damaged calibration ({error}); remove it and calibrate again"
             ) from error
-    return tuple(
-        c for c in found if c.pins == pins and c.hardware == host.hardware() and c.protocol == PROTOCOL
-    )
+    return tuple(c for c in found if c.hardware == host.hardware() and c.protocol == PROTOCOL)
 
 
 def _folder() -> Path:
