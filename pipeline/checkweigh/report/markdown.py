@@ -8,6 +8,7 @@ out from the end and counted.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 
@@ -39,6 +40,17 @@ def plain(text: str, limit: int = 300) -> str:
     )
     line = re.sub(r"(?i)\b(GH)(\\-)(?=\d)", rf"\1{_GAP}\2", line)
     return line.replace("@", f"@{_GAP}").replace("\\#", f"\\#{_GAP}")
+
+
+def titled(text: str, limit: int = 300) -> str:
+    """Untrusted text inside an HTML tag such as ``summary``, where Markdown's own escapes would be shown."""
+    return re.sub(r"(?i)&#x27;|://|www\.|@|#|\bGH-|:(?=\w)", _parted, html.escape(one_line(text, limit)))
+
+
+def _parted(match: re.Match[str]) -> str:
+    """What GitHub would make a link, a mention or a picture of, with a gap in it; our own entities stay."""
+    found = match[0]
+    return found if found.startswith("&") else f"{found[0]}{_GAP}{found[1:]}"
 
 
 def fenced(text: str, limit: int = _ITEM_TEXT) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from checkweigh.errors import ExitCode
-from checkweigh.report.markdown import fenced, plain
+from checkweigh.report.markdown import fenced, plain, titled
 from checkweigh.report.safe import one_line, visible
 
 MOST = 60_000  # characters; GitHub takes 65,536
 _DETAIL = 3000
+_ROWS = 20
 _WORD = {
     ExitCode.PASS: ("✅", "pass"),
     ExitCode.BLOCK: ("⛔", "block"),
@@ -116,11 +117,10 @@ def _head(run: Run) -> Iterator[str]:
 
 
 def _parts(run: Run, summaries: dict[str, str]) -> Iterator[str]:
-    if run.outcomes:
-        lines = ["| changed | | needs | result |", "|---|---|---|---|"]
-        lines += [_row(outcome) for outcome in run.outcomes[:60]]
-        left = len(run.outcomes) - 60
-        yield "\n".join(lines) + (f"\n\nand {left} more" if left > 0 else "")
+    rows = [_row(outcome) for outcome in run.outcomes]
+    for start in range(0, len(rows), _ROWS):  # what is too long for one comment loses its last rows first
+        head = ["| changed | | needs | result |", "|---|---|---|---|"]
+        yield "\n".join([*head, *rows[start : start + _ROWS]])
     for outcome in sorted(run.outcomes, key=lambda o: _WORST.index(o.exit_code)):
         body = []
         if outcome.detail:
@@ -129,7 +129,7 @@ def _parts(run: Run, summaries: dict[str, str]) -> Iterator[str]:
             body.append(_without_marker(summaries[outcome.reports]))
         if body:
             sign, word = _WORD[outcome.exit_code]
-            title = f"{sign} {plain(outcome.path, 120)}: {outcome.need}: {word}"
+            title = f"{sign} {titled(outcome.path, 120)}: {titled(outcome.need)}: {word}"
             opened = " open" if outcome.exit_code is not ExitCode.PASS else ""
             yield f"<details{opened}><summary>{title}</summary>\n\n" + "\n\n".join(body) + "\n\n</details>"
 
@@ -137,8 +137,8 @@ def _parts(run: Run, summaries: dict[str, str]) -> Iterator[str]:
 def _row(outcome: Outcome) -> str:
     sign, word = _WORD[outcome.exit_code]
     need = outcome.need if outcome.baseline is None else f"{outcome.need} against {outcome.baseline}"
-    cells = [plain(outcome.path, 150), plain(outcome.status), plain(need, 200)]
-    return f"| {' | '.join(cells)} | {sign} {word}: {plain(outcome.text)} |"
+    cells = [plain(outcome.path, 100), plain(outcome.status), plain(need, 150)]
+    return f"| {' | '.join(cells)} | {sign} {word}: {plain(outcome.text, 200)} |"
 
 
 def _without_marker(summary: str) -> str:

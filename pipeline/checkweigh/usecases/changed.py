@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 from checkweigh.errors import BadInput
 from checkweigh.records.manifest import Lock, Manifest
+from checkweigh.report.safe import one_line
 from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.git import FileChange, Status, repository
 from checkweigh.sources.pin import lock_path, read_pinned
@@ -90,12 +91,12 @@ class Changed:
             return (
                 f"no manifest, policy or evaluation set differs from {self.merge_base[:COMMIT]} ({self.base})"
             )
-        return "\n".join(
-            f"{change.path}: {change.status}, needs {change.need}"
-            + (f" against {change.baseline} at {self.merge_base[:COMMIT]}" if change.baseline else "")
-            + f" ({change.because})"
-            for change in self.all
-        )
+        return "\n".join(one_line(_line(change, self.merge_base), 1000) for change in self.all)
+
+
+def _line(change: Change, merge_base: str) -> str:
+    against = f" against {change.baseline} at {merge_base[:COMMIT]}" if change.baseline else ""
+    return f"{change.path}: {change.status}, needs {change.need}{against} ({change.because})"
 
 
 @contextmanager

@@ -31,6 +31,8 @@ HOSTILE = (
     "\x1b[2J\x1b[31mPASS\x1b[0m\x07\x9b31m \x00 NUL \r over\b\b",
     "\u202ePASS\u202c \u2066isolated\u2069 \u200bzero\ufeff width \U000e0041tag",
     "\ud800 lone, \ufffe none, ]]> <!-- --> &amp; {{ 7*7 }} {% raw %}",
+    "::error::x\n::set-output name=e::0\n  ::add-mask::a\n##[add-matcher]x ##vso[task.complete result=Succeeded;]",
+    "/approve\n/merge\n@octocat/team GH-1 o/r#2 :white_check_mark: <!channel> ${{ github.token }} $(id) `id`",
     "very long " * 4000,
 )
 
