@@ -32,6 +32,14 @@ Mlflow = Annotated[
     ),
 ]  # fmt: skip
 
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        "--notify", metavar="URL", envvar="CHECKWEIGH_WEBHOOK",
+        help="webhook that is told of a block or a waiver; give a secret one in the environment",
+    ),
+]  # fmt: skip
+
 
 @app.command()
 def gate(
@@ -40,17 +48,20 @@ def gate(
     policy: PolicyPath = Path("gates/default.yaml"),
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/CANDIDATE-NAME")] = None,
     mlflow: Mlflow = None,
+    notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
+    from checkweigh.sinks.notice import hook
     from checkweigh.sinks.target import resolve
     from checkweigh.usecases.gate import gate as run
     from checkweigh.usecases.inputs import read_inputs
+    from checkweigh.usecases.notify import announce
     from checkweigh.usecases.plan import unsettled
     from checkweigh.usecases.publish import publish
 
     out = out or Path("runs") / candidate.stem
-    target = resolve(mlflow)
+    target, receiver = resolve(mlflow), hook(notify)
     finished: list[Finished] = []
     with bars() as bar:
         inputs = read_inputs(baseline, candidate, policy, bar.update)
@@ -58,6 +69,8 @@ def gate(
             say(f"warning: this gate may not settle: {line}")
         decision = run(inputs, out, bar.update, tell=finished.append)
     show(decision, out, as_json)
+    if receiver is not None:
+        announce(decision, receiver, say)
     if target is not None:
         publish(finished[0], out, target, say)
     raise typer.Exit(decision.exit_code)

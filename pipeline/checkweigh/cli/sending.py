@@ -1,4 +1,4 @@
-"""``checkweigh mlflow``: results that could not be sent."""
+"""``checkweigh mlflow`` and ``checkweigh notify``: what could not be sent."""
 
 from __future__ import annotations
 
@@ -31,6 +31,34 @@ def sync(
     from checkweigh.usecases.publish import sync as run
 
     found = run(mlflow, say)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    raise typer.Exit(ExitCode.BROKEN if found["waiting"] else ExitCode.PASS)
+
+
+notices = typer.Typer(name="notify", help="What concerns the webhook.", no_args_is_help=True)
+app.add_typer(notices)
+
+
+@notices.callback()
+def _notify() -> None:
+    """What concerns the webhook: notices that could not be sent."""
+
+
+@notices.command("sync")
+def notify_sync(
+    notify: Annotated[
+        str | None, typer.Option(metavar="URL", envvar="CHECKWEIGH_WEBHOOK", help="the webhook's address")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send the notices that wait for this webhook. Exit 4 when something still waits."""
+    import json
+
+    from checkweigh.sinks.notice import hook
+    from checkweigh.usecases.notify import sync as run
+
+    found = run(hook(notify), say)
     if as_json:
         print(json.dumps(found, indent=2))
     raise typer.Exit(ExitCode.BROKEN if found["waiting"] else ExitCode.PASS)

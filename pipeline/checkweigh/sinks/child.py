@@ -1,4 +1,4 @@
-"""Runs the sender in a process of its own, under a hard limit: whatever MLflow does, a gate goes on."""
+"""Runs a sender in a process of its own, under a hard limit: whatever the receiver does, a gate goes on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import checkweigh
 from checkweigh.sinks.mlflow import UNREACHABLE
-from checkweigh.sinks.target import Target, scrub
+from checkweigh.sinks.target import Target
 
 SECONDS = 60
 LIMIT = "CHECKWEIGH_MLFLOW_SECONDS"  # environment: another limit
@@ -45,11 +46,18 @@ def seconds() -> float:
 
 
 def deliver(folder: Path, target: Target) -> Delivery:
-    """Send one folder of the outbox, for as long as the limit allows."""
-    limit = seconds()
+    """Send one folder of the outbox to MLflow, for as long as the limit allows."""
+    return run_sender("checkweigh.sinks.mlflow", folder, target, seconds(), lambda out: _where(out, target))
+
+
+def run_sender(
+    module: str, folder: Path, target: Target, limit: float, told: Callable[[bytes], str]
+) -> Delivery:
+    """Let a module send one folder: it reads ``{"uri", "folder", "seconds"}`` from stdin, and exits 0 when all of it
+    has arrived, 75 when nobody answered. ``told`` makes words of what it wrote to stdout."""
     own = {"PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1]), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "checkweigh.sinks.mlflow"],
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=QUICK | dict(os.environ) | own, start_new_session=True,
     )  # fmt: skip
@@ -61,10 +69,9 @@ def deliver(folder: Path, target: Target) -> Delivery:
     finally:
         _end(process)
     if process.returncode == 0:
-        return Delivery(sent=True, reachable=True, text=_where(out, target))
+        return Delivery(sent=True, reachable=True, text=told(out))
     lines = err.decode("utf-8", "replace").strip().splitlines() or ["it ended without a word"]
-    why = scrub(lines[-1], target.uri)
-    return Delivery(sent=False, reachable=process.returncode != UNREACHABLE, text=why)
+    return Delivery(sent=False, reachable=process.returncode != UNREACHABLE, text=target.scrub(lines[-1]))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

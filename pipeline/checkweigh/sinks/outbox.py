@@ -1,13 +1,13 @@
-"""What waits to be sent: one folder a decision, complete in itself, because CI deletes a gate's own directory.
+"""What waits to be sent: one folder a parcel, complete in itself, because CI deletes a gate's own directory.
 
 ::
 
-    HOME/outbox/.lock                  held by the process that sends
+    HOME/outbox/.lock                  held by the process that sends to MLflow; HOME/notices/ is the webhook's
     HOME/outbox/<hex of the decision>/
         bundle.json                    runs, data sets and the list of files
         files/...                      what becomes artifacts
 
-A folder is renamed into place when everything in it is on disk, and removed when MLflow has all of it.
+A folder is renamed into place when everything in it is on disk, and removed when the receiver has all of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -52,30 +52,48 @@ class DatasetInput(Record):
     profile: str
 
 
-class Bundle(Record):
-    """Everything about one decision that MLflow is to hold; no secret, and no address with one."""
+class Parcel(Record):
+    """Something to be sent, and the files that go with it; no secret, and no address with one."""
+
+    destination: str = Field(description="the address without what is secret in it")
+    secret: bool = Field(description="whether the address is incomplete without what was left out")
+    files: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """The digest that names its folder: the same parcel twice is one."""
+        raise NotImplementedError
+
+
+P = TypeVar("P", bound=Parcel)
+
+
+class Bundle(Parcel):
+    """Everything about one decision that MLflow is to hold."""
 
     schema_: Literal["checkweigh/outbox@1"] = Field(default="checkweigh/outbox@1", alias="schema")
     decision: Digest
     verdict: Verdict
     experiment: str
-    destination: str = Field(description="the address without user, password and query")
-    secret: bool = Field(description="whether the address is incomplete without what was left out")
     started: int = Field(description="milliseconds since 1970")
     ended: int
     runs: tuple[Run, ...] = Field(min_length=1, description="the gate first")
     datasets: tuple[DatasetInput, ...]
-    files: tuple[str, ...]
+
+    @property
+    def address(self) -> str:
+        """The decision's digest."""
+        return self.decision
 
 
 def outbox_root() -> Path:
-    """The outbox of this user."""
+    """The outbox of this user, for MLflow."""
     return cache_root() / "outbox"
 
 
-def put(bundle: Bundle, files: Mapping[str, bytes], root: Path) -> Path:
-    """Keep a bundle with its files; the folder. StoreError when the disk refuses."""
-    folder = root / bundle.decision.removeprefix("sha256:")
+def put(parcel: Parcel, files: Mapping[str, bytes], root: Path) -> Path:
+    """Keep a parcel with its files; the folder. StoreError when the disk refuses."""
+    folder = root / parcel.address.removeprefix("sha256:")
     try:
         root.mkdir(parents=True, exist_ok=True)
         growing = Path(tempfile.mkdtemp(dir=root, prefix="."))
@@ -84,7 +102,7 @@ def put(bundle: Bundle, files: Mapping[str, bytes], root: Path) -> Path:
     try:
         for name, data in files.items():
             write_atomic(growing / FILES / name, data)
-        write_atomic(growing / BUNDLE, bundle.model_dump_json(indent=1).encode())
+        write_atomic(growing / BUNDLE, parcel.model_dump_json(indent=1).encode())
         growing.rename(folder)
     except OSError as error:
         if not (folder / BUNDLE).is_file():
@@ -104,15 +122,20 @@ def waiting(root: Path) -> list[Path]:
 
 def read(folder: Path) -> Bundle:
     """The bundle of a folder. StoreError when it is not whole."""
+    return read_as(Bundle, folder)
+
+
+def read_as(kind: type[P], folder: Path) -> P:
+    """The parcel of a folder. StoreError when it is not whole."""
     try:
-        bundle = parse_json(Bundle, (folder / BUNDLE).read_bytes(), str(folder / BUNDLE))
+        parcel = parse_json(kind, (folder / BUNDLE).read_bytes(), str(folder / BUNDLE))
     except Exception as error:  # whatever is wrong with it: it is not ours, and is named instead of sent
         raise StoreError(f"{folder}: cannot be read ({error}); remove it to forget it") from error
-    lost = [name for name in bundle.files if not (folder / FILES / name).is_file()]
-    if lost or bundle.decision != f"sha256:{folder.name}":
+    lost = [name for name in parcel.files if not (folder / FILES / name).is_file()]
+    if lost or parcel.address != f"sha256:{folder.name}":
         what = f"lacks {', '.join(lost)}" if lost else "does not belong to its address"
         raise StoreError(f"{folder}: {what}; remove it to forget it")
-    return bundle
+    return parcel
 
 
 def remove(folder: Path) -> None:

@@ -37,6 +37,10 @@ class Target:
         """Whether something had to be left out of ``shown``."""
         return self.shown != self.uri
 
+    def scrub(self, text: str) -> str:
+        """``text`` on one line, harmless, without any secret of the address or of the environment."""
+        return scrub(text, self.uri)
+
 
 def masked(uri: str) -> str:
     """``uri`` without user, password, query and fragment; a password with an unescaped ``@`` or ``/`` as well."""
