@@ -10,7 +10,16 @@ import jinja2
 import numpy as np
 import torch
 
-from checkweigh.engines import hf_divergence, hf_draft, hf_generate, hf_load, hf_score, hf_speculate
+from checkweigh.engines import (
+    hf_divergence,
+    hf_draft,
+    hf_generate,
+    hf_load,
+    hf_paged,
+    hf_score,
+    hf_speculate,
+    hf_window,
+)
 from checkweigh.engines.backend import too_long
 from checkweigh.engines.memory import kv_budget, process_memory, require_room
 from checkweigh.engines.protocol import (
@@ -93,8 +102,14 @@ class TransformersBackend:
         """One batch, split where ``engine.max_batch_tokens`` demands it."""
         prepared = [self._task(request) for request in batch]
         tasks = [task for task in prepared if isinstance(task, hf_score.Task)]
+        windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
         with torch.inference_mode():
-            scored = iter(hf_score.score(self.loaded, tasks, self.manifest.engine.max_batch_tokens))
+            parts = [window.task for cut in windows for window in cut]
+            found = iter(hf_score.score(self.loaded, parts, self.manifest.engine.max_batch_tokens))
+        scored = iter(
+            hf_window.joined(task, [(window, next(found)) for window in cut])
+            for task, cut in zip(tasks, windows, strict=True)
+        )
         return [
             task
             if isinstance(task, ItemFailure)
@@ -107,14 +122,19 @@ class TransformersBackend:
         prepared = [self._task(request) for request in batch]
         tasks = {r.id: t for r, t in zip(batch, prepared, strict=True) if isinstance(t, hf_score.Task)}
         with torch.inference_mode():
-            hidden = hf_divergence.hidden_of(
-                self.loaded, list(tasks.values()), self.manifest.engine.max_batch_tokens
-            )
+            hidden = self._hidden(list(tasks.values()))
             hf_divergence.write_states(self.loaded, dict(zip(tasks, hidden, strict=True)), folder)
         return [
             task if isinstance(task, ItemFailure) else States(id=r.id, token_ids=task.continuations[0])
             for r, task in zip(batch, prepared, strict=True)
         ]
+
+    def _hidden(self, tasks: Sequence[hf_score.Task]) -> list[hf_load.Tensor]:
+        """(T, hidden) of each raw text, from its windows where it is long."""
+        windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
+        parts = [window.task for cut in windows for window in cut]
+        found = iter(hf_divergence.hidden_of(self.loaded, parts, self.manifest.engine.max_batch_tokens))
+        return [torch.cat([next(found)[window.seen :] for window in cut]) for cut in windows]
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
@@ -136,6 +156,8 @@ class TransformersBackend:
         if not tokens or not all(tokens):
             return ItemFailure(id=request.id, reason="engine", detail="a continuation has no tokens")
         longest = len(prompt) + max(map(len, tokens))
+        if request.messages is None and len(tokens) == 1 and self.manifest.engine.stride is not None:
+            return hf_score.Task(prompt, tokens, request.top_k)  # of any length: in windows
         if failure := too_long(request.id, longest, self.limit, "prompt and longest continuation"):
             return failure
         return hf_score.Task(prompt, tokens, request.top_k)
@@ -152,8 +174,12 @@ class TransformersBackend:
         return [r if isinstance(r, ItemFailure) else self._result(r) for r in prepared]
 
     def _complete(self, replies: Sequence[hf_generate.Reply], sampling: Sampling, sent: float) -> None:
-        """Together, or one by one where tokens are drafted."""
-        if self.speculator is None:
+        """Together, in pages or in a static batch, or one by one where tokens are drafted."""
+        engine = self.manifest.engine
+        if engine.continuous:
+            pages = hf_paged.pages_for(kv_budget(self.manifest), engine.max_batch, engine.max_batch_tokens)
+            hf_paged.generate(self.loaded, replies, sampling.stop, sent, pages)
+        elif self.speculator is None:
             hf_generate.generate(self.loaded, replies, sampling, sent)
         else:
             hf_speculate.generate(self.loaded, self.speculator, replies, sampling.stop, sent)

@@ -247,6 +247,15 @@ class Engine(Record):
         default=None,
         description="tokens are drafted and then verified; transformers then generates replies one by one",
     )
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="raw text longer than limits.max_sequence is scored in windows that begin this many tokens apart; "
+        "without it such a text fails as too long",
+    )
+    continuous: bool = Field(
+        default=False, description="replies by continuous batching with paged attention, for a GPU"
+    )
     environment: Environment | None = None
     env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the server")
     args: VllmArgs | None = None
@@ -271,6 +280,12 @@ class Engine(Record):
                                  "bind to the same core by default")  # fmt: skip
             if not size and "VLLM_CPU_KVCACHE_SPACE" not in self.env:
                 raise ValueError("engine vllm on a CPU takes env VLLM_CPU_KVCACHE_SPACE, in GiB")
+        if self.kind != "transformers" and (self.stride is not None or self.continuous):
+            raise ValueError(f"engine {self.kind} takes neither stride nor continuous")
+        if self.continuous and self.speculative is not None:
+            raise ValueError(
+                "continuous or speculative, not both: replies with drafts are generated one by one"
+            )
         if (self.kind == "openai") != (self.endpoint is not None):
             raise ValueError("engine openai, and no other, takes endpoint")
         return self
@@ -319,6 +334,12 @@ class Manifest(Record):
             raise ValueError(
                 "engine.speculative takes sampling.temperature 0.0: only greedy replies are verified"
             )
+        if self.engine.continuous and self.sampling.temperature > 0:
+            raise ValueError(
+                "engine.continuous takes sampling.temperature 0.0: draws would depend on the requests around one"
+            )
+        if self.engine.stride is not None and self.engine.stride >= self.limits.max_sequence:
+            raise ValueError("engine.stride below limits.max_sequence: windows must not leave tokens out")
         if kind == "transformers" and quantization.method not in ("none", "bitsandbytes"):
             raise ValueError(f"engine transformers takes no quantization.method {quantization.method}")
         if kind == "transformers" and quantization.kv_dtype != "auto":
@@ -330,7 +351,7 @@ class Manifest(Record):
 
         What is younger than the first locks is left out where there is none, so that those stay current.
         """
-        later = ("speculative", "environment", "env", "args", "endpoint")
+        later = ("speculative", "stride", "continuous", "environment", "env", "args", "endpoint")
         absent: dict[str, Any] = dict.fromkeys(("schema_", "name", "comment", "intends"), True)
         absent["engine"] = {name for name in later if not getattr(self.engine, name)}
         if not self.model.parts:

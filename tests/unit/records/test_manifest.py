@@ -39,7 +39,8 @@ FULL: dict[str, Any] = {
     "engine": {
         "kind": "fake", "version": "1", "dtype": "float32", "device": "cpu", "threads": 2, "max_batch": 4,
         "max_batch_tokens": 64, "options": {"bias": 1.5, "word": "x", "count": 3, "on": True},
-        "speculative": None, "environment": None, "env": {}, "args": None, "endpoint": None,
+        "speculative": None, "stride": None, "continuous": False, "environment": None, "env": {}, "args": None,
+        "endpoint": None,
     },
     "sampling": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 24, "seed": 3, "stop": ["a", "b"]},
     "limits": {"max_sequence": 512, "memory_headroom": 0.25},
@@ -70,6 +71,13 @@ TOGETHER: dict[Path, dict[Path, Any]] = {
     ("engine", "device"): {("engine", "device"): "cuda"},
     ("prompts", "template"): {("prompts", "template"): "{prompt}"},
     ("limits", "memory_headroom"): {("limits", "memory_headroom"): 0.5},
+    ("engine", "stride"): {
+        ("engine", "stride"): 64, ("engine", "kind"): "transformers", ("engine", "options"): {},
+    },
+    ("engine", "continuous"): {
+        ("engine", "continuous"): True, ("engine", "kind"): "transformers", ("engine", "options"): {},
+        ("sampling", "temperature"): 0.0,
+    },
     ("model", "digest"): {("model", "digest"): "sha256:" + "2" * 64},
 }  # fmt: skip
 FIXED = {("model", "derive", "recipe"), ("model", "derive", "version"), ("quantization", "kv_dtype")}
