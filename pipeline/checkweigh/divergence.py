@@ -18,6 +18,8 @@ from checkweigh.stats import MIN_EFFECTIVE_CLUSTERS, Partition, differing_share_
 from checkweigh.stats.divergence import MIN_DOCUMENTS, divergence_evidence, typical_divergence
 
 WORST = 12  # tokens shown of a set
+SERVED = ("vllm", "openai")  # engines that say only their likeliest tokens
+BOUND = "a lower bound, from the 20 likeliest tokens of each arm: it can show a difference and never that there is none"
 
 
 def summary(evalset: EvalSet, record: MeasurementSet) -> DivergenceSummary | None:
@@ -49,7 +51,8 @@ def compare_divergence(
     alpha: float | Level,
 ) -> Comparison:
     """What the divergence says about the check. Without a noise floor (the divergence of the baseline from itself) a
-    number is all there is: whether it is much or little cannot be told."""
+    number is all there is: whether it is much or little cannot be told. A server's is a lower bound, from its likeliest
+    tokens: it may block and never passes."""
     missing = [s.card.name for s in sets if s.card.name not in records]
     if missing:
         return Inestimable(reason=f"no divergence on {', '.join(missing)}: {why_absent or 'not measured'}")
@@ -69,6 +72,9 @@ def compare_divergence(
     few = _few(check, level, len(scored), failed, partition.clusters)
     if few:
         return Inestimable(reason=few)
+    bound = any(records[s.card.name].identity.kind in SERVED for s in sets)
+    if bound and not values.any():
+        return Inestimable(reason=f"the divergence is at least 0: {BOUND}", candidate=0.0)
     if not values.any():
         share = differing_share_upper(partition.clusters, level.passing) if level.passing else 1.0
         return Identical(
@@ -92,7 +98,7 @@ def compare_divergence(
         )
     sound = failed <= MAX_UNBOUNDED_FAILURES * len(pairs)
     note = f"{failed} documents failed{'' if sound else f', more than {MAX_UNBOUNDED_FAILURES:.1%}: no pass'}"
-    usable = sound and level.passing > 0
+    usable = sound and level.passing > 0 and not bound
     return Estimate(
         effect=float(evidence.effect), low=float(passing.lower) if usable else None, high=float(evidence.upper),
         confidence=1 - level.passing, confidence_high=None if level.high == level.passing else 1 - level.high,
@@ -100,7 +106,7 @@ def compare_divergence(
         effective_clusters=evidence.g_eff, design_effect=float(evidence.design_effect), se=float(evidence.se),
         p_pass=float(passing.p_noninferior) if usable else 1.0, p_worse=float(evidence.p_worse),
         baseline=floor.floor, candidate=-float(evidence.effect), failed_candidate=failed,
-        exclusions=(note,) if failed else (),
+        exclusions=((note,) if failed else ()) + ((BOUND,) if bound else ()),
     )  # fmt: skip
 
 

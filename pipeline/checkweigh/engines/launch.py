@@ -10,9 +10,13 @@ from checkweigh.engines.spec import EngineSpec, Timeouts
 
 
 def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:
-    """The engine of ``spec``, not yet started: a process of its own, whatever its kind. ``log``: its stderr."""
+    """The engine of ``spec``, not yet started: its own process, or an endpoint of another. ``log``: its stderr."""
     if spec.manifest.engine.kind == "vllm":
         from checkweigh.engines.vllm import VllmEngine
 
         return VllmEngine(spec, log=log, timeouts=timeouts or Timeouts())
+    if spec.manifest.engine.kind == "openai":
+        from checkweigh.engines.openai import AttachedEngine
+
+        return AttachedEngine(spec, timeouts=timeouts or Timeouts())
     return ChildEngine(spec, log=log, timeouts=timeouts or Timeouts())

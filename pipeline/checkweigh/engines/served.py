@@ -38,7 +38,7 @@ from checkweigh.sources.render import Renderer
 
 T = TypeVar("T")
 Ids = tuple[int, ...]
-TINY = -1e4  # vLLM's number for minus infinity is -9999
+TINY = -9000.0  # vLLM's number for minus infinity is -9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

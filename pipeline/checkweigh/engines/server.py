@@ -24,11 +24,12 @@ from checkweigh.errors import EngineDied, EngineError
 
 GRACE_S = 20.0  # that a server has to drain and leave
 TAIL_LINES = 25
+MEMORY = "out of memory"
 # What a log says when a server fails, and what that means. The first that is found counts.
 CAUSES = (
     (re.compile(r"address already in use", re.I), "its port was taken"),
     (re.compile(r"out of memory|MemoryError|Cannot allocate memory|No available memory for the cache|not enough memory"
-                r"|larger than the (?:available|maximum).*KV cache|bad_alloc", re.I), "out of memory"),
+                r"|larger than the (?:available|maximum).*KV cache|bad_alloc", re.I), MEMORY),
     (re.compile(r"error: (?:unrecognized arguments|argument|ambiguous option).*", re.I), "it refuses a setting"),
     (re.compile(r"(?:ModuleNotFoundError|ImportError): .*"), "its environment is broken"),
     (re.compile(r"Value error, .*|(?:ValueError|RuntimeError|NotImplementedError|AssertionError|KeyError): .*"), ""),
@@ -140,7 +141,7 @@ class Server:
 
     def out_of_memory(self) -> bool:
         """Whether it ended for want of memory."""
-        return "out of memory" in self.cause().lower()
+        return next((meaning for pattern, meaning in CAUSES if pattern.search(self._text())), "") == MEMORY
 
     def text(self) -> str:
         """All that this server wrote to its log so far."""

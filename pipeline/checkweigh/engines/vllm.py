@@ -160,7 +160,7 @@ class VllmEngine:
         """True when the server answers, False when it ended; EngineTimeout when neither happens in time."""
         assert self._server is not None
         while not self._server.ended(wait_s=0.2):
-            with suppress(EngineError):
+            with suppress(EngineError, TimeoutError):
                 self._runner.run(within(5.0, lambda: self._client.get_text(f"{self.endpoint.root}/health")))
                 return True
             if time.monotonic() > until:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from checkweigh.divergence import SERVED
 from checkweigh.engines.launch import open_engine
-from checkweigh.engines.protocol import Engine
+from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
 from checkweigh.measure import host
@@ -53,6 +54,7 @@ class ArmRun:
     unfit: bool = False
     arm: Arm | None = None
     stages: list[Stage] = field(default_factory=list)
+    counted: list[Telemetry] = field(default_factory=list)
 
     @property
     def pins(self) -> str:
@@ -69,7 +71,13 @@ class ArmRun:
         """Stop the engine, if one runs."""
         if self.arm is not None:
             engine, self.arm = self.arm.engine, None
-            engine.__exit__(None, None, None)
+            try:
+                if engine.identity.kind in SERVED and (found := engine.resources().telemetry):
+                    self.counted.append(found)
+            except EngineError:
+                pass  # it has failed before, which was told then; its counters are gone
+            finally:
+                engine.__exit__(None, None, None)
 
     def survive(self, work: Callable[[Arm], T]) -> T:
         """``work`` on the running arm, tried again on a new engine when the first one fails.
