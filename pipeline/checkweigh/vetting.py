@@ -25,7 +25,7 @@ ONE_PLACE = 0.8
 FLOOR, CEILING = 0.05, 0.95
 VERBATIM = frozenset({"phrase", "exact", "verbatim", "items", "keywords"})
 REPLIES = frozenset(
-    {"exact_match", "normalised_match", "f1", "rouge_l", "chrf", "bleu"}
+    {"exact_match", "normalised_match", "f1", "rouge_l", "chrf", "bleu", "embedding_similarity"}
 )  # references are replies
 _PAUSES = re.compile(r"[\s.,;:!?'\"()]+")  # not the signs that make another sum
 Severity = Literal["error", "warning", "note"]

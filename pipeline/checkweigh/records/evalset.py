@@ -28,7 +28,14 @@ class Scorer(Record):
     """The scorer's name and version; another version is another measurement."""
 
     name: (
-        Literal["log_likelihood", "choice_probability", "reply_check", "kl_divergence", "code_execution"]
+        Literal[
+            "log_likelihood",
+            "choice_probability",
+            "reply_check",
+            "kl_divergence",
+            "code_execution",
+            "embedding_similarity",
+        ]
         | StandardName
     )
     version: int = Field(ge=1)
@@ -76,7 +83,13 @@ REMOTE = (
     r"|package:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+/[^\x00-\x1f\x7f]+"
 )
 SCORER_OF = {"text": "log_likelihood", "choice": "choice_probability", "generation": "reply_check"}
-GENERATION_SCORERS = ("reply_check", *get_args(StandardName), "code_execution", "evaluate")
+GENERATION_SCORERS = (
+    "reply_check",
+    *get_args(StandardName),
+    "code_execution",
+    "embedding_similarity",
+    "evaluate",
+)
 Kind = Literal["text", "choice", "generation"]
 
 

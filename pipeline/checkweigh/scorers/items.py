@@ -9,12 +9,13 @@ from pathlib import Path
 from checkweigh.errors import BadInput, ScorerError
 from checkweigh.records.evalset import EvalSet, EvaluateScorer, Generation, Scorer
 from checkweigh.scorers.code import CodeExecution
+from checkweigh.scorers.embedding import EmbeddingSimilarity
 from checkweigh.scorers.evaluate_bridge import EvaluateModule
 from checkweigh.scoring.replies import score_reply
 from checkweigh.scoring.standard import STANDARD, VERSIONS, score_against
 
 ScoreItem = Callable[[Generation, str], float]
-KNOWN_VERSIONS = {**VERSIONS, "reply_check": 1, "code_execution": 1, "evaluate": 1}
+KNOWN_VERSIONS = {**VERSIONS, "reply_check": 1, "code_execution": 1, "embedding_similarity": 1, "evaluate": 1}
 
 
 def by_check(item: Generation, reply: str) -> float:
@@ -49,6 +50,8 @@ def _scorer(wanted: Scorer | EvaluateScorer, folder: str | None) -> ScoreItem:
         return lambda item, reply: module.score(reply, item.references)
     if wanted.name == "code_execution":
         return CodeExecution()
+    if wanted.name == "embedding_similarity":
+        return EmbeddingSimilarity()
     name = wanted.name
     assert name in STANDARD
     return lambda item, reply: score_against(name, item.references, reply)
