@@ -19,80 +19,87 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from checkweigh.engines.protocol import GenerateRequest, ItemFailure, Resources
 from checkweigh.errors import EngineError
+from checkweigh.measure.latency import QUANTILES
+from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn, collect, order_of
 from checkweigh.measure.quality import Arm
 from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, Speculated
 from checkweigh.records.policy import Timing
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-Role = Literal["baseline", "candidate"]
-ARMS: tuple[Role, Role] = ("baseline", "candidate")
 Requests = Sequence[tuple[str, tuple[Message, ...]]]
 T = TypeVar("T")
 
 
-class _Unanswered(Exception):
-    """An arm that is alive has no answer to a request."""
-
-
-def run_pairs(
-    arms: dict[str, Arm],
-    conversations: Sequence[tuple[Message, ...]],
-    timing: Timing,
-    seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PairedRun:
-    """Pairs of blocks until ``timing.pairs`` are done or ``timing.max_seconds`` have passed."""
+def run_pairs(turn: Turn, conversations: Sequence[tuple[Message, ...]], rules: Rules, seed: int) -> PairedRun:
+    """Pairs of blocks until the rules say stop. ``turn`` gives an arm that runs."""
     started = time.monotonic()
-    blocks: list[Block] = []
-    notes: list[str] = []
+    found = Collected()
     try:
-        for arm in ARMS:
-            _block(arm, arms[arm], [("warm-up", conversations[0])], timing.output_tokens)
-        for block in _blocks(arms, conversations, timing, np.random.default_rng(seed)):
-            blocks.append(block)
-            progress(len(blocks), timing.pairs)
-            if time.monotonic() - started > timing.max_seconds and len(blocks) < timing.pairs:
-                allowed = f"{timing.max_seconds:g} s were allowed"
-                notes.append(f"stopped after {len(blocks)} of {timing.pairs} pairs: {allowed}")
-                break
-    except _Unanswered as error:
-        notes.append(f"given up after {len(blocks)} pairs, which are not used: {error}")
-        blocks = []
-    notes += _acceptance(blocks, timing.output_tokens)
-    resources = {arm: _resources(arm, arms[arm]) for arm in ARMS}
+        collect(
+            _blocks(_warm(turn, conversations[0], rules.timing), conversations, rules.timing, seed),
+            rules,
+            found,
+        )
+    except GivenUp as error:
+        found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
+        found.blocks.clear()
+    return paired_run(
+        found, rules.timing, seed, started, acceptance(found.blocks, rules.timing.output_tokens)
+    )
+
+
+def paired_run(
+    found: Collected, timing: Timing, seed: int, started: float, notes: Sequence[str], load: str = ""
+) -> PairedRun:
+    """The record of what was collected, with what it says about memory."""
     return PairedRun(
-        seed=seed, blocks=tuple(blocks), seconds=time.monotonic() - started, notes=tuple(notes),
-        peak_memory={arm: max(int(_value(blocks, arm)), r.peak) for arm, r in resources.items()},
-        swapped={arm: r.swapped for arm, r in resources.items()},
+        seed=seed, blocks=tuple(found.blocks), seconds=time.monotonic() - started,
+        looks=tuple(found.looks) or (1.0,), planned_looks=len(timing.looks), load=load,
+        notes=(*found.notes, *notes),
+        peak_memory={arm: int(_most(found.blocks, arm, "peak_memory")) for arm in ARMS},
+        swapped={arm: int(_most(found.blocks, arm, "swapped")) for arm in ARMS},
     )  # fmt: skip
 
 
+def _warm(turn: Turn, conversation: tuple[Message, ...], timing: Timing) -> Turn:
+    """``turn``, with a block of one request on every engine that is new."""
+    warmed: dict[Role, Arm] = {}
+
+    def warm(role: Role) -> Arm:
+        arm = turn(role)
+        if warmed.get(role) is not arm:
+            _block(role, arm, [("warm-up", conversation)], timing.output_tokens)
+            warmed[role] = arm
+        return arm
+
+    for role in ARMS:
+        warm(role)
+    return warm
+
+
 def _blocks(
-    arms: dict[str, Arm],
-    conversations: Sequence[tuple[Message, ...]],
-    timing: Timing,
-    rng: np.random.Generator,
+    turn: Turn, conversations: Sequence[tuple[Message, ...]], timing: Timing, seed: int
 ) -> Iterator[Block]:
     """All pairs of blocks: requests and the order of the arms drawn for each."""
-    for pair in range(timing.pairs):
+    rng = np.random.default_rng(seed)
+    for pair in range(timing.looks[-1]):
         picked = rng.integers(len(conversations), size=timing.requests)
         requests = [(f"{pair}-{i}", conversations[int(index)]) for i, index in enumerate(picked)]
-        order = ARMS if rng.random() < 0.5 else (ARMS[1], ARMS[0])
-        values = {arm: _block(arm, arms[arm], requests, timing.output_tokens) for arm in order}
+        order = order_of(rng.random())
+        values = {role: _block(role, turn(role), requests, timing.output_tokens) for role in order}
         yield Block(
-            pair=pair, order=order, requests=timing.requests,
+            pair=pair, order=(order[0], order[1]), requests=timing.requests,
             baseline=values["baseline"], candidate=values["candidate"],
         )  # fmt: skip
 
 
-def _named(role: Role, call: Callable[[], T]) -> T:
+def named(role: Role, call: Callable[[], T]) -> T:
     """The call's result; an engine's error names the arm."""
     try:
         return call()
@@ -101,31 +108,37 @@ def _named(role: Role, call: Callable[[], T]) -> T:
         raise
 
 
-def _resources(role: Role, arm: Arm, *, reset_peak: bool = False) -> Resources:
-    return _named(role, lambda: arm.engine.resources(reset_peak=reset_peak))
+def memory(role: Role, arm: Arm, *, reset_peak: bool = False) -> Resources:
+    """The engine's; an engine that is gone is an error that names the arm."""
+    return named(role, lambda: arm.engine.resources(reset_peak=reset_peak))
 
 
-def _value(blocks: Sequence[Block], arm: str) -> float:
-    return max((getattr(block, arm)["peak_memory"] for block in blocks), default=0)
+def _most(blocks: Sequence[Block], arm: Role, name: str) -> float:
+    return max((getattr(block, arm)[name] for block in blocks), default=0)
 
 
 def _block(role: Role, arm: Arm, requests: Requests, output_tokens: int) -> dict[str, float]:
     """One block: requests one after the other; 'ttft.p50', ..., 'e2e.p99' in seconds, 'peak_memory' in bytes."""
-    _resources(role, arm, reset_peak=True)
-    rows = [_named(role, partial(_request, role, arm, *request, output_tokens)) for request in requests]
+    memory(role, arm, reset_peak=True)
+    rows = [named(role, partial(_request, role, arm, *request, output_tokens)) for request in requests]
     values = {
         f"{metric}.{name}": float(np.quantile([row[i] for row in rows], q))
         for i, metric in enumerate(("ttft", "tpot", "e2e"))
         for name, q in QUANTILES.items()
     }
-    values["peak_memory"] = float(_resources(role, arm).peak)
+    values |= held(memory(role, arm))
     counts = [row[3] for row in rows if row[3] is not None]
     if counts:
         values["acceptance_length"] = 1 + sum(c.accepted for c in counts) / sum(c.forwards for c in counts)
     return values
 
 
-def _acceptance(blocks: Sequence[Block], output_tokens: int) -> list[str]:
+def held(resources: Resources) -> dict[str, float]:
+    """A block's memory, in bytes."""
+    return {"peak_memory": float(resources.peak), "swapped": float(resources.swapped)}
+
+
+def acceptance(blocks: Sequence[Block], output_tokens: int) -> list[str]:
     """What drafts came to while timing, for every arm that speculates."""
     found = {
         arm: [b for block in blocks if (b := getattr(block, arm).get("acceptance_length"))] for arm in ARMS
@@ -149,7 +162,7 @@ def _request(
     (result,) = arm.engine.generate([request])
     took = time.monotonic() - sent
     if isinstance(result, ItemFailure):
-        raise _Unanswered(f"the {role} cannot answer a timing request ({result.reason}: {result.detail})")
+        raise GivenUp(f"the {role} cannot answer a timing request ({result.reason}: {result.detail})")
     if len(result.times) != output_tokens:
         raise EngineError(f"{arm.manifest.name}: a timing request did not give its {output_tokens} tokens")
     first, last = result.times[0], result.times[-1]

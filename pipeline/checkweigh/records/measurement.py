@@ -167,6 +167,12 @@ class Block(Record):
     )
     candidate: dict[str, float]
     requests: int = Field(ge=1)
+    plan: Digest | None = Field(default=None, description="under load: of what was to be sent, and when")
+    unlike: dict[str, tuple[int, int]] = Field(
+        default_factory=dict,
+        description="under load: 'goodput', 'error_rate' -> requests for which it holds in one arm only "
+        "(baseline, candidate)",
+    )
 
 
 class PairedRun(Record):
@@ -177,6 +183,12 @@ class PairedRun(Record):
     seed: int
     blocks: tuple[Block, ...]
     seconds: float
+    looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(1.0,),
+        description="information fractions at which the checks were looked at, this one included",
+    )
+    planned_looks: int = Field(default=1, ge=1)
+    load: str = Field(default="", description="the load in words; empty for one request after the other")
     peak_memory: dict[str, int] = Field(default_factory=dict, description="arm -> bytes")
     swapped: dict[str, int] = Field(default_factory=dict, description="arm -> bytes of the process in swap")
     notes: tuple[str, ...] = ()

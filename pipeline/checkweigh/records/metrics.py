@@ -20,6 +20,7 @@ class Metric:
     kinds: tuple[str, ...] = ()
     scales: tuple[Scale, ...] = ("absolute",)
     statistics: tuple[Statistic, ...] = ("mean",)
+    loaded: bool = False  # exists only under a load
     meaning: str
 
 
@@ -36,6 +37,10 @@ def _timing(meaning: str) -> Metric:
     return Metric(
         estimator="blocks", unit="s", better="lower", scales=_RATIO, statistics=_QUANTILES, meaning=meaning
     )
+
+
+def _rate(better: Literal["higher", "lower"], meaning: str) -> Metric:
+    return Metric(estimator="blocks", unit="share", better=better, loaded=True, meaning=meaning)
 
 
 METRICS: dict[str, Metric] = {
@@ -91,6 +96,8 @@ METRICS: dict[str, Metric] = {
     "ttft": _timing("time to the first token of a request"),
     "tpot": _timing("time per output token after the first"),
     "e2e": _timing("time from sending a request to its last token"),
+    "goodput": _rate("higher", "requests that kept the load's slo, of all that were offered"),
+    "error_rate": _rate("lower", "requests without a whole answer in time, of all that were offered"),
     "peak_memory": Metric(
         estimator="blocks",
         unit="bytes",

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from checkweigh.records.base import Name, Record
+from checkweigh.records.load import Load
 from checkweigh.records.metrics import METRICS, Scale, Statistic
 
 Tier = Literal["critical", "supporting", "advisory"]
 CheckKind = Literal["non_inferiority", "superiority", "equivalence", "absolute"]
 GATING_PAIRS = 20
 P99_REQUESTS = 100
+LOAD_REQUESTS = 10
 FAILURES = "failures"  # id of the implicit check every policy has
 ADAPTIVE = (0.125, 0.25, 0.5, 1.0)  # what ``looks: adaptive`` stands for
 MOST_LOOKS = 10
@@ -125,12 +127,35 @@ class ErrorBudget(Record):
 
 
 class Timing(Record):
-    """How latency and memory are measured: alternating blocks of requests."""
+    """How latency and memory are measured: alternating blocks of requests, one after the other or under a load."""
 
     pairs: int = Field(default=20, ge=6, le=2000)
+    grow_to: int | None = Field(
+        default=None,
+        le=2000,
+        description="most pairs, in looks of ``pairs`` each, as long as the timing checks are not settled",
+    )
     requests: int = Field(default=1, ge=1, le=10_000, description="requests a block")
     output_tokens: int = Field(default=16, ge=2, le=4096)
     max_seconds: float = Field(default=60, gt=0)
+    load: Load | None = Field(
+        default=None, description="an open loop of requests; without it they are sent one after the other"
+    )
+
+    @model_validator(mode="after")
+    def _grows(self) -> Timing:
+        if self.grow_to is not None and (self.grow_to <= self.pairs or self.grow_to % self.pairs):
+            raise ValueError("grow_to a multiple of pairs, above it: a look comes after every so many pairs")
+        if self.load is not None and self.requests < LOAD_REQUESTS:
+            raise ValueError(
+                f"requests of at least {LOAD_REQUESTS}: a block under load needs some to load it"
+            )
+        return self
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Pairs after which the timing checks are looked at; the last number is the most that are measured."""
+        return tuple(range(self.pairs, (self.grow_to or self.pairs) + 1, self.pairs))
 
 
 class Policy(Record):
@@ -183,8 +208,11 @@ class Policy(Record):
 
     def _timed(self, check: Check) -> None:
         """What a timing check needs of the timing plan (STATISTICS, latency): pairs of blocks, and requests for p99."""
-        if METRICS[check.metric].estimator != "blocks":
+        metric = METRICS[check.metric]
+        if metric.estimator != "blocks":
             return
+        if metric.loaded and self.timing.load is None:
+            raise ValueError(f"timing.load for {check.id}: {check.metric} only exists under a load")
         if self.timing.pairs < check.min_clusters:
             raise ValueError(f"timing.pairs of at least {check.id}'s min_clusters, {check.min_clusters}")
         if check.tier != "advisory" and min(self.timing.pairs, check.min_clusters) < GATING_PAIRS:

@@ -26,7 +26,9 @@ from checkweigh.stats.power import (
 )
 from checkweigh.stats.proportion import clustered_proportion
 from checkweigh.stats.quantiles import harrell_davis
+from checkweigh.stats.block_rates import block_rates
 from checkweigh.stats.ratio import ratio_difference
+from checkweigh.stats.sequential import nominal_level
 
 __all__ = [
     "MIN_BLOCKS",
@@ -35,6 +37,7 @@ __all__ = [
     "Evidence",
     "Partition",
     "block_log_ratio",
+    "block_rates",
     "clustered_mean",
     "clustered_proportion",
     "clustered_tango",
@@ -46,6 +49,7 @@ __all__ = [
     "least_n_without_flips",
     "mcnemar_exact",
     "minimum_detectable",
+    "nominal_level",
     "pass_probability",
     "ratio_difference",
     "required_n",

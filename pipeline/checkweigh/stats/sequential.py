@@ -56,6 +56,18 @@ def spending_boundary(fractions: Sequence[float], alpha: float) -> Floats:
     return bounds
 
 
+def nominal_level(fractions: Sequence[float], alpha: float) -> float:
+    """One-sided level of the test at the last of the looks so far, whatever looks are still to come.
+
+    ``fractions``: increasing, up to 1 where the last look is the final one; a single final look has ``alpha``.
+    """
+    looks = tuple(fractions)
+    if looks == (1.0,):
+        return checked_alpha(alpha)
+    whole = looks if looks[-1:] == (1.0,) else (*looks, 1.0)
+    return float(special.ndtr(-spending_boundary(whole, alpha)[len(looks) - 1]))
+
+
 def _solve(points: Floats, density: Floats, step: float, wanted: float, reach: float) -> float:
     """The score above which the next look rejects with probability ``wanted``, by bisection."""
     weights = density * _weights(points)

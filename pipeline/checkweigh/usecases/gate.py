@@ -11,7 +11,6 @@ is served) is raised, and leaves no decision.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,9 +22,9 @@ from checkweigh.decide import Judgement, checks_of, decide
 from checkweigh.divergence import compare_divergence, summary
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
-from checkweigh.files import full, lock
+from checkweigh.files import full
 from checkweigh.measure import host
-from checkweigh.measure.timing import ARMS, run_pairs
+from checkweigh.measure.pairs import ARMS
 from checkweigh.noise import floor_of
 from checkweigh.pairing import pair
 from checkweigh.records.calibration import Floor
@@ -46,11 +45,11 @@ from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
 from checkweigh.usecases.served import served
 from checkweigh.usecases.speculation import acceptance, forks
+from checkweigh.usecases.timing import time_arms
 from checkweigh.usecases.units import units
 
 __all__ = ["Inputs", "gate", "read_inputs"]
 
-TIMING_WAIT_S = 1800
 OUTPUTS = ("junit.xml", "summary.md", "report.html")  # decision.json is the report package's to remove
 Records = dict[str, MeasurementSet]
 
@@ -172,28 +171,7 @@ def _time(
     conversations = _prompts(inputs, records) if wanted else []
     if not conversations or any(run.late for run in runs.values()):
         return None
-    with lock(
-        Path(tempfile.gettempdir()) / "checkweigh-timing.lock",
-        timeout_s=TIMING_WAIT_S,
-        what="is timing on this host",
-        waiting=lambda: progress("timing: another checkweigh is timing on this host; waiting for it", 0, 0),
-    ):
-        while True:
-            try:
-                arms = {str(role): runs[role].survive(lambda arm: arm) for role in ARMS}
-            except EngineError:
-                if any(
-                    run.unfit for run in runs.values()
-                ):  # each was measured alone; both at once do not fit
-                    return None
-                raise
-            try:
-                return run_pairs(
-                    arms, conversations, inputs.policy.timing, inputs.policy.seed,
-                    lambda done, total: progress("timing, both arms", done, total),
-                )  # fmt: skip
-            except EngineError as error:
-                runs[error.arm or "baseline"].failed(error)
+    return time_arms(inputs.policy, runs, conversations, inputs.trace, progress)
 
 
 def _diverge(inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records]) -> Divergences:

@@ -20,8 +20,10 @@ from checkweigh.sources.diff import undeclared
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, roots
 from checkweigh.sources.pin import Resolved, verify
+from checkweigh.sources.trace import Row
 from checkweigh.usecases.arms import Progress
 from checkweigh.usecases.calibrations import known
+from checkweigh.usecases.loads import loaded
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Inputs:
     evalsets: tuple[EvalSet, ...]
     calibrations: tuple[Calibration, ...] = ()
     anchor: Resolved | None = None
+    trace: tuple[Row, ...] = ()
 
 
 def read_inputs(
@@ -50,6 +53,7 @@ def read_inputs(
     if rules and rules.anchor and calibrated:
         release = policy.resolve().parent / rules.anchor
         anchor = _try(wrong, lambda: verify(release, progress))
+    trace = (_try(wrong, lambda: loaded(policy, rules, arms)) if rules and calibrated else None) or ()
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
@@ -72,6 +76,7 @@ def read_inputs(
         evalsets=sets,
         calibrations=calibrations,
         anchor=anchor,
+        trace=trace,
     )
 
 

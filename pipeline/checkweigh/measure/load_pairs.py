@@ -1,0 +1,196 @@
+"""Latency of two running servers under load, in interleaved blocks. Never stored for another gate.
+
+1. Every arm is warmed up with part of a plan before its first block, and again after a restart.
+2. For each pair of blocks a plan is frozen; both arms get it, in an order drawn anew, after a silence. While one arm
+   is under load the other one runs nothing.
+3. A pair in which this sender was too late is no measurement: it is measured again, a few times at most.
+4. A candidate that the load over-saturates is measured as slow and cannot pass; a baseline that it does ends the
+   timing, because a load that what serves today cannot carry tells nothing about tomorrow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from checkweigh.engines.endpoint import Client, Deadlines, Endpoint, Streamed, StreamRequest
+from checkweigh.errors import EngineError
+from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
+from checkweigh.measure.latency import block_values, failures, unlike
+from checkweigh.measure.load import Offered, Outcome, offer
+from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn, collect, order_of
+from checkweigh.measure.quality import Arm
+from checkweigh.measure.timing import held, memory, paired_run
+from checkweigh.records.load import Load, Poisson, Trace
+from checkweigh.records.measurement import Block, PairedRun
+
+WARM_UP = 10  # requests
+REDONE = 10  # one pair in so many may be measured again, and at least two
+FIXED_LENGTH = ("vllm",)  # engines that can be asked for a reply of so many tokens, and for a salted cache
+
+
+@runtime_checkable
+class Served(Protocol):
+    """An engine that also answers over HTTP."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where."""
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    """Both arms under one load. ``redone`` counts pairs in which the sender was late."""
+
+    turn: Turn
+    supply: Supply
+    rules: Rules
+    seed: int
+    load: Load
+    redone: int = 0
+    why: str = ""
+    failed: dict[Role, list[Outcome]] = field(default_factory=lambda: {role: [] for role in ARMS})
+
+    def pairs(self) -> Iterator[Block]:
+        """Pairs of blocks, as many as are taken; they end early with a baseline that cannot carry the load."""
+        warm = _Warm(self)
+        for pair in range(self.rules.timing.looks[-1]):
+            plan = plan_block(self.load, self.rules.timing, self.supply, pair, self.seed)
+            order = order_of(np.random.default_rng([self.seed, pair, 1]).random())
+            block = None
+            while block is None:
+                block = self._pair(plan, (order[0], order[1]), warm)
+            yield block
+            if block.baseline["saturated"]:
+                return
+
+    def _pair(self, plan: Plan, order: tuple[Role, Role], warm: _Warm) -> Block | None:
+        """One pair; None when it has to be measured again. Raises GivenUp when that was too often."""
+        found: dict[Role, Offered] = {}
+        values: dict[Role, dict[str, float]] = {}
+        for role in order:
+            found[role], values[role] = self.block(role, warm(role), plan)
+            if why := found[role].too_late(self.load):
+                self.redone += 1
+                self.why = why
+                if self.redone > max(2, self.rules.timing.looks[-1] // REDONE):
+                    raise GivenUp(f"in {self.redone} pairs {why}")
+                return None
+        for role in ARMS:
+            self.failed[role] += [o for o in found[role].outcomes if o.failure]
+        return Block(
+            pair=plan.pair, order=order, requests=len(plan.requests), plan=plan.digest,
+            baseline=values["baseline"], candidate=values["candidate"],
+            unlike=unlike(found["baseline"], found["candidate"], self.load),
+        )  # fmt: skip
+
+    def block(self, role: Role, arm: Arm, plan: Plan) -> tuple[Offered, dict[str, float]]:
+        """One block on one arm, after a silence; an engine that is gone is an error that names the arm."""
+        time.sleep(self.load.washout)
+        memory(role, arm, reset_peak=True)
+        with _no_collection():
+            offered = asyncio.run(
+                _offer(arm, plan, self.load, salt=f"{self.seed}-{plan.digest[7:19]}-{self.redone}")
+            )
+        values = block_values(offered, self.load, role) | held(memory(role, arm))
+        return offered, values
+
+
+class _Warm:
+    """An arm that has answered part of a plan; again after each restart."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.seen: dict[Role, Arm] = {}
+        whole = plan_block(loaded.load, loaded.rules.timing, loaded.supply, 0, loaded.seed)
+        self.plan = replace(whole, requests=whole.requests[:WARM_UP])
+
+    def __call__(self, role: Role) -> Arm:
+        arm = self.loaded.turn(role)
+        if self.seen.get(role) is not arm:
+            self.loaded.block(role, arm, self.plan)
+            self.seen[role] = arm
+        return arm
+
+
+def run_load(turn: Turn, supply: Supply, rules: Rules, seed: int) -> PairedRun:
+    """Pairs of blocks until the rules say stop. ``turn`` gives an arm that runs."""
+    load = rules.timing.load
+    if load is None:
+        raise ValueError("the timing has no load")
+    started = time.monotonic()
+    found = Collected()
+    loaded = Loaded(turn=turn, supply=supply, rules=rules, seed=seed, load=load)
+    try:
+        collect(loaded.pairs(), rules, found)
+    except GivenUp as error:
+        found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
+        found.blocks.clear()
+    return paired_run(found, rules.timing, seed, started, list(_notes(loaded, found)), described(rules))
+
+
+def described(rules: Rules) -> str:
+    """The load in words."""
+    load, timing = rules.timing.load, rules.timing
+    if load is None:
+        return ""
+    arrivals = load.arrivals
+    if isinstance(arrivals, Trace):
+        how = f"{arrivals.file} replayed at {arrivals.speed:g} times its speed"
+    else:
+        how = f"{'Poisson arrivals' if isinstance(arrivals, Poisson) else 'bursts'}, {arrivals.rate:g} requests/s"
+    return f"{how}, {timing.requests} requests a block"
+
+
+def _notes(loaded: Loaded, found: Collected) -> Iterator[str]:
+    if loaded.redone and found.blocks:
+        yield f"{loaded.redone} pairs were measured again: {loaded.why}"
+    for role in ARMS:
+        values: list[Mapping[str, float]] = [getattr(block, role) for block in found.blocks]
+        saturated = sum(bool(v["saturated"]) for v in values)
+        if saturated:
+            yield f"the {role} was over-saturated in {saturated} of {len(values)} blocks: {described(loaded.rules)}"
+        if values and (failed := failures(loaded.failed[role])):
+            yield f"the {role} left requests unanswered: {failed}"
+
+
+async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> Offered:
+    """The plan, offered to the arm's endpoint over connections of the block's own."""
+    if not isinstance(arm.engine, Served):
+        raise EngineError(f"{arm.manifest.name}: its engine has no address that a load could be sent to")
+    exact = arm.engine.identity.kind in FIXED_LENGTH
+    waits = Deadlines(connect=load.timeout, idle=load.timeout, total=2 * load.timeout)
+    async with Client(arm.engine.endpoint, waits) as client:
+
+        async def stream(planned: Planned) -> Streamed:
+            return await client.stream(_request(arm, planned, exact=exact, salt=salt))
+
+        return await offer(stream, plan, load, exact=exact)
+
+
+def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamRequest:
+    sampling = arm.manifest.sampling
+    extra: dict[str, Any] = {"cache_salt": f"{salt}-{planned.id}"} if exact else {}
+    return StreamRequest(
+        id=planned.id, messages=arm.manifest.prompts.compose(planned.messages), max_tokens=planned.output_tokens,
+        temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed, stop=sampling.stop,
+        exact=exact, extra=extra,
+    )  # fmt: skip
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No pause of this process's own garbage collector falls into a block."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
