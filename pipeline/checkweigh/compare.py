@@ -134,7 +134,9 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level)
         if not block.estimable.all():
             return Inestimable(reason="the blocks do not vary, so that no interval can be stated")
         record = _to_record(side, block, passing, level, pairs=len(values), means=means)
-        records.append(_repeated(record, run, level.passing / nominal).model_copy(update={"exclusions": exclusions}))
+        records.append(
+            _repeated(record, run, level.passing / nominal).model_copy(update={"exclusions": exclusions})
+        )
     return records[0] if len(records) == 1 else _both_sides(*records)
 
 

@@ -23,7 +23,8 @@ from checkweigh.records.load import Load
 LEAD_S = 0.05  # between the plan's start and now, so that the first request is no later than the others
 LATE_SHARE = 0.01
 MOST_OUTSTANDING = 512  # open connections; more than this is a backlog whatever its trend
-LEAST_ARRIVALS = 30  # before a trend is looked at
+FILLED = 10  # answers before the backlog is watched: until replies end as they begin it can only grow
+LEAST_ARRIVALS = 30  # after that, before a trend is looked at
 GROWTH = 3.0  # standard deviations of a backlog that neither grows nor shrinks
 Stream = Callable[[Planned], Awaitable[Streamed]]
 
@@ -75,10 +76,10 @@ class Offered:
 
 
 def growing(outstanding: Sequence[int]) -> bool:
-    """Whether a backlog, seen by each arrival so far, grows without bound.
+    """Whether a backlog, seen by each arrival since the server was filled, grows without bound.
 
     Over the later half of n arrivals a queue that keeps up grows by less than a walk of as many steps up as down
-    would, of standard deviation sqrt(2 n / 2); three of those, and twice what it was, is no chance.
+    would, of standard deviation sqrt(2 n / 2); three of those, and half as much again as it was, is no chance.
     """
     count = len(outstanding)
     if not count:
@@ -88,7 +89,7 @@ def growing(outstanding: Sequence[int]) -> bool:
     if count < LEAST_ARRIVALS:
         return False
     before, now = outstanding[count // 2], outstanding[-1]
-    return now - before > GROWTH * math.sqrt(2 * (count - count // 2)) and now >= 2 * before
+    return now - before > GROWTH * math.sqrt(2 * (count - count // 2)) and now >= 1.5 * before
 
 
 async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offered:
@@ -100,12 +101,12 @@ async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offer
     start = loop.time() + LEAD_S
     tasks: list[asyncio.Task[Outcome]] = []
     outstanding: list[int] = []
-    open_now = 0
+    ended = 0
     saturated = ""
 
     def _closed(_: asyncio.Task[Outcome]) -> None:
-        nonlocal open_now
-        open_now -= 1
+        nonlocal ended
+        ended += 1
 
     try:
         for planned in plan.requests:
@@ -113,12 +114,13 @@ async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offer
             task = asyncio.create_task(_one(stream, planned, start + planned.at, load, exact))
             task.add_done_callback(_closed)
             tasks.append(task)
-            open_now += 1
-            outstanding.append(open_now)
+            waiting = len(tasks) - ended
+            if ended >= FILLED or waiting >= MOST_OUTSTANDING:
+                outstanding.append(waiting)
             if growing(outstanding):
                 await asyncio.sleep(0)  # a task that never ran cannot say what became of it
                 saturated = (
-                    f"over-saturated: after {len(tasks)} of {len(plan.requests)} requests {open_now} were waiting, "
+                    f"over-saturated: after {len(tasks)} of {len(plan.requests)} requests {waiting} were waiting, "
                     f"{outstanding[len(outstanding) // 2]} at half of them"
                 )
                 break

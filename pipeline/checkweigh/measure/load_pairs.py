@@ -14,24 +14,28 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from checkweigh.engines.endpoint import Client, Deadlines, Endpoint, Streamed, StreamRequest
+from checkweigh.engines.protocol import Telemetry
+from checkweigh.engines.vllm import require_cold
+from checkweigh.engines.vllm_report import read_telemetry
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
 from checkweigh.measure.latency import block_values, failures, unlike
 from checkweigh.measure.load import Offered, Outcome, offer
 from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn, collect, order_of
 from checkweigh.measure.quality import Arm
-from checkweigh.measure.timing import held, memory, paired_run
+from checkweigh.measure.timing import acceptance, held, memory, paired_run
 from checkweigh.records.load import Load, Poisson, Trace
 from checkweigh.records.measurement import Block, PairedRun
 
 WARM_UP = 10  # requests
+WATCH_S = 1.0
 REDONE = 10  # one pair in so many may be measured again, and at least two
 FIXED_LENGTH = ("vllm",)  # engines that can be asked for a reply of so many tokens, and for a salted cache
 
@@ -94,12 +98,15 @@ class Loaded:
     def block(self, role: Role, arm: Arm, plan: Plan) -> tuple[Offered, dict[str, float]]:
         """One block on one arm, after a silence; an engine that is gone is an error that names the arm."""
         time.sleep(self.load.washout)
-        memory(role, arm, reset_peak=True)
+        before = memory(role, arm, reset_peak=True)
+        salt = f"{self.seed}-{plan.digest[7:19]}-{self.redone}"
         with _no_collection():
-            offered = asyncio.run(
-                _offer(arm, plan, self.load, salt=f"{self.seed}-{plan.digest[7:19]}-{self.redone}")
-            )
-        values = block_values(offered, self.load, role) | held(memory(role, arm))
+            offered, kv_peak = asyncio.run(_offer(arm, plan, self.load, salt=salt))
+        after = memory(role, arm)
+        values = block_values(offered, self.load, role) | held(after)
+        if before.telemetry is not None and after.telemetry is not None:
+            require_cold(before.telemetry, after.telemetry)
+            values |= _counted(before.telemetry, after.telemetry) | {"kv_peak": kv_peak}
         return offered, values
 
 
@@ -133,7 +140,8 @@ def run_load(turn: Turn, supply: Supply, rules: Rules, seed: int) -> PairedRun:
     except GivenUp as error:
         found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
         found.blocks.clear()
-    return paired_run(found, rules.timing, seed, started, list(_notes(loaded, found)), described(rules))
+    notes = [*_notes(loaded, found), *acceptance(found.blocks, rules.timing.output_tokens)]
+    return paired_run(found, rules.timing, seed, started, notes, described(rules))
 
 
 def described(rules: Rules) -> str:
@@ -161,8 +169,17 @@ def _notes(loaded: Loaded, found: Collected) -> Iterator[str]:
             yield f"the {role} left requests unanswered: {failed}"
 
 
-async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> Offered:
-    """The plan, offered to the arm's endpoint over connections of the block's own."""
+def _counted(before: Telemetry, after: Telemetry) -> dict[str, float]:
+    """What the server itself counted during a block."""
+    drafts = after.drafts - before.drafts
+    values = {"preemptions": float(after.preemptions - before.preemptions)}
+    if drafts > 0:
+        values["acceptance_length"] = 1 + (after.accepted - before.accepted) / drafts
+    return values
+
+
+async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> tuple[Offered, float]:
+    """The plan, offered over connections of the block's own; and the most of its cache that the server had in use."""
     if not isinstance(arm.engine, Served):
         raise EngineError(f"{arm.manifest.name}: its engine has no address that a load could be sent to")
     exact = arm.engine.identity.kind in FIXED_LENGTH
@@ -172,7 +189,23 @@ async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> Offered:
         async def stream(planned: Planned) -> Streamed:
             return await client.stream(_request(arm, planned, exact=exact, salt=salt))
 
-        return await offer(stream, plan, load, exact=exact)
+        peak = [0.0]
+        watching = asyncio.create_task(_watch(client, peak)) if exact else None
+        try:
+            return await offer(stream, plan, load, exact=exact), peak[0]
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch(client: Client, peak: list[float]) -> None:
+    """Look once a second how full the server's cache is."""
+    while True:
+        await asyncio.sleep(WATCH_S)
+        with suppress(EngineError):
+            found = read_telemetry(await client.get_text(f"{client.endpoint.root}/metrics"))
+            peak[0] = max(peak[0], found.kv_use)
 
 
 def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamRequest:
@@ -188,7 +221,6 @@ def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamReq
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """No pause of this process's own garbage collector falls into a block."""
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -10,6 +10,7 @@ from checkweigh.stats.binary import (
     mcnemar_exact,
     tango_interval,
 )
+from checkweigh.stats.block_rates import block_rates
 from checkweigh.stats.blocks import MIN_BLOCKS, block_log_ratio
 from checkweigh.stats.evidence import Evidence
 from checkweigh.stats.identical import MIN_CLUSTERS, differing_share_upper
@@ -26,7 +27,6 @@ from checkweigh.stats.power import (
 )
 from checkweigh.stats.proportion import clustered_proportion
 from checkweigh.stats.quantiles import harrell_davis
-from checkweigh.stats.block_rates import block_rates
 from checkweigh.stats.ratio import ratio_difference
 from checkweigh.stats.sequential import nominal_level
 

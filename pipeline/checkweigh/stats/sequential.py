@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import special
@@ -61,9 +62,13 @@ def nominal_level(fractions: Sequence[float], alpha: float) -> float:
 
     ``fractions``: increasing, up to 1 where the last look is the final one; a single final look has ``alpha``.
     """
-    looks = tuple(fractions)
+    return _nominal(tuple(fractions), checked_alpha(alpha))
+
+
+@lru_cache(maxsize=64)
+def _nominal(looks: tuple[float, ...], alpha: float) -> float:
     if looks == (1.0,):
-        return checked_alpha(alpha)
+        return alpha
     whole = looks if looks[-1:] == (1.0,) else (*looks, 1.0)
     return float(special.ndtr(-spending_boundary(whole, alpha)[len(looks) - 1]))
 
