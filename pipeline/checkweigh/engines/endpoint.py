@@ -36,6 +36,9 @@ from checkweigh.errors import (
 )
 
 MAX_LINE = 64 << 20  # bytes of one event; prompt log-probabilities of a long prompt take a few
+KEPT_S = (
+    2.0  # an idle connection; uvicorn closes after 5, and a request on one that is being closed would be lost
+)
 VLLM_IDS: Mapping[str, Any] = {"return_token_ids": True}  # body field of vLLM; others may refuse it
 
 
@@ -171,7 +174,7 @@ class Client:
     async def __aenter__(self) -> Self:
         key = self.endpoint.key
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S),
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=aiohttp.ClientTimeout(
                 total=self.deadlines.total,

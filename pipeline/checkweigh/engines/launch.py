@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from checkweigh.engines.child import ChildEngine
 from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
+from checkweigh.errors import BadInput
+
+
+def check_engine(spec: EngineSpec) -> None:
+    """BadInput where it is known before anything starts that the engine of ``spec`` cannot."""
+    if spec.manifest.engine.kind == "vllm":
+        from checkweigh.engines.vllm import preflight
+
+        preflight(spec)
+    endpoint = spec.manifest.engine.endpoint
+    if endpoint is not None and endpoint.key_env is not None and not os.environ.get(endpoint.key_env):
+        raise BadInput(f"{spec.manifest.name}: expected a key in the environment variable {endpoint.key_env}")
 
 
 def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:

@@ -67,13 +67,11 @@ class AttachedEngine:
         return self._identity
 
     def __enter__(self) -> Self:
-        key = None
-        if self.key_env is not None:
-            key = os.environ.get(self.key_env)
-            if not key:
-                raise BadInput(
-                    f"engine.endpoint.key_env: expected a key in the environment variable {self.key_env}"
-                )
+        key = None if self.key_env is None else os.environ.get(self.key_env)
+        if self.key_env is not None and not key:
+            raise BadInput(
+                f"{self.spec.manifest.name}: expected a key in the environment variable {self.key_env}"
+            )
         self.endpoint = replace(self.endpoint, key=key)
         self._runner = self._stack.enter_context(asyncio.Runner())
         try:

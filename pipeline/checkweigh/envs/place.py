@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from checkweigh import canonical
+from checkweigh.envs.abilities import Abilities
 from checkweigh.errors import BadDocument, SourceError
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.document import parse_json
@@ -29,6 +30,7 @@ class Installed(Record):
     platform: str
     lock: Digest
     packages: dict[str, str]
+    abilities: Abilities
     installed: str
     size: int
 
@@ -68,8 +70,8 @@ def environments() -> list[tuple[Path, Installed | None]]:
     return [(folder, whole(folder)) for folder in folders]
 
 
-def require(lock: EngineLock, file: Path) -> Path:
-    """The interpreter of the lock's environment. SourceError, with the command that mends it: there is none."""
+def require(lock: EngineLock, file: Path) -> tuple[Path, Abilities]:
+    """The interpreter of the lock's environment, and what it can do. SourceError, with what mends it: there is none."""
     folder = folder_of(lock)
     found = whole(folder)
     if found is None or found.lock != lock.digest:
@@ -77,4 +79,4 @@ def require(lock: EngineLock, file: Path) -> Path:
             f"{file}: expected its environment below {engines_root()}, found none; "
             f"checkweigh engine install {file} makes it"
         )
-    return interpreter(folder)
+    return interpreter(folder), found.abilities

@@ -103,6 +103,7 @@ class ArmRun:
         self.unfit = starting and isinstance(error, EngineOutOfMemory)
         if self.unfit or self.failures >= ATTEMPTS:
             raise error
+        self.progress(f"{self.role}: its engine failed and is started again: {error}", 0, 0)
 
     def forgive(self) -> None:
         """Being refused for memory while the other arm ran is no failure: it fitted when it ran alone."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from checkweigh.decide import FAILURE_ITEMS
+from checkweigh.engines.launch import check_engine
 from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
 from checkweigh.noise import below_floor, floor_of
 from checkweigh.records.calibration import Calibration
@@ -21,7 +22,7 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, roots
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.sources.trace import Row
-from checkweigh.usecases.arms import Progress
+from checkweigh.usecases.arms import Progress, spec_of
 from checkweigh.usecases.calibrations import known
 from checkweigh.usecases.loads import loaded
 
@@ -67,6 +68,10 @@ def read_inputs(
         drift += undeclared(anchor.manifest, anchor.pins, second.manifest, second.pins)
     if drift:
         raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
+    for resolved in (first, second, *((anchor,) if anchor else ())):
+        _try(wrong, lambda resolved=resolved: check_engine(spec_of(resolved)))  # type: ignore[misc]
+    if wrong:
+        raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
     calibrations = known(first.pins.record_digest()) if calibrated else ()
     _honest(rules, policy, sets, calibrations)
     return Inputs(

