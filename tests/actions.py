@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.github_server import FakeGithub
+from tests.scratch import Repo
 
 _TOKEN = re.compile(r"\s*(?:('(?:[^']|'')*')|(\|\||&&|==|!=|!|\(|\)|,)|([A-Za-z_][\w.-]*))")
 Context = Mapping[str, Any]
@@ -180,3 +183,31 @@ class Runner:
         self.log += f"--- {step['name']}: {done.returncode}\n{done.stdout}{done.stderr}"
         lines = [line.partition("=") for line in out.read_text().splitlines()]
         return done.returncode, {name: value for name, _, value in lines}
+
+
+def machine(
+    repo: Repo, github: FakeGithub, where: Path, home: Path, token: str, event: str = "pull_request"
+) -> Runner:
+    """The machine of a pull request's job: a clone with the merge of ``change`` into ``main`` checked out.
+
+    With event ``push`` it is what runs after that merge.
+    """
+    shutil.rmtree(where, ignore_errors=True)
+    work = where / "work"
+    repo.git("clone", "-q", str(repo.root), str(work))
+    repo.git("checkout", "-q", "--detach", "origin/main", cwd=work)
+    before = repo.git("rev-parse", "HEAD", cwd=work)
+    repo.git("merge", "-q", "--no-ff", "-m", "merge", "origin/change", cwd=work)
+    (where / "temp").mkdir()
+    number = {"number": 7} if event == "pull_request" else None
+    contexts = {
+        "event_name": event, "event": {"pull_request": number, "before": before}, "base_ref": "main",
+        "token": token, "run_id": "11", "run_attempt": "1", "job": "gate", "workflow": "w", "ref": "r",
+    }  # fmt: skip
+    env = {
+        "GITHUB_API_URL": github.url,
+        "GITHUB_REPOSITORY": "o/r",
+        "GITHUB_SERVER_URL": "https://github.example",
+    }
+    env |= {"GITHUB_RUN_ID": "11", "CHECKWEIGH_HOME": str(home)}
+    return Runner(work, where / "temp", contexts, env)

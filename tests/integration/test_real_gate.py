@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.actions import machine
+from tests.github_server import running
+from tests.scratch import Repo
 
 from checkweigh import canonical
 from checkweigh.cli import main
@@ -124,3 +127,48 @@ def test_every_shipped_candidate_is_what_its_lock_says(name: str, resolved: Reso
     found = verify(ROOT / "manifests" / f"smollm2-135m-{name}.yaml")
     assert found.pins.weights == resolved.pins.weights
     assert found.pins.manifest != resolved.pins.manifest
+
+
+def test_in_ci_a_pull_request_that_switches_to_nf4_is_blocked_and_a_rename_passes(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GitHub workflow's own steps on the real model, with what was measured above."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    _, measured = gate(workplace, monkeypatch, "smollm2-135m-nf4")
+    repo = Repo(tmp_path / "origin")
+    repo.root.mkdir()
+    for name in ("manifests", "evalsets"):
+        shutil.copytree(workplace / name, repo.root / name)
+    shutil.copy(workplace / "policy.yaml", repo.root / "policy.yaml")
+    repo.git("init", "-q", "-b", "main")
+    repo.with_workflow()
+    repo.commit("what is served")
+    served, nf4 = (repo.root / "manifests" / f"smollm2-135m{suffix}.yaml" for suffix in ("", "-nf4"))
+    with running("token") as github:
+
+        def job() -> tuple[int, str]:
+            runner = machine(repo, github, tmp_path / "machine", workplace / "home", "token")
+            workflow = runner.workspace / ".github/workflows/checkweigh.yml"
+            code = runner.job(workflow, "gate", {"policy": "policy.yaml"})
+            return code, runner.log
+
+        repo.git("checkout", "-q", "-b", "change")
+        served.write_text(nf4.read_text().replace("name: smollm2-135m-nf4", "name: smollm2-135m"))
+        shutil.copy(nf4.with_suffix(".lock.json"), served.with_suffix(".lock.json"))
+        repo.commit("switch to nf4")
+        code, log = job()
+        assert code == 1, log
+        (decided,) = (tmp_path / "machine/work/runs/ci/gates").glob("*/decision.json")
+        decision = Decision.model_validate_json(decided.read_bytes())
+        assert decision.candidate.pins == measured.candidate.pins
+        assert all(stage.stored for stage in decision.stages), "nothing is measured twice"
+        assert "⛔ block: perplexity" in github.comments[7][0]["body"]
+
+        repo.git("checkout", "-q", "-B", "change", "main")
+        for suffix in (".yaml", ".lock.json"):
+            repo.git("mv", f"manifests/smollm2-135m{suffix}", f"manifests/served{suffix}")
+        repo.edit("manifests/served.yaml", name="served")
+        repo.commit("rename")
+        code, log = job()
+        assert code == 0, log
+        assert "✅ checkweigh: pass" in github.comments[7][0]["body"]

@@ -11,7 +11,6 @@ from typing import Literal
 
 import yaml
 
-from checkweigh.errors import BadInput
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.yamltree import MAX_BYTES
 from checkweigh.sources.git import FileChange, Repository
@@ -46,7 +45,7 @@ def kind_of(path: Path) -> Kind | None:
 def named_paths(manifest: Manifest, folder: PurePosixPath) -> Iterator[str]:
     """Relative files and directories that a manifest in ``folder`` names, from the root of the repository.
 
-    One that lies outside of the repository starts with ``..``. Absolute ones are nobody's to move.
+    One that lies outside of the repository starts with ``..``. Absolute ones are where they are.
     """
     for text in _texts(manifest.declared()):
         kind, _, rest = text.partition(":")
@@ -72,12 +71,18 @@ def below(path: str, folder: str) -> bool:
 
 @dataclass(frozen=True)
 class Trees:
-    """The working tree and the files of one commit, written out at ``before``."""
+    """The working tree and the files of one commit, written out below ``mirror`` at the working tree's own address, so
+    that a path that leads out of the one has a place to lead to from the other."""
 
     repository: Repository
     commit: str
-    before: Path
+    mirror: Path
     changes: tuple[FileChange, ...]
+
+    @property
+    def before(self) -> Path:
+        """The root of the old files."""
+        return self.mirror / self.now.relative_to(self.now.anchor)
 
     @property
     def now(self) -> Path:
@@ -115,16 +120,24 @@ class Trees:
     def furnish(self, manifest: Manifest, path: str) -> None:
         """Put what a manifest of the old tree names and git does not hold (weights, mostly) where it is looked for.
 
-        They are links to the files of today, which the old lock then has to recognise. BadInput for what lies outside.
+        They are links to the files of today, which the old lock then has to recognise.
         """
         for named in named_paths(manifest, PurePosixPath(path).parent):
-            if named.startswith(".."):
-                raise BadInput(
-                    f"{path}: expected sources in the repository or at absolute paths, found {named}: "
-                    "a pull request's baseline is served from another directory"
-                )
+            if named.split("/")[0] == "..":
+                here, there = (Path(os.path.normpath(tree / named)) for tree in (self.before, self.now))
+                if self.mirror in here.parents:
+                    _link(here, there)
+                continue
             for file in self.repository.untracked(named):
-                link = self.before / file
-                if not os.path.lexists(link):
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(self.now / file)
+                _link(self.before / file, self.now / file)
+
+    def told(self, text: str) -> str:
+        """``text`` with places of the old tree named by its commit, and those of the working tree from its root."""
+        text = text.replace(str(self.before), self.commit[:12]).replace(str(self.mirror), "")
+        return text.replace(f"{self.now}/", "")
+
+
+def _link(link: Path, target: Path) -> None:
+    if not os.path.lexists(link):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)

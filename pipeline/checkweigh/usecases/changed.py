@@ -59,12 +59,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """Everything that changed since ``merge_base``, a commit; ``before`` holds its files while they are needed."""
+    """Everything that changed since ``merge_base``, a commit; ``trees`` holds its files while they are needed."""
 
     base: str
     merge_base: str
-    root: Path
-    before: Path
+    trees: Trees
     manifests: tuple[Change, ...]
     policies: tuple[Change, ...]
     evalsets: tuple[Change, ...]
@@ -111,15 +110,14 @@ def changed(base: str, declared: str | None, folder: Path, *, manifests: bool = 
     declared = None if declared is None else os.path.normpath(declared)
     commit = repo.merge_base(repo.commit(base))
     with tempfile.TemporaryDirectory(prefix="checkweigh-before-") as temporary:
-        before = Path(temporary).resolve()
-        repo.write_out(commit, before)
-        trees = Trees(repo, commit, before, repo.changes(commit))
+        trees = Trees(repo, commit, Path(temporary).resolve(), repo.changes(commit))
+        repo.write_out(commit, trees.before)
         wrong: list[str] = []
         affected = tuple(_manifests(trees, declared, wrong)) if manifests else ()
         if wrong:
             raise BadInput("\n".join(dict.fromkeys(wrong)))
         yield Changed(
-            base=base, merge_base=commit, root=repo.root, before=before, manifests=affected,
+            base=base, merge_base=commit, trees=trees, manifests=affected,
             policies=tuple(_policies(trees)), evalsets=tuple(_evalsets(trees)),
         )  # fmt: skip
 
@@ -135,8 +133,7 @@ def _manifests(trees: Trees, declared: str | None, wrong: list[str]) -> Iterator
         try:
             found = _manifest(trees, path, files.get(path), declared)
         except BadInput as error:
-            said = str(error).replace(str(trees.before), trees.commit[:COMMIT])
-            wrong.append(said.replace(f"{trees.now}/", ""))
+            wrong.append(trees.told(str(error)))
             continue
         if found is not None:
             yield found

@@ -169,14 +169,15 @@ def _policy(found: Changed, change: Change) -> Outcome:
         return _outcome(change, ExitCode.PASS, change.because)
     assert change.baseline is not None
     try:
-        new = read_policy(found.root / change.path)
+        new = read_policy(found.trees.now / change.path)
     except BadInput as error:
         return _outcome(change, ExitCode.BAD_INPUT, "it cannot be read", str(error))
     try:
-        old = read_policy(found.before / change.baseline)
+        old = read_policy(found.trees.before / change.baseline)
     except BadInput as error:  # of another version of the tool, perhaps: what got looser is for people to see
-        said = str(error).replace(str(found.before), found.merge_base[:12])
-        return _outcome(change, ExitCode.INCONCLUSIVE, "as it was it cannot be read", said)
+        return _outcome(
+            change, ExitCode.INCONCLUSIVE, "as it was it cannot be read", found.trees.told(str(error))
+        )
     lines = loosenings(old, new)
     if not lines:
         return _outcome(change, ExitCode.PASS, "nothing got looser")
@@ -195,7 +196,7 @@ def _evalset(found: Changed, change: Change, progress: Progress) -> Outcome:
     if change.need == "nothing":
         return _outcome(change, ExitCode.PASS, change.because)
     try:
-        checked = check_evalset((found.root / change.path).parent, None, progress)
+        checked = check_evalset((found.trees.now / change.path).parent, None, progress)
     except CheckweighError as error:
         return _outcome(change, error.exit_code, "it cannot be read", str(error))
     text = "it has errors" if checked.exit_code else change.because
@@ -204,7 +205,7 @@ def _evalset(found: Changed, change: Change, progress: Progress) -> Outcome:
 
 def _verified(found: Changed, change: Change, progress: Progress) -> Outcome:
     try:
-        verify(found.root / change.path, progress)
+        verify(found.trees.now / change.path, progress)
     except CheckweighError as error:
         return _outcome(change, error.exit_code, "what is there is not what is pinned", str(error))
     return _outcome(change, ExitCode.PASS, f"{change.because}; everything is what the lock says")
@@ -216,12 +217,11 @@ def _gate(asked: Asked, found: Changed, change: Change, number: int, say: Say) -
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", change.path)[-80:].strip("-.") or "manifest"
     reports = f"{GATES}/{number:02}-{slug}"
     say(f"{change.path}: gate against {change.baseline} at {found.merge_base[:12]}")
-    arms = [str(found.before / change.baseline), str(found.root / change.path)]
+    arms = [str(found.trees.before / change.baseline), str(found.trees.now / change.path)]
     options = ["--policy", str(asked.policy), "--out", str(asked.out / reports), *asked.options]
     status, said = _spawn(["gate", *options, "--", *arms], say)
-    said = said.replace(str(found.before), found.merge_base[:12])
     code, text = judge(status, asked.out / reports, change)
-    return _outcome(change, code, text, "" if code in DECIDED else said, reports)
+    return _outcome(change, code, text, "" if code in DECIDED else found.trees.told(said), reports)
 
 
 def judge(status: int, reports: Path, change: Change) -> tuple[ExitCode, str]:

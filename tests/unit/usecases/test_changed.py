@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ import yaml
 from tests.scratch import Scratch
 from tests.unit.usecases.desk import Desk
 
-from checkweigh import canonical
-from checkweigh.records.manifest import Manifest
+from checkweigh.errors import PinMismatch
 from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.pin import pin, verify
 from checkweigh.usecases.changed import changed
@@ -63,11 +63,11 @@ def test_an_edited_manifest_is_gated_against_itself_at_the_merge_base(scratch: S
     one = only(found(scratch))
     assert (one["path"], one["status"], one["need"], one["baseline"]) == (SERVED, "modified", "gate", SERVED)
     with changed("main", None, scratch.root) as plan:
-        before = verify(plan.before / SERVED)
+        before = verify(plan.trees.before / SERVED)
         assert "bias_nats" not in before.manifest.engine.options, "neither the change nor main's later one"
         assert before.pins.record_digest() == one["baseline_pins"]
-        assert not (plan.before / SERVED).stat().st_mode & 0o222
-    assert not plan.before.exists()
+        assert not (plan.trees.before / SERVED).stat().st_mode & 0o222
+    assert not plan.trees.before.exists()
 
 
 def test_what_is_not_committed_counts(scratch: Scratch) -> None:
@@ -214,7 +214,7 @@ def test_a_template_that_a_manifest_names_affects_it(scratch: Scratch) -> None:
     one = only(found(scratch))
     assert (one["need"], one["because"]) == ("gate", "its pins differ, and templates/chat.jinja changed")
     with changed("main", None, scratch.root) as plan:
-        verify(plan.before / SERVED)  # with the template as it was
+        verify(plan.trees.before / SERVED)  # with the template as it was
 
 
 def test_weights_that_git_does_not_hold_are_found_again(scratch: Scratch) -> None:
@@ -230,21 +230,30 @@ def test_weights_that_git_does_not_hold_are_found_again(scratch: Scratch) -> Non
     pin(scratch.root / SERVED)
     scratch.commit("edit")
     with changed("main", None, scratch.root) as plan:
-        assert (plan.before / "models/tiny/model.safetensors").is_symlink()
-        assert not (plan.before / "models/tiny/tokenizer.json").is_symlink()
-        assert verify(plan.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
+        assert (plan.trees.before / "models/tiny/model.safetensors").is_symlink()
+        assert not (plan.trees.before / "models/tiny/tokenizer.json").is_symlink()
+        assert verify(plan.trees.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
+
+
+def test_weights_outside_of_the_repository_are_found_again(
+    scratch: Scratch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = Path(read_manifest(scratch.root / SERVED).model.source.removeprefix("path:"))
+    outside = tmp_path_factory.mktemp("outside") / "model"
+    shutil.copytree(model, outside)
     scratch.git("checkout", "-q", "main")
-    scratch.edit(SERVED, model={"source": "path:../../outside"})
-    value: Manifest = read_manifest(scratch.root / SERVED)
-    lock = scratch.root / "manifests/served.lock.json"
-    pins = json.loads(lock.read_text())
-    pins["pins"]["manifest"] = canonical.digest(value.declared())
-    lock.write_text(json.dumps(pins))
-    scratch.commit("outside")
+    scratch.edit(SERVED, model={"source": f"path:{os.path.relpath(outside, scratch.root / 'manifests')}"})
+    pin(scratch.root / SERVED)
+    scratch.commit("weights outside")
     scratch.git("checkout", "-q", "-B", "change", "main")
-    scratch.manifest("served", {})
-    scratch.commit("back")
-    assert "expected sources in the repository or at absolute paths, found ../outside" in refused(scratch)
+    scratch.edit(SERVED, sampling={"max_tokens": 8})
+    pin(scratch.root / SERVED)
+    scratch.commit("edit")
+    with changed("main", None, scratch.root) as plan:
+        assert verify(plan.trees.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
+        (outside / "tokenizer_config.json").write_text("{}")
+        with pytest.raises(PinMismatch, match="tokenizer_config"):
+            verify(plan.trees.before / SERVED)
 
 
 def test_policies_and_sets(scratch: Scratch) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.actions import Runner
+from tests.actions import Runner, machine
 from tests.conftest import WriteManifest
 from tests.github_server import FakeGithub, running
 from tests.scratch import Scratch
 from tests.unit.usecases.desk import PERPLEXITY, Desk
 
-ROOT = Path(__file__).resolve().parents[3]
-FILES = ROOT / "workflows" / "github"
 TOKEN = "ghs_fakeTokenForTests0000"
 INPUTS = {"policy": "gates/test.yaml"}
 
@@ -31,13 +28,12 @@ def scratch(
     """A repository as `checkweigh init` leaves it: the workflow and its action in their places."""
     desk = Desk(tmp_path, monkeypatch, write_manifest, capfd)
     desk.policy(PERPLEXITY)
-    for source, target in (
-        ("action.yml", "actions/checkweigh/action.yml"),
-        ("gate.yml", "workflows/checkweigh.yml"),
-    ):
-        (tmp_path / ".github" / target).parent.mkdir(parents=True)
-        shutil.copy(FILES / source, tmp_path / ".github" / target)
-    return Scratch(desk)
+    repo = Scratch(desk)
+    repo.git("checkout", "-q", "main")
+    repo.with_workflow()
+    repo.commit("as checkweigh init leaves it")
+    repo.git("checkout", "-q", "-B", "change", "main")
+    return repo
 
 
 @pytest.fixture
@@ -47,25 +43,7 @@ def github() -> Iterator[FakeGithub]:
 
 
 def pull_request(scratch: Scratch, github: FakeGithub, where: Path, event: str = "pull_request") -> Runner:
-    """The machine of a pull request's job: a clone with the merge of ``change`` into ``main`` checked out."""
-    shutil.rmtree(where, ignore_errors=True)
-    scratch.git("clone", "-q", str(scratch.root), str(where / "work"))
-    scratch.git("checkout", "-q", "--detach", "origin/main", cwd=where / "work")
-    before = scratch.git("rev-parse", "HEAD", cwd=where / "work")
-    scratch.git("merge", "-q", "--no-ff", "-m", "merge", "origin/change", cwd=where / "work")
-    (where / "temp").mkdir()
-    number = {"number": 7} if event == "pull_request" else None
-    contexts = {
-        "event_name": event, "event": {"pull_request": number, "before": before}, "base_ref": "main",
-        "token": TOKEN, "run_id": "11", "run_attempt": "1", "job": "gate", "workflow": "w", "ref": "r",
-    }  # fmt: skip
-    env = {
-        "GITHUB_API_URL": github.url,
-        "GITHUB_REPOSITORY": "o/r",
-        "GITHUB_SERVER_URL": "https://github.example",
-    }
-    env |= {"GITHUB_RUN_ID": "11", "CHECKWEIGH_HOME": str(scratch.desk.home)}
-    return Runner(where / "work", where / "temp", contexts, env)
+    return machine(scratch, github, where, scratch.desk.home, TOKEN, event)
 
 
 def run(runner: Runner) -> int:
