@@ -1,10 +1,15 @@
 """A whole decision on large data: 40 closed-form checks of 100,000 paired items each, on one core.
 
-    python benchmarks/decision.py [--items N] [--repeats R] [--out FILE]
+    python benchmarks/decision.py [--items N] [--repeats R] [--peers PYTHON] [--out FILE]
 
 Paired samples are in memory; estimation, Holm and the verdict run through the gate's own code. Each kind of estimator
-is timed apart as well. Where `statgate` (PyPI) is installed its gate on one metric, a BCa bootstrap of
-10,000 resamples by default, runs on the same values in the same process.
+is timed apart as well. With ``--peers`` MLflow's paired comparison, statgate's gate and NeMo Evaluator's compare get
+the same values in the same run on the same core, in an environment of their own, which is made like this (MLflow's
+comparison is of 3.18; NeMo Evaluator 0.3 asks for a newer Python than it needs here):
+
+    python -m venv PEERS && PEERS/bin/pip install statgate mlflow
+    PEERS/bin/pip install --no-deps mlflow==3.18.0
+    PEERS/bin/pip install --ignore-requires-python nemo-evaluator==0.3.0
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -26,9 +33,19 @@ from checkweigh.measure import host
 from checkweigh.pairing import PairedSample
 from checkweigh.records.document import parse
 from checkweigh.records.policy import Check, Policy
+from checkweigh.stats import Partition
+from checkweigh.stats.bootstrap import cluster_bootstrap
 
 KINDS = {"score": 16, "accuracy": 8, "log_perplexity": 8, "log_length": 8}  # metric -> checks
 LIMIT_S = 2.0
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
+PEERS_CANNOT = {
+    "mlflow": "no margin, no clusters, no correction over metrics, no verdict; ratios of sums only as means of "
+    "documents. Timed are the statistics of each metric, not reading traces",
+    "statgate": "no clusters, no correction over metrics, one metric a gate; ratios of sums only as means of documents",
+    "nemo-evaluator": "no margin in the test (a least effect only), clusters in its gate but not in its compare, no "
+    "correction over metrics; ratios of sums only as means of documents",
+}
 
 
 def policy() -> Policy:
@@ -78,17 +95,21 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def statgate_gate(baseline: np.ndarray, candidate: np.ndarray) -> Callable[[], Any] | None:
-    """statgate's paired non-inferiority gate on one metric; None where it is not installed."""
-    try:
-        from statgate import EvalRecord, GateSettings, evaluate_gate
-    except ImportError:
-        return None
-    arms = [
-        [EvalRecord(case_id=f"i{i}", score=float(value)) for i, value in enumerate(values)]
-        for values in (baseline, candidate)
-    ]
-    return lambda: evaluate_gate(*arms, GateSettings(metric="score", margin=0.02))
+def peers(python: Path, samples: dict[str, PairedSample], budget: float) -> dict[str, Any]:
+    """The same values through the peers, in their own environment, on this core, in this run."""
+    arrays = {}
+    for name, sample in samples.items():
+        arrays[f"{name}.baseline"] = sample.baseline / sample.size
+        arrays[f"{name}.candidate"] = sample.candidate / sample.size
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "values.npz"
+        np.savez(data, **arrays)
+        script = Path(__file__).with_name("decision_peers.py")
+        command = [str(python), str(script), str(data), str(budget)]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, check=True, env={"PATH": os.environ["PATH"], **QUIET}
+        )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,20 +130,27 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
             spent += taken
         judged: list[Any] = []
         whole.append(spent + seconds(lambda found=found, judged=judged: judged.append(decide(rules, found))))
-    one = samples["score-0"]
-    peer = statgate_gate(one.baseline, one.candidate)
-    peer_seconds = [seconds(peer) for _ in range(2)] if peer else None
+    ours = float(np.median(whole))
+    others = peers(arguments.peers, samples, arguments.peer_seconds) if arguments.peers else {}
+    for found_peer in others.values():
+        if "seconds_for_all" in found_peer:
+            found_peer["times_checkweigh"] = found_peer["seconds_for_all"] / ours
     return {
-        "statgate_one_check_seconds": peer_seconds,
-        "statgate_over_checkweigh_a_check": float(np.median(peer_seconds) / np.median(by_kind["score"]))
-        if peer_seconds else None,
         "date": host.now(), "hardware": host.hardware(), "load_average": os.getloadavg(),
         "versions": {name: metadata.version(name) for name in ("checkweigh", "numpy", "scipy")},
         "items": arguments.items, "clusters": len(set(clusters)), "checks": len(rules.checks),
-        "seconds": {"median": float(np.median(whole)), "all": whole, "limit": LIMIT_S},
+        "seconds": {"median": ours, "best": min(whole), "all": whole, "limit": LIMIT_S},
         "milliseconds_a_check": {metric: 1e3 * float(np.median(times)) for metric, times in by_kind.items()},
-        "verdict": judged[0].verdict,
+        "verdict": judged[0].verdict, "peers": others, "peers_cannot": PEERS_CANNOT if others else {},
+        "bootstrap_40_metrics_1000_clusters_10000_resamples_seconds": bootstrap_seconds(rng),
     }  # fmt: skip
+
+
+def bootstrap_seconds(rng: np.random.Generator) -> float:
+    """One set of resampling weights for 40 metrics: what a shown bootstrap costs."""
+    partition = Partition(np.arange(5000) // 5, np.full(1000, 5))
+    data = rng.normal(size=(40, 5000))
+    return seconds(lambda: cluster_bootstrap(data, np.ones(5000), partition, resamples=10_000, rng=rng))
 
 
 def main() -> None:
@@ -132,6 +160,8 @@ def main() -> None:
     )
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", type=Path, help="python of an environment with the peers")
+    parser.add_argument("--peer-seconds", type=float, default=60, help="each peer stops after so many")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -68,7 +68,7 @@ def test_documents_of_one_work_are_not_independent(runs: int) -> None:
     assert np.mean(naive.lower > -MARGIN) > 0.09
 
 
-def test_known_failure_a_few_ruined_documents(runs: int) -> None:
+def test_known_failure_a_few_ruined_documents(runs: int, fails: Claim) -> None:
     """5% of the documents lose .5 nats a token, the others gain a little: true loss exactly the margin.
 
     Measured with 4,000 runs: 19% ship with 96 documents, 18% with 200 in works of two. KL has a guard against
@@ -79,4 +79,4 @@ def test_known_failure_a_few_ruined_documents(runs: int) -> None:
     ruined = rng.random((runs, 96)) < 0.05
     gain = np.where(ruined, -0.5, 0.0) + 0.025 - MARGIN + 0.03 * rng.normal(size=(runs, 96))
     found = ratio_difference(gain * tokens, tokens, Partition.singletons(96), margin=MARGIN)
-    assert 0.12 < np.mean(found.lower > -MARGIN) < 0.27
+    fails(found.lower > -MARGIN, 0.12, 0.27, 0.05)
