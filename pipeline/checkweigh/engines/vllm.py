@@ -262,10 +262,17 @@ class VllmEngine:
         if before is not None:
             require_cold(before, counters)
         used = gpu.usage([p.pid for p in server.processes()]) if self._on_gpu() else None
+        if used is None:
+            return replace(found, telemetry=counters)
+        held, busy = used
         return replace(
-            found, telemetry=counters, gpu=None if used is None else used[0],
-            utilization=None if used is None else used[1],
-        )  # fmt: skip
+            found,
+            resident=found.resident + held,
+            peak=found.peak + held,
+            gpu=held,
+            utilization=busy,
+            telemetry=counters,
+        )
 
     def _on_gpu(self) -> bool:
         return self.spec.manifest.engine.device == "cuda"

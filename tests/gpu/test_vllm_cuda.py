@@ -1,0 +1,68 @@
+"""vLLM on an NVIDIA GPU. Not run where this was written: there was none. benchmarks/gpu/run.sh makes its environment.
+
+``CHECKWEIGH_GPU_LOCK`` names the lock of an installed vllm; without it the tests are skipped, visibly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from checkweigh.engines.protocol import GenerateRequest, GenerateResult  # noqa: E402
+from checkweigh.engines.spec import EngineSpec  # noqa: E402
+from checkweigh.engines.vllm import VllmEngine  # noqa: E402
+from checkweigh.measure.quality import Arm, check_identity  # noqa: E402
+from checkweigh.records.evalset import Message  # noqa: E402
+from checkweigh.records.manifest import Manifest  # noqa: E402
+from checkweigh.sources.enginelock import read_engine_lock  # noqa: E402
+from checkweigh.sources.pin import verify  # noqa: E402
+from checkweigh.usecases.arms import spec_of  # noqa: E402
+
+LOCK = os.environ.get("CHECKWEIGH_GPU_LOCK")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+    pytest.mark.skipif(LOCK is None, reason="CHECKWEIGH_GPU_LOCK names no lock of an installed vllm"),
+]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    assert LOCK is not None
+    lock = Path(LOCK).resolve()
+    spec: EngineSpec = spec_of(verify(ROOT / "manifests" / "smollm2-135m.yaml"))
+    document = spec.manifest.model_dump(mode="json")
+    document["engine"] |= {
+        "kind": "vllm", "version": read_engine_lock(lock).version, "device": "cuda",
+        "environment": {"lock": str(lock)}, "args": {"enforce_eager": True},
+    }  # fmt: skip
+    manifest = Manifest.model_validate_json(json.dumps(document))
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with VllmEngine(replace(spec, manifest=manifest, lock=lock), log=log) as running:
+        yield running
+
+
+def test_it_serves_what_is_pinned_on_the_device(engine: VllmEngine) -> None:
+    renderer = engine._talk.renderer
+    check_identity(Arm(engine.spec.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id))
+    assert engine.identity.device == "cuda"
+    question = (Message(role="user", content="What is the capital of France?"),)
+    (reply,) = engine.generate([GenerateRequest(id="x", messages=question)])
+    assert isinstance(reply, GenerateResult)
+    assert reply.text == "The capital of France is Paris."
+
+
+def test_memory_and_use_of_the_device_are_reported(engine: VllmEngine) -> None:
+    found = engine.resources()
+    assert found.gpu is not None
+    assert found.gpu > 1 << 30
+    assert found.utilization is not None
+    assert 0 <= found.utilization <= 1
