@@ -17,6 +17,8 @@
         │   └── EngineOutOfMemory       refused before loading, or killed for memory
         ├── ScorerError                 a scorer raised, gave no number, or its sandbox cannot be had
         ├── StoreError                  a stored record is damaged or cannot be written
+        ├── SigningError                a verdict or weights cannot be signed
+        ├── RegistryError               the model registry did not do, or did not keep, what was asked
         └── HostBusy                    another gate holds this host's timing lock
 """
 
@@ -141,6 +143,14 @@ class ScorerError(Broken):
 
 class StoreError(Broken):
     """The measurement store is damaged or cannot be written."""
+
+
+class SigningError(Broken):
+    """A verdict or weights that were to be signed could not be."""
+
+
+class RegistryError(Broken):
+    """The model registry is silent, answers junk, or does not hold what it said it took."""
 
 
 class HostBusy(Broken):

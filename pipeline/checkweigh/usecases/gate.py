@@ -50,7 +50,9 @@ from checkweigh.usecases.units import units
 
 __all__ = ["Inputs", "gate", "read_inputs"]
 
-OUTPUTS = ("junit.xml", "summary.md", "report.html")  # decision.json is the report package's to remove
+OUTPUTS = (  # decision.json is the report package's to remove
+    "attestation.json", "waiver.json", "weights.sig", "junit.xml", "summary.md", "report.html",
+)  # fmt: skip
 Records = dict[str, MeasurementSet]
 
 

@@ -1,0 +1,231 @@
+"""All reasons to refuse an attestation or a waiver. No IO: clock, signature and digests of files are arguments.
+
+An attestation is accepted only when every rule held; a list that ends empty because nothing could be checked does
+not exist: what cannot be read is itself a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from checkweigh.attest.envelope import Opened, Refusal, read_part
+from checkweigh.canonical import short
+from checkweigh.errors import BadDocument
+from checkweigh.records.attestation import (
+    ATTESTED,
+    STATEMENT,
+    TEST_RESULT,
+    WAIVER,
+    Attested,
+    Statement,
+    Subject,
+    TestResult,
+    Waiver,
+    subjects,
+)
+from checkweigh.records.decision import Verdict
+from checkweigh.records.manifest import Pins
+from checkweigh.records.policy import FAILURES, Policy
+
+SKEW = timedelta(minutes=5)  # clocks of two machines may differ by so much
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What an attestation must be about. ``files_wrong`` are differences between the pins and the files."""
+
+    pins: Pins
+    policy: Policy
+    now: datetime
+    max_age: timedelta
+    files_wrong: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """A predicate, as far as it could be read, and what is wrong with it."""
+
+    attested: Attested | None
+    refusals: tuple[Refusal, ...]
+
+
+def read(opened: Opened) -> Read:
+    """The attested part of an opened envelope: types first, then what stands in it."""
+    wrong = list(opened.refusals)
+    attested = None
+    if opened.statement is not None:
+        wrong += _types(opened.statement, TEST_RESULT)
+        if opened.statement.predicate_type == TEST_RESULT:
+            attested = _predicate(opened.statement, wrong)
+    return Read(attested=attested, refusals=tuple(wrong))
+
+
+def judge(
+    opened: Opened, expected: Expected, waiver: Waiver | None
+) -> tuple[Attested | None, tuple[Refusal, ...]]:
+    """Every reason not to admit; none means that these bytes passed that policy, lately.
+
+    1. Envelope, key, signature; statement and predicate types; our schema.
+    2. The files are what the pins say, and the subjects are exactly these pins.
+    3. The policy is this one, and every check of it has a result; each of its sets and the tool have a digest.
+    4. The verdict is a pass that does not contradict itself, or a waiver of this very decision is at hand.
+    5. It is not too old, and not from the future.
+    """
+    found = read(opened)
+    wrong = list(found.refusals)
+    wrong += [Refusal(code="files", text=text) for text in expected.files_wrong]
+    if opened.statement is not None:
+        wrong += _subjects(opened.statement.subject, subjects(expected.pins))
+    if (attested := found.attested) is not None:
+        wrong += _about(attested, expected)
+        wrong += _verdict(attested, waiver)
+        wrong += _age(attested.ended, expected.now, expected.max_age)
+    return attested, tuple(wrong)
+
+
+def waiver_refusals(
+    opened: Opened, attested: Attested | None, pins: Pins, policy: str, now: datetime
+) -> tuple[Waiver | None, tuple[Refusal, ...]]:
+    """A waiver that holds for this decision, candidate and policy now, or every reason why there is none."""
+    wrong = [Refusal(code=f"waiver-{r.code}", text=r.text) for r in opened.refusals]
+    waiver = None
+    if opened.statement is not None:
+        wrong += [Refusal(code=f"waiver-{r.code}", text=r.text) for r in _types(opened.statement, WAIVER)]
+        wrong += [
+            Refusal(code="waiver-subject", text=r.text)
+            for r in _subjects(opened.statement.subject, subjects(pins))
+        ]
+        if opened.statement.predicate_type == WAIVER:
+            try:
+                waiver = read_part(Waiver, opened.statement.predicate, "waiver")
+            except BadDocument as error:
+                wrong += [Refusal(code="waiver", text=str(p)) for p in error.problems[:5]]
+    if waiver is not None:
+        wrong += _waiver(waiver, attested, pins.record_digest(), policy, now)
+    return (None if wrong else waiver), tuple(wrong)
+
+
+def _types(statement: Statement, wanted: str) -> Iterator[Refusal]:
+    if statement.type_ != STATEMENT:
+        yield Refusal(code="statement-type", text=f"expected {STATEMENT}, found {statement.type_[:100]!r}")
+    if statement.predicate_type != wanted:
+        text = f"expected {wanted}, found {statement.predicate_type[:100]!r}"
+        yield Refusal(code="predicate-type", text=text)
+
+
+def _predicate(statement: Statement, wrong: list[Refusal]) -> Attested | None:
+    ours = statement.predicate.get("checkweigh")
+    version = ours.get("schema") if isinstance(ours, Mapping) else None
+    if version != ATTESTED:
+        wrong.append(Refusal(code="schema", text=f"expected {ATTESTED}, found {str(version)[:100]!r}"))
+        return None
+    try:
+        found: TestResult = read_part(TestResult, statement.predicate, "predicate")
+    except BadDocument as error:
+        wrong += [Refusal(code="predicate", text=str(p)) for p in error.problems[:5]]
+        return None
+    if (found.result in ("PASSED", "WARNED")) != (found.checkweigh.verdict is Verdict.PASS):
+        text = f"the result is {found.result} and the verdict {found.checkweigh.verdict.value}"
+        wrong.append(Refusal(code="result", text=text))
+    return found.checkweigh
+
+
+def _subjects(found: Sequence[Subject], wanted: Sequence[Subject]) -> Iterator[Refusal]:
+    have, want = {s.name: s.digest for s in found}, {s.name: s.digest for s in wanted}
+    if len(have) != len(found):
+        yield Refusal(code="subject", text="a subject is named twice")
+    for name in sorted(set(have) | set(want)):
+        if name not in have:
+            yield Refusal(code="subject", text=f"{name} is there and was not attested")
+        elif name not in want:
+            yield Refusal(code="subject", text=f"{name[:100]!r} was attested and is not there")
+        elif have[name] != want[name]:
+            yield Refusal(
+                code="subject", text=f"{name}: attested {_digest(have[name])}, there is {_digest(want[name])}"
+            )
+
+
+def _digest(digest: Mapping[str, str]) -> str:
+    return ", ".join(f"{kind[:40]} {value[:12]}" for kind, value in sorted(digest.items()))
+
+
+def _about(attested: Attested, expected: Expected) -> Iterator[Refusal]:
+    pins, policy = expected.pins, expected.policy
+    if attested.candidate.pins != pins.record_digest():
+        text = f"the verdict is on pins {short(attested.candidate.pins)}, these are {short(pins.record_digest())}"
+        yield Refusal(code="candidate", text=text)
+    if attested.candidate.manifest != pins.manifest:
+        text = f"the verdict is on {short(attested.candidate.manifest)}, this is {short(pins.manifest)}"
+        yield Refusal(code="manifest", text=text)
+    if attested.policy != policy.record_digest():
+        text = (
+            f"judged by {short(attested.policy)}, required is {policy.name} {short(policy.record_digest())}"
+        )
+        yield Refusal(code="policy", text=text)
+    lacking = sorted(set(policy.evalsets()) - set(attested.evalsets))
+    if lacking:
+        yield Refusal(
+            code="evalsets", text=f"no digest of {', '.join(lacking)}, which the policy measures on"
+        )
+    lost = sorted({check.id for check in policy.checks} | {FAILURES})
+    lost = [name for name in lost if name not in {check.id for check in attested.checks}]
+    if lost:
+        yield Refusal(code="checks", text=f"no result of {', '.join(lost)}")
+
+
+def _verdict(attested: Attested, waiver: Waiver | None) -> Iterator[Refusal]:
+    if attested.verdict is Verdict.PASS:
+        bad = [c.id for c in attested.checks if c.gating and c.outcome in ("blocked", "anomalous")]
+        if bad:
+            text = f"a pass, although {', '.join(bad)} did not hold"
+            yield Refusal(code="contradiction", text=text)
+    elif waiver is None:
+        text = f"the verdict is {attested.verdict.value}, not a pass, and no waiver that holds was given"
+        yield Refusal(code="verdict", text=text)
+    elif attested.verdict is Verdict.ERROR:
+        yield Refusal(code="verdict", text="a gate that broke cannot be waived")
+
+
+def _age(ended: str, now: datetime, most: timedelta) -> Iterator[Refusal]:
+    when = _time(ended)
+    if when is None:
+        yield Refusal(code="time", text=f"expected a time with its zone, found {ended[:40]!r}")
+    elif when > now + SKEW:
+        yield Refusal(
+            code="future", text=f"decided at {ended}, which has not come yet ({now:%Y-%m-%dT%H:%MZ})"
+        )
+    elif now - when > most:
+        days = (now - when).total_seconds() / 86_400
+        text = f"decided {days:.1f} days ago, allowed are {most.total_seconds() / 86_400:g}"
+        yield Refusal(code="age", text=text)
+
+
+def _waiver(
+    waiver: Waiver, attested: Attested | None, pins: str, policy: str, now: datetime
+) -> Iterator[Refusal]:
+    """What keeps a waiver from holding here and now."""
+    for what, said, is_ in (("candidate", waiver.candidate, pins), ("policy", waiver.policy, policy)):
+        if said != is_:
+            text = f"it waives {what} {short(said)}, this is {short(is_)}"
+            yield Refusal(code=f"waiver-{what}", text=text)
+    if attested is None or waiver.decision != attested.decision or waiver.verdict is not attested.verdict:
+        yield Refusal(code="waiver-decision", text=f"it waives another decision ({short(waiver.decision)})")
+    issued, expires = _time(waiver.issued), _time(waiver.expires)
+    if issued is None or expires is None or expires <= issued:
+        yield Refusal(code="waiver-time", text="expected two times with their zones, the second one later")
+    elif issued > now + SKEW:
+        yield Refusal(code="waiver-future", text=f"issued at {waiver.issued}, which has not come yet")
+    elif now >= expires:
+        yield Refusal(
+            code="waiver-expired", text=f"it ended at {waiver.expires} ({waiver.owner}: {waiver.reason})"
+        )
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if found.tzinfo is None else found

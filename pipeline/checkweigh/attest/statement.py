@@ -1,0 +1,105 @@
+"""A decision as an in-toto Statement about the candidate's digests, with the test-result predicate."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import checkweigh
+from checkweigh import canonical
+from checkweigh.errors import SigningError
+from checkweigh.records.attestation import (
+    STATEMENT,
+    TEST_RESULT,
+    WAIVER,
+    Attested,
+    AttestedArm,
+    AttestedCheck,
+    Resource,
+    Statement,
+    TestResult,
+    Tool,
+    Waiver,
+    bare,
+    subjects,
+)
+from checkweigh.records.comparison import Estimate, Inestimable
+from checkweigh.records.decision import Arm, CheckResult, Decision, Verdict
+from checkweigh.records.manifest import Pins
+from checkweigh.report import view
+
+
+def of_decision(decision: Decision, pins: Pins, weights_signature: str | None = None) -> Statement:
+    """The statement of a finished gate. SigningError for one that broke, or that is about other pins."""
+    if decision.verdict is Verdict.ERROR:
+        raise SigningError("the gate broke: there is no verdict to sign")
+    if decision.candidate.pins != pins.record_digest():
+        raise SigningError("the candidate's pins are not those of the decision")
+    predicate = _predicate(decision, weights_signature)
+    return Statement(
+        type_=STATEMENT, subject=subjects(pins), predicate_type=TEST_RESULT,
+        predicate=predicate.model_dump(mode="json", by_alias=True),
+    )  # fmt: skip
+
+
+def of_waiver(waiver: Waiver, pins: Pins) -> Statement:
+    """The statement of a waiver, about the same subjects as the verdict that it sets aside."""
+    return Statement(
+        type_=STATEMENT, subject=subjects(pins), predicate_type=WAIVER,
+        predicate=waiver.model_dump(mode="json", by_alias=True),
+    )  # fmt: skip
+
+
+def _predicate(decision: Decision, weights_signature: str | None) -> TestResult:
+    outcomes = [(r.check.id, r.outcome) for r in decision.checks]
+    warned = tuple(name for name, outcome in outcomes if outcome == "warning")
+    result = "FAILED" if decision.verdict is not Verdict.PASS else "WARNED" if warned else "PASSED"
+    named = {"policy": decision.policy, "baseline": decision.baseline.pins}
+    named |= {f"evalset/{name}": digest for name, digest in decision.evalsets.items()}
+    return TestResult(
+        result=result,  # type: ignore[arg-type]
+        configuration=tuple(Resource(name=n, digest={"sha256": bare(d)}) for n, d in named.items()),
+        passed=tuple(name for name, outcome in outcomes if outcome == "passed"),
+        warned=warned,
+        failed=tuple(name for name, outcome in outcomes if outcome not in ("passed", "warning")),
+        checkweigh=_attested(decision, weights_signature),
+    )
+
+
+def _attested(decision: Decision, weights_signature: str | None) -> Attested:
+    made = decision.provenance
+    return Attested(
+        verdict=decision.verdict, decision=decision.record_digest(),
+        baseline=_arm(decision.baseline), candidate=_arm(decision.candidate),
+        policy=decision.policy, policy_name=decision.policy_name, evalsets=decision.evalsets,
+        tool=Tool(version=made.tool, digest=tool_digest(), commit=made.commit, dirty=made.dirty),
+        hardware=made.hardware, started=made.started, ended=made.ended,
+        checks=tuple(_check(result) for result in decision.checks),
+        notes=view.notes(decision), weights_signature=weights_signature,
+    )  # fmt: skip
+
+
+def _arm(arm: Arm) -> AttestedArm:
+    return AttestedArm(
+        name=arm.name, manifest=arm.manifest, pins=arm.pins, measurements=arm.measurements, unsafe=arm.unsafe
+    )
+
+
+def _check(result: CheckResult) -> AttestedCheck:
+    c = result.comparison
+    effect, low, high = (c.effect, c.low, c.high) if isinstance(c, Estimate) else (None, None, None)
+    return AttestedCheck(
+        id=result.check.id, gating=result.gating, outcome=result.outcome, margin=result.margin,
+        effect=effect, low=low, high=high, pairs=None if isinstance(c, Inestimable) else c.pairs,
+    )  # fmt: skip
+
+
+@cache
+def tool_digest() -> str:
+    """Digest of this package's own files by name: what decided, whatever version it calls itself."""
+    root = Path(checkweigh.__file__).parent
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.suffix != ".pyc")
+    return canonical.digest(
+        {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    )

@@ -1,0 +1,63 @@
+"""A waiver in reports that are already written: one banner, in the place of an earlier one."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from checkweigh.errors import BadInput
+from checkweigh.files import write_atomic
+from checkweigh.report.markdown import plain
+from checkweigh.report.safe import one_line
+
+_LONGEST = 2500
+_HTML_END = "</div></header>"  # of the verdict's banner; replies are escaped and cannot hold it
+_OPEN, _CLOSE = "<!-- waiver -->", "<!-- /waiver -->"
+
+
+def write_waived(out: Path, sentence: str) -> None:
+    """Put the sentence below the verdict of report.html and summary.md. BadInput when one of them is not a report."""
+    texts = {}
+    for name, change in (("report.html", page), ("summary.md", comment)):
+        path = out / name
+        try:
+            texts[path] = change(path.read_text(encoding="utf-8"), sentence)
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise BadInput(
+                f"{path}: expected the report of a finished gate, which must show it ({why})"
+            ) from None
+    for path, text in texts.items():
+        write_atomic(path, text.encode())
+
+
+def page(text: str, sentence: str) -> str:
+    """The HTML page with the waiver in its banner."""
+    head, end, rest = text.partition(_HTML_END)
+    if not end:
+        raise ValueError("it has no banner")
+    said = html.escape(one_line(sentence, _LONGEST))
+    note = f'{_OPEN}<p class="note" id="waiver"><b><bdi>{said}</bdi></b></p>{_CLOSE}'
+    return _without(head) + note + end + rest
+
+
+def comment(text: str, sentence: str) -> str:
+    """The comment with the waiver right below its heading."""
+    head, line, rest = _split(text)
+    note = f"{_OPEN}\n> **{plain(sentence, _LONGEST)}**\n{_CLOSE}\n"
+    if rest.lstrip("\n").startswith(_OPEN):
+        rest = _without(rest)
+    return f"{head}{line}\n\n{note}\n{rest.lstrip()}"
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    found = re.search(r"^## .*$", text, re.MULTILINE)
+    if found is None:
+        raise ValueError("it has no heading")
+    return text[: found.start()], found[0], text[found.end() :]
+
+
+def _without(text: str) -> str:
+    """Without the first waiver, which is ours: everything that could be hostile comes later."""
+    return re.sub(rf"{_OPEN}.*?{_CLOSE}", "", text, count=1, flags=re.DOTALL)

@@ -1,0 +1,145 @@
+"""Whether these bytes may be served: everything that an attestation says, verified again, now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from checkweigh import canonical
+from checkweigh.attest import weights
+from checkweigh.attest.envelope import MOST, Refusal, unseal
+from checkweigh.attest.keys import public_key
+from checkweigh.attest.rules import Expected, judge, read, waiver_refusals
+from checkweigh.errors import BadInput, ExitCode, PinMismatch
+from checkweigh.records.attestation import Attested, Waiver
+from checkweigh.records.manifest import Pins
+from checkweigh.records.policy import Policy
+from checkweigh.sources.documents import read_policy
+from checkweigh.sources.pin import quiet, read_pinned, verify_bytes
+
+MAX_AGE = timedelta(days=30)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What is shown at the door. ``weights_signature``: weights.sig beside the attestation if it is not named."""
+
+    attestation: Path
+    key: Path
+    policy: Path
+    max_age: timedelta = MAX_AGE
+    waiver: Path | None = None
+    waiver_key: Path | None = None
+    weights_signature: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The answer. Admitted only without any refusal; ``notes`` must be shown either way."""
+
+    refusals: tuple[Refusal, ...]
+    attested: Attested | None
+    waiver: Waiver | None
+    pins: Pins
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def admitted(self) -> bool:
+        """Whether these bytes may be served."""
+        return not self.refusals and self.attested is not None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 admitted, 1 refused."""
+        return ExitCode.PASS if self.admitted else ExitCode.BLOCK
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "admitted": self.admitted,
+            "refusals": [{"code": r.code, "text": r.text} for r in self.refusals],
+            "notes": list(self.notes),
+            "pins": self.pins.record_digest(),
+            "waiver": None if self.waiver is None else self.waiver.model_dump(mode="json"),
+            "attested": None if self.attested is None else self.attested.model_dump(mode="json"),
+        }
+
+
+def admit(manifest: Path, proof: Proof, progress: Progress = quiet, now: datetime | None = None) -> Admission:
+    """Verify a manifest, its files and its attestation against key and policy, as of ``now`` (the clock's).
+
+    1. Read what the operator names: key, policy, manifest and lock. BadInput when one of them is not sound.
+    2. Hold the files that are there against the lock; a difference is a refusal.
+    3. Open the attestation and apply every rule (attest.rules); all refusals are listed.
+    4. Verify the model signature of the weights where the attestation names one.
+    """
+    now = now or datetime.now(UTC)
+    key, policy = public_key(proof.key), read_policy(proof.policy)
+    _, lock = read_pinned(manifest)
+    folder, files_wrong = _files(manifest, progress)
+    opened = unseal(_bytes(proof.attestation, "--attestation"), key)
+    before = read(opened).attested
+    waiver, waiver_wrong = _waiver(proof, key, before, lock.pins, policy, now)
+    expected = Expected(
+        pins=lock.pins, policy=policy, now=now, max_age=proof.max_age, files_wrong=files_wrong
+    )
+    attested, wrong = judge(opened, expected, waiver)
+    signature = () if attested is None else _signature(attested, folder, proof)
+    notes = () if attested is None else attested.notes
+    if waiver is not None:
+        notes = (waiver.sentence(), *notes)
+    return Admission(
+        refusals=wrong + waiver_wrong + signature,
+        attested=attested,
+        waiver=waiver,
+        pins=lock.pins,
+        notes=notes,
+    )
+
+
+def _files(manifest: Path, progress: Progress) -> tuple[Path | None, tuple[str, ...]]:
+    try:
+        folder, _ = verify_bytes(manifest, progress)
+    except PinMismatch as error:
+        return None, tuple(str(problem) for problem in error.problems)
+    return folder, ()
+
+
+def _waiver(
+    proof: Proof, key: Any, attested: Attested | None, pins: Pins, policy: Policy, now: datetime
+) -> tuple[Waiver | None, tuple[Refusal, ...]]:
+    if proof.waiver is None:
+        return None, ()
+    if proof.waiver_key is not None:
+        key = public_key(proof.waiver_key)
+    opened = unseal(_bytes(proof.waiver, "--waiver"), key)
+    return waiver_refusals(opened, attested, pins, policy.record_digest(), now)
+
+
+def _signature(attested: Attested, folder: Path | None, proof: Proof) -> tuple[Refusal, ...]:
+    """The model signature that the attestation names must be there, be that one, and hold for the directory."""
+    if attested.weights_signature is None:
+        return ()
+    path = proof.weights_signature or proof.attestation.parent / weights.SIGNATURE
+    try:
+        digest = canonical.digest_bytes(path.read_bytes())
+    except OSError:
+        return (Refusal(code="weights-signature", text=f"{path}: attested, and not there"),)
+    if digest != attested.weights_signature:
+        return (Refusal(code="weights-signature", text=f"{path}: another one than was attested"),)
+    if folder is None:
+        return ()  # the files are refused already
+    why = weights.verify(folder, path, proof.key)
+    return (Refusal(code="weights-signature", text=why),) if why else ()
+
+
+def _bytes(path: Path, option: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST + 1)
+    except OSError as error:
+        raise BadInput(f"{option} {path}: expected a file that can be read ({error.strerror})") from None
