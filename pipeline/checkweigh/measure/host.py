@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -35,6 +36,16 @@ def _processor() -> str:
     flags = set(lines.get("flags", lines.get("Features", "")).split())
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd")
     return f"{lines.get('model name', 'unknown processor')} [{' '.join(f for f in known if f in flags)}]"
+
+
+def swap_activity() -> int:
+    """Bytes that this host has moved to and from swap since it started; 0 where it does not say (no Linux)."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        pages = sum(int(line.split()[1]) for line in lines if line.startswith(("pswpin ", "pswpout ")))
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def now() -> str:

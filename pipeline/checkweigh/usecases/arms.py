@@ -55,6 +55,8 @@ class ArmRun:
     arm: Arm | None = None
     stages: list[Stage] = field(default_factory=list)
     counted: list[Telemetry] = field(default_factory=list)
+    swap_before: int = 0
+    swapped: int = 0  # bytes that the host moved to and from swap while an engine of this arm ran
 
     @property
     def pins(self) -> str:
@@ -71,6 +73,7 @@ class ArmRun:
         """Stop the engine, if one runs."""
         if self.arm is not None:
             engine, self.arm = self.arm.engine, None
+            self.swapped += host.swap_activity() - self.swap_before
             try:
                 if engine.identity.kind in SERVED and (found := engine.resources().telemetry):
                     self.counted.append(found)
@@ -199,6 +202,7 @@ class ArmRun:
 
     def _start(self) -> Arm:
         self.progress(f"{self.role}: starting the engine", 0, 1)
+        self.swap_before = host.swap_activity()
         resolved = self.resolved
         spec = spec_of(resolved)
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)

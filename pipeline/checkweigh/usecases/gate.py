@@ -43,7 +43,7 @@ from checkweigh.usecases.divergence import Divergences, measure_divergences
 from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
-from checkweigh.usecases.served import served
+from checkweigh.usecases.served import served, swapping
 from checkweigh.usecases.speculation import acceptance, forks
 from checkweigh.usecases.timing import time_arms
 from checkweigh.usecases.units import units
@@ -313,6 +313,7 @@ def _decision(
             for role, run in runs.items()
             for note in acceptance(run.resolved.manifest, records[role])
             + served(role, run.resolved.manifest, records[role], run.counted)
+            + swapping(role, run.swapped)
         ),
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=host.provenance(started),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from checkweigh.engines.protocol import Telemetry
+from checkweigh.numbers import size
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import MeasurementSet
 
@@ -24,6 +25,14 @@ def served(
             f"the {role}'s server ({manifest.name}) counted: {'; '.join(_counts(manifest, counted))}"
         )
     return tuple(notes)
+
+
+def swapping(role: str, moved: int) -> tuple[str, ...]:
+    """A warning when the host swapped while the arm ran: a serving host should not."""
+    if moved <= 0:
+        return ()
+    found = f"the host moved {size(moved)} to and from swap while the {role} ran"
+    return (f"{found}: its times say little, and a host that serves should not swap",)
 
 
 def _counts(manifest: Manifest, counted: Sequence[Telemetry]) -> list[str]:
