@@ -19,7 +19,7 @@ import numpy as np
 
 from checkweigh.measure import host
 from checkweigh.measure.arrivals import Supply
-from checkweigh.measure.load_pairs import run_load
+from checkweigh.measure.load_pairs import Loaded, run_load
 from checkweigh.measure.pairs import ARMS, Rules
 from checkweigh.records.evalset import Generation
 from checkweigh.records.measurement import PairedRun
@@ -27,7 +27,7 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import load_evalset
 from checkweigh.sources.pin import verify
-from checkweigh.stats import block_log_ratio
+from checkweigh.stats import MIN_BLOCKS, block_log_ratio
 from checkweigh.store import Store
 from checkweigh.usecases.arms import ArmRun
 
@@ -60,7 +60,16 @@ def measure(manifest: Path, policy: Path, pairs: int | None, seed: int) -> Paire
     )  # fmt: skip
     try:
         supply = Supply.of(prompts, (), runs["baseline"].running().encode)
-        return run_load(lambda role: runs[role].running(), supply, rules, seed)
+        assert timing.load is not None
+        return run_load(
+            Loaded(
+                turn=lambda role: runs[role].running(),
+                supply=supply,
+                rules=rules,
+                seed=seed,
+                load=timing.load,
+            )
+        )
     finally:
         for run in runs.values():
             run.close()
@@ -96,6 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     run = measure(options.manifest, options.policy, options.pairs, options.seed)
     count = len(run.blocks)
+    if count < MIN_BLOCKS:
+        raise SystemExit(f"{count} pairs of blocks: {'; '.join(run.notes)}")
     result = {
         "what": "two identical vLLM servers, A against A", "load": run.load, "pairs": count, "seconds": run.seconds,
         "manifest": options.manifest.stem, "policy": options.policy.stem, "seed": options.seed,

@@ -59,6 +59,9 @@ def gate(
     mlflow: Mlflow = None,
     notify: Notify = None,
     attest: Attest = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="afterwards, find the rate up to which each arm carries the load")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
@@ -66,7 +69,7 @@ def gate(
     from checkweigh.sinks.target import resolve
     from checkweigh.usecases.attesting import sign, signing_key
     from checkweigh.usecases.gate import gate as run
-    from checkweigh.usecases.inputs import read_inputs
+    from checkweigh.usecases.inputs import read_inputs, swept
     from checkweigh.usecases.notify import announce
     from checkweigh.usecases.plan import unsettled
     from checkweigh.usecases.publish import publish
@@ -77,6 +80,8 @@ def gate(
     finished: list[Finished] = []
     with bars() as bar:
         inputs = read_inputs(baseline, candidate, policy, bar.update)
+        if sweep:
+            inputs = swept(inputs, policy)
         for line in unsettled(inputs):
             say(f"warning: this gate may not settle: {line}")
         decision = run(inputs, out, bar.update, tell=finished.append)

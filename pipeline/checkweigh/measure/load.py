@@ -4,7 +4,8 @@
    slow, and no slow answer keeps a later request from being sent (no coordinated omission).
 2. How late the sender itself was is kept beside it. Where it was late too often the block is no measurement.
 3. A request ends whole, or as a failure with a name: no connection, refused, broken off, too late, another length.
-4. A backlog that grows without bound stops the block: nothing more is sent and what is under way is given up.
+4. A backlog that grows without bound stops the block: nothing more is sent and what is under way is given up. A block
+   of which too much timed out was over-saturated as well, by then.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from checkweigh.measure.arrivals import Plan, Planned
 from checkweigh.records.load import Load
 
 LEAD_S = 0.05  # between the plan's start and now, so that the first request is no later than the others
-LATE_SHARE = 0.01
+LATE_SHARE = 0.01  # or one request, which no quantile of a smaller block rests on
 MOST_OUTSTANDING = 512  # open connections; more than this is a backlog whatever its trend
 FILLED = 10  # answers before the backlog is watched: until replies end as they begin it can only grow
 LEAST_ARRIVALS = 30  # after that, before a trend is looked at
+MOST_TIMEOUTS = 0.1  # share of requests; a server that answers fewer in time cannot carry the load, or hangs
 GROWTH = 3.0  # standard deviations of a backlog that neither grows nor shrinks
 Stream = Callable[[Planned], Awaitable[Streamed]]
 
@@ -67,7 +69,7 @@ class Offered:
     def too_late(self, load: Load) -> str:
         """Why the sender was too slow for this block to be a measurement; empty when it was not."""
         slow = sum(late > load.max_late for late in self.lateness)
-        if slow <= LATE_SHARE * len(self.lateness):
+        if slow <= max(1, LATE_SHARE * len(self.lateness)):
             return ""
         return (
             f"the sender was late: {slow} of {len(self.lateness)} requests went out more than "
@@ -130,8 +132,14 @@ async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offer
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    outcomes = tuple(task.result() for task in tasks)
+    slow = sum(o.failure == "timeout" for o in outcomes)
+    if not saturated and slow > MOST_TIMEOUTS * len(outcomes):
+        saturated = (
+            f"over-saturated: {slow} of {len(outcomes)} requests had no answer within {load.timeout:g} s"
+        )
     unsent = tuple(Outcome(id=p.id, failure="not sent") for p in plan.requests[len(tasks) :])
-    return Offered(outcomes=(*(task.result() for task in tasks), *unsent), saturated=saturated)
+    return Offered(outcomes=(*outcomes, *unsent), saturated=saturated)
 
 
 async def _one(stream: Stream, planned: Planned, due: float, load: Load, exact: bool) -> Outcome:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +25,6 @@ import numpy as np
 from checkweigh.engines.endpoint import Client, Deadlines, Endpoint, Streamed, StreamRequest
 from checkweigh.engines.protocol import Telemetry
 from checkweigh.engines.vllm import require_cold
-from checkweigh.engines.vllm_report import read_telemetry
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
 from checkweigh.measure.latency import block_values, failures, unlike
@@ -35,7 +36,9 @@ from checkweigh.records.load import Load, Poisson, Trace
 from checkweigh.records.measurement import Block, PairedRun
 
 WARM_UP = 10  # requests
-WATCH_S = 1.0
+WATCH_S = 2.0
+KV_USE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? ([\d.eE+-]+)$", re.MULTILINE)
+PRIORITY = -10  # of this process while it sends, where the system allows it
 REDONE = 10  # one pair in so many may be measured again, and at least two
 FIXED_LENGTH = ("vllm",)  # engines that can be asked for a reply of so many tokens, and for a salted cache
 
@@ -51,7 +54,7 @@ class Served(Protocol):
 
 @dataclass(kw_only=True)
 class Loaded:
-    """Both arms under one load. ``redone`` counts pairs in which the sender was late."""
+    """Both arms under one load. ``redone`` counts the pairs in which the sender was late."""
 
     turn: Turn
     supply: Supply
@@ -100,7 +103,7 @@ class Loaded:
         time.sleep(self.load.washout)
         before = memory(role, arm, reset_peak=True)
         salt = f"{self.seed}-{plan.digest[7:19]}-{self.redone}"
-        with _no_collection():
+        with _punctual():
             offered, kv_peak = asyncio.run(_offer(arm, plan, self.load, salt=salt))
         after = memory(role, arm)
         values = block_values(offered, self.load, role) | held(after)
@@ -127,21 +130,18 @@ class _Warm:
         return arm
 
 
-def run_load(turn: Turn, supply: Supply, rules: Rules, seed: int) -> PairedRun:
-    """Pairs of blocks until the rules say stop. ``turn`` gives an arm that runs."""
-    load = rules.timing.load
-    if load is None:
-        raise ValueError("the timing has no load")
+def run_load(loaded: Loaded) -> PairedRun:
+    """Pairs of blocks until the rules say stop."""
+    rules = loaded.rules
     started = time.monotonic()
     found = Collected()
-    loaded = Loaded(turn=turn, supply=supply, rules=rules, seed=seed, load=load)
     try:
         collect(loaded.pairs(), rules, found)
     except GivenUp as error:
         found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
         found.blocks.clear()
     notes = [*_notes(loaded, found), *acceptance(found.blocks, rules.timing.output_tokens)]
-    return paired_run(found, rules.timing, seed, started, notes, described(rules))
+    return paired_run(found, rules.timing, loaded.seed, started, notes, described(rules))
 
 
 def described(rules: Rules) -> str:
@@ -200,12 +200,13 @@ async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> tuple[Offere
 
 
 async def _watch(client: Client, peak: list[float]) -> None:
-    """Look once a second how full the server's cache is."""
+    """Look every other second how full the server's cache is."""
     while True:
         await asyncio.sleep(WATCH_S)
         with suppress(EngineError):
-            found = read_telemetry(await client.get_text(f"{client.endpoint.root}/metrics"))
-            peak[0] = max(peak[0], found.kv_use)
+            text = await client.get_text(f"{client.endpoint.root}/metrics")
+            # One number: reading all of them would take as long as a request may be late.
+            peak[0] = max(peak[0], *(float(value) for value in KV_USE.findall(text)), 0.0)
 
 
 def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamRequest:
@@ -219,10 +220,17 @@ def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamReq
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """No pause of this process's own garbage collector falls into a block."""
+def _punctual() -> Iterator[None]:
+    """While it lasts this process collects no garbage, and comes before busier ones where the system allows it."""
+    before = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else None
     gc.disable()
     try:
+        with suppress(OSError):
+            if before is not None:
+                os.setpriority(os.PRIO_PROCESS, 0, min(before, PRIORITY))
         yield
     finally:
         gc.enable()
+        with suppress(OSError):
+            if before is not None:
+                os.setpriority(os.PRIO_PROCESS, 0, before)

@@ -10,6 +10,7 @@ from checkweigh import canonical
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.evalset import AnyScorer
 
+KNEE = 0.9  # share of requests that keep the slo below which a rate is more than an arm can carry
 PROTOCOL = 1  # the measurement protocol's version; raise it when the same pins may yield other numbers
 
 FailureKind = Literal["too_long", "out_of_memory", "timeout", "engine", "non_finite", "scorer"]
@@ -175,6 +176,25 @@ class Block(Record):
     )
 
 
+class SweepPoint(Record):
+    """One arm at one offered rate."""
+
+    arm: Literal["baseline", "candidate"]
+    offered: float = Field(gt=0, description="requests a second")
+    goodput: float = Field(ge=0, description="requests a second that kept the load's slo")
+    share: float = Field(ge=0, le=1)
+    requests: int = Field(ge=1)
+    saturated: bool
+    late: bool = Field(description="the sender was too late for this point to be trusted")
+    ttft: float | None = Field(default=None, description="median, seconds")
+    e2e: float | None = Field(default=None, description="median, seconds")
+
+    @property
+    def fell(self) -> bool:
+        """Whether the arm could not carry this rate."""
+        return self.saturated or self.share < KNEE
+
+
 class PairedRun(Record):
     """Timing and memory of two arms in one run, in interleaved blocks. Never reused."""
 
@@ -189,6 +209,7 @@ class PairedRun(Record):
     )
     planned_looks: int = Field(default=1, ge=1)
     load: str = Field(default="", description="the load in words; empty for one request after the other")
+    sweep: tuple[SweepPoint, ...] = ()
     peak_memory: dict[str, int] = Field(default_factory=dict, description="arm -> bytes")
     swapped: dict[str, int] = Field(default_factory=dict, description="arm -> bytes of the process in swap")
     notes: tuple[str, ...] = ()

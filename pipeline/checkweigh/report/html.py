@@ -18,6 +18,7 @@ from checkweigh.report import plots, view
 from checkweigh.report.diff import Piece, sides
 from checkweigh.report.forest import forest
 from checkweigh.report.items import ItemPair, worst
+from checkweigh.report.loadplot import sweep
 from checkweigh.report.safe import clip, one_line, visible
 
 _ITEMS = 8
@@ -84,6 +85,7 @@ def plots_of(
     """All plots by kind; a kind without data is an empty list."""
     return {
         "forest": _forest(rows), "lengths": _lengths(pairs), "strata": _strata(pairs), "timing": _timing(decision),
+        "sweep": _sweep(decision),
     }  # fmt: skip
 
 
@@ -120,7 +122,8 @@ def _better(metric: str) -> str:
 def _timing(decision: Decision) -> list[Plot]:
     """One plot for each timing metric that a check looks at."""
     blocks = decision.timing.blocks if decision.timing else ()
-    keys = [block_key(r.check) for r in decision.checks if METRICS[r.check.metric].estimator == "blocks"]
+    timed = [r.check for r in decision.checks if METRICS[r.check.metric].estimator == "blocks"]
+    keys = [block_key(check) for check in timed if METRICS[check.metric].unit != "share"]
     found = []
     for index, name in enumerate(dict.fromkeys(keys)):
         wide = plots.timing(blocks, name, f"tim{index}")
@@ -130,6 +133,14 @@ def _timing(decision: Decision) -> list[Plot]:
                 Plot(caption=f"{name}: above zero the candidate takes more", wide=wide, narrow=narrow)
             )
     return found
+
+
+def _sweep(decision: Decision) -> list[Plot]:
+    points = decision.timing.sweep if decision.timing else ()
+    if not points:
+        return []
+    wide, narrow = sweep(points, "sweep"), sweep(points, "sweep-n", narrow=True)
+    return [Plot(caption="grey: everything offered; dashed: nine in ten of it", wide=wide, narrow=narrow)]
 
 
 def _card(pair: ItemPair) -> Card:

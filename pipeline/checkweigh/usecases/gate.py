@@ -45,7 +45,7 @@ from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
 from checkweigh.usecases.served import served, swapping
 from checkweigh.usecases.speculation import acceptance, forks
-from checkweigh.usecases.timing import time_arms
+from checkweigh.usecases.timing import Prompts, time_arms
 from checkweigh.usecases.units import units
 
 __all__ = ["Inputs", "gate", "read_inputs"]
@@ -173,7 +173,12 @@ def _time(
     conversations = _prompts(inputs, records) if wanted else []
     if not conversations or any(run.late for run in runs.values()):
         return None
-    return time_arms(inputs.policy, runs, conversations, inputs.trace, progress)
+    return time_arms(
+        inputs.policy,
+        runs,
+        Prompts(conversations=conversations, rows=inputs.trace, sweep=inputs.sweep),
+        progress,
+    )
 
 
 def _diverge(inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records]) -> Divergences:

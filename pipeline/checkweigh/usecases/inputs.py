@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,7 @@ class Inputs:
     calibrations: tuple[Calibration, ...] = ()
     anchor: Resolved | None = None
     trace: tuple[Row, ...] = ()
+    sweep: bool = False
 
 
 def read_inputs(
@@ -95,6 +96,16 @@ def read_policy_inputs(policy: Path, progress: Progress) -> tuple[Policy, tuple[
     if wrong or rules is None:
         raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
     return rules, sets
+
+
+def swept(inputs: Inputs, path: Path) -> Inputs:
+    """The same, with a sweep of rates after the pairs. Raises BadDocument when the policy has no load."""
+    if inputs.policy.timing.load is None:
+        problem = Problem(
+            file=str(path), line=None, path="timing.load", expected="a load to sweep", found="none"
+        )
+        raise BadDocument([problem])
+    return replace(inputs, sweep=True)
 
 
 def read_calibration_inputs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh.compare import compare_blocks
@@ -12,12 +13,13 @@ from checkweigh.decide import decide
 from checkweigh.errors import EngineError, EngineOutOfMemory
 from checkweigh.files import lock
 from checkweigh.measure.arrivals import Supply
-from checkweigh.measure.load_pairs import run_load
+from checkweigh.measure.load_pairs import Loaded, run_load
 from checkweigh.measure.pairs import ARMS, Looks, Role, Rules, Turn
 from checkweigh.measure.quality import Arm
+from checkweigh.measure.sweep import knees, sweep
 from checkweigh.measure.timing import run_pairs
 from checkweigh.records.evalset import Message
-from checkweigh.records.measurement import Block, PairedRun
+from checkweigh.records.measurement import Block, PairedRun, SweepPoint
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.sources.trace import Row
@@ -27,16 +29,19 @@ TIMING_WAIT_S = 1800
 BY_RESTARTS = (
     "both arms do not fit into this host's memory at once: one was stopped whenever the other was timed"
 )
-Conversations = Sequence[tuple[Message, ...]]
+SWEEP_S = 600.0
 
 
-def time_arms(
-    policy: Policy,
-    runs: Mapping[str, ArmRun],
-    conversations: Conversations,
-    rows: Sequence[Row],
-    progress: Progress,
-) -> PairedRun:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """What is sent while timing: conversations, a trace's rows where one is replayed; ``sweep`` beyond the pairs."""
+
+    conversations: Sequence[tuple[Message, ...]]
+    rows: Sequence[Row] = ()
+    sweep: bool = False
+
+
+def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, progress: Progress) -> PairedRun:
     """Blocks of both arms in turn, until the policy's timing checks are settled or its time is over.
 
     An engine that fails is started again once, and timing with it; the second failure is raised.
@@ -58,17 +63,29 @@ def time_arms(
         while True:
             turn, alone = _turns(runs)
             try:
-                run = _run(turn, conversations, rows, rules, policy.seed)
+                run = _run(turn, prompts, rules, policy.seed)
             except EngineError as error:
                 runs[error.arm or "baseline"].failed(error)
                 continue
             return run.model_copy(update={"notes": (*run.notes, BY_RESTARTS)}) if alone else run
 
 
-def _run(turn: Turn, conversations: Conversations, rows: Sequence[Row], rules: Rules, seed: int) -> PairedRun:
-    if rules.timing.load is None:
-        return run_pairs(turn, conversations, rules, seed)
-    return run_load(turn, Supply.of(conversations, rows, turn("baseline").encode), rules, seed)
+def _run(turn: Turn, prompts: Prompts, rules: Rules, seed: int) -> PairedRun:
+    load = rules.timing.load
+    if load is None:
+        return run_pairs(turn, prompts.conversations, rules, seed)
+    supply = Supply.of(prompts.conversations, prompts.rows, turn("baseline").encode)
+    loaded = Loaded(turn=turn, supply=supply, rules=rules, seed=seed, load=load)
+    run = run_load(loaded)
+    if not prompts.sweep or not run.blocks:
+        return run
+    points: list[SweepPoint] = []
+    notes = []
+    try:
+        points.extend(sweep(loaded, SWEEP_S))
+    except EngineError as error:  # the pairs are measured, and no check rests on the sweep
+        notes.append(f"the sweep ended early: {error}")
+    return run.model_copy(update={"sweep": tuple(points), "notes": (*run.notes, *knees(points), *notes)})
 
 
 def _turns(runs: Mapping[str, ArmRun]) -> tuple[Turn, bool]:

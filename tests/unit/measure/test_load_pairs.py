@@ -20,8 +20,9 @@ from checkweigh.engines.mock.serve import in_thread
 from checkweigh.engines.protocol import Messages, Resources, Telemetry
 from checkweigh.errors import BadInput, EngineDied, EngineError
 from checkweigh.measure.arrivals import Supply, plan_block
-from checkweigh.measure.load_pairs import run_load
+from checkweigh.measure.load_pairs import Loaded, run_load
 from checkweigh.measure.pairs import ARMS, Rules
+from checkweigh.measure.quality import Arm
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.load import Load, Objective, Poisson
 from checkweigh.records.measurement import PairedRun
@@ -69,7 +70,15 @@ def timed(
     running = {role: make_arm(engine) for role, engine in arms.items()}
     if isinstance(rules, Timing):
         rules = Rules(timing=rules, deadline=time.monotonic() + 60)
-    return run_load(running.__getitem__, Supply.of(conversations, (), encode), rules, seed)
+    return run_load(loaded(running, conversations, rules, seed))
+
+
+def loaded(running: dict[str, Arm], conversations: list[Messages], rules: Rules, seed: int = 1) -> Loaded:
+    assert rules.timing.load is not None
+    return Loaded(
+        turn=running.__getitem__, supply=Supply.of(conversations, (), encode), rules=rules, seed=seed,
+        load=rules.timing.load,
+    )  # fmt: skip
 
 
 def a_check(metric: str, statistic: str = "p50", **changes: Any) -> Check:
@@ -148,7 +157,7 @@ def test_errors_of_the_candidate_forbid_a_pass_where_they_reach(conversations: l
 
 
 def test_an_over_saturated_candidate_is_named_and_cannot_pass(conversations: list[Messages]) -> None:
-    rules = timing(6, rate=130.0, requests=130)
+    rules = timing(6, rate=130.0, requests=60, timeout=1.0)
     with mocks(candidate=Knobs(slots=1, first_ms=40.0)) as (arms, _):
         run = timed(arms, conversations, rules)
     assert len(run.blocks) == 6
@@ -165,7 +174,7 @@ def test_an_over_saturated_candidate_is_named_and_cannot_pass(conversations: lis
 
 
 def test_an_over_saturated_baseline_ends_the_timing_and_nothing_passes(conversations: list[Messages]) -> None:
-    rules = timing(6, rate=130.0, requests=130)
+    rules = timing(6, rate=130.0, requests=60, timeout=1.0)
     with mocks(baseline=Knobs(slots=1, first_ms=40.0)) as (arms, _):
         run = timed(arms, conversations, rules)
     assert len(run.blocks) == 1
@@ -217,7 +226,7 @@ def test_an_engine_without_an_address_is_an_error(conversations: list[Messages])
     arms = {role: make_arm(InProcess(name=role)) for role in ARMS}
     rules = Rules(timing=timing(6), deadline=time.monotonic() + 9)
     with pytest.raises(EngineError, match="no address that a load could be sent to"):
-        run_load(arms.__getitem__, Supply.of(conversations, (), encode), rules, 1)
+        run_load(loaded(arms, conversations, rules))
 
 
 def test_a_late_sender_makes_the_timing_unusable(conversations: list[Messages]) -> None:

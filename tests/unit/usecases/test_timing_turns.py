@@ -1,0 +1,157 @@
+"""How the arms of a gate take turns while they are timed, and what a policy's load asks of them beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.measure.conftest import InProcess, make_arm
+from tests.unit.usecases.desk import SCORE, Desk
+
+from checkweigh.engines.protocol import Messages
+from checkweigh.errors import EngineDied, EngineOutOfMemory
+from checkweigh.measure.pairs import ARMS
+from checkweigh.measure.quality import Arm
+from checkweigh.records.policy import Policy
+from checkweigh.usecases.arms import ArmRun
+from checkweigh.usecases.timing import BY_RESTARTS, Prompts, time_arms
+
+from tests.builders import check, policy  # isort: skip
+
+TPOT = check(
+    id="tpot", metric="tpot", statistic="p50", evalset=[], direction="lower", scale="relative", margin=0.5,
+    min_items=6, min_clusters=6, tier="advisory",
+)  # fmt: skip
+LOAD = {"arrivals": {"kind": "poisson", "rate": 4.0}, "slo": {"e2e": 3.0}}
+
+
+class Memory:
+    """A host that holds ``room`` engines at once."""
+
+    def __init__(self, room: int, fails: int = 0) -> None:
+        self.room, self.fails, self.up, self.starts = room, fails, 0, 0
+        self.most = 0
+
+    def start(self) -> Arm:
+        if self.up >= self.room:
+            raise EngineOutOfMemory("does not fit")
+        self.up, self.starts = self.up + 1, self.starts + 1
+        self.most = max(self.most, self.up)
+        return make_arm(_Counted(self, dies=self.starts <= self.fails))
+
+
+class _Counted(InProcess):
+    def __init__(self, memory: Memory, *, dies: bool) -> None:
+        super().__init__()
+        self.memory, self.dies = memory, dies
+
+    def __exit__(self, *exc: object) -> None:
+        self.memory.up -= 1
+
+    def generate(self, batch: Any) -> Any:
+        if self.dies:
+            raise EngineDied("gone")
+        return super().generate(batch)
+
+
+class Run(ArmRun):
+    """An arm whose engines are started by a test."""
+
+    def __init__(self, role: str, start: Callable[[], Arm]) -> None:
+        super().__init__(
+            role=role, resolved=None, store=None, logs=Path(), progress=lambda *_: None,  # type: ignore[arg-type]
+            deadline=time.monotonic() + 60,
+        )  # fmt: skip
+        self.begin = start
+
+    def _start(self) -> Arm:
+        return self.begin()
+
+
+def rules() -> Policy:
+    return policy(check(), TPOT, timing={"pairs": 8, "requests": 2, "output_tokens": 4, "max_seconds": 60})
+
+
+@pytest.mark.parametrize(("room", "restarts"), [(2, False), (1, True)])
+def test_arms_that_do_not_fit_together_take_turns_in_memory(
+    room: int, restarts: bool, conversations: list[Messages]
+) -> None:
+    host = Memory(room)
+    runs = {str(role): Run(role, host.start) for role in ARMS}
+    found = time_arms(rules(), runs, Prompts(conversations=conversations), lambda *_: None)
+    assert len(found.blocks) == 8
+    assert (BY_RESTARTS in found.notes) is restarts
+    assert host.most == room
+    assert (host.starts > 4) is restarts
+    assert not any(run.unfit or run.failures for run in runs.values()), "not fitting together is no failure"
+
+
+def test_arms_that_do_not_fit_alone_are_an_error(conversations: list[Messages]) -> None:
+    runs = {str(role): Run(role, Memory(0).start) for role in ARMS}
+    with pytest.raises(EngineOutOfMemory) as caught:
+        time_arms(rules(), runs, Prompts(conversations=conversations), lambda *_: None)
+    assert caught.value.arm in ARMS
+
+
+def test_an_engine_that_dies_is_started_once_more_and_its_blocks_are_not_used(
+    conversations: list[Messages],
+) -> None:
+    runs = {
+        "baseline": Run("baseline", Memory(9).start),
+        "candidate": Run("candidate", Memory(9, fails=1).start),
+    }
+    found = time_arms(rules(), runs, Prompts(conversations=conversations), lambda *_: None)
+    assert len(found.blocks) == 8
+    assert (runs["candidate"].failures, runs["baseline"].failures) == (1, 0)
+    dying = {
+        "baseline": Run("baseline", Memory(9).start),
+        "candidate": Run("candidate", Memory(9, fails=2).start),
+    }
+    with pytest.raises(EngineDied) as caught:
+        time_arms(rules(), dying, Prompts(conversations=conversations), lambda *_: None)
+    assert caught.value.arm == "candidate"
+
+
+@pytest.fixture
+def conversations() -> list[Messages]:
+    from checkweigh.records.evalset import Message
+
+    return [(Message(role="user", content=f"question {i}"),) for i in range(5)]
+
+
+def test_a_load_needs_engines_that_serve_over_http(desk: Desk) -> None:
+    desk.policy(SCORE, TPOT | {"min_items": 60}, timing={"pairs": 6, "requests": 10, "load": LOAD})
+    assert desk.gate() == 2
+    assert (
+        "timing.load: expected manifests of engines that serve over HTTP, such as vllm, found embedded ones in"
+        in (desk.stderr)
+    )
+    assert not (desk.out / "logs").exists(), "nothing was started"
+
+
+def test_a_trace_is_read_and_measured_against_the_plan_beforehand(desk: Desk) -> None:
+    arrivals = {"kind": "trace", "file": "trace.csv", "max_prompt_tokens": 2000}
+    desk.policy(SCORE, TPOT, timing={"pairs": 6, "requests": 10, "load": LOAD | {"arrivals": arrivals}})
+    assert desk.gate() == 2
+    assert "trace.csv: expected a trace of requests, found no such file" in desk.stderr
+    rows = "".join(f"2023-11-16 18:17:{i:02d},{i + 1},{i + 1}\n" for i in range(9))
+    (desk.folder / "gates" / "trace.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    assert desk.gate() == 2
+    assert "expected a trace of 60 requests, one for each of all blocks, found 9" in desk.stderr
+    assert "that fit into candidate's limits.max_sequence" in desk.stderr
+
+
+def test_a_sweep_without_a_load_is_bad_input(desk: Desk) -> None:
+    assert desk.gate(more=["--sweep"]) == 2
+    assert "timing.load: expected a load to sweep, found none" in desk.stderr
+
+
+@pytest.mark.parametrize("name", ["serving.yaml", "serving-p99.yaml"])
+def test_the_shipped_policies_refuse_an_embedded_engine_by_name(name: str, desk: Desk) -> None:
+    shipped = str(Path(__file__).parents[3] / "gates" / name)
+    manifests = [str(desk.manifest(role)) for role in ARMS]
+    assert desk.run("gate", *manifests, "--policy", shipped) == 2
+    assert "timing.load" in desk.stderr
