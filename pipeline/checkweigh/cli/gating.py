@@ -173,7 +173,9 @@ def report(
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, lock or decision")]) -> None:
+def schema(
+    kind: Annotated[str, typer.Argument(help="manifest, policy, evalset, lock, decision or guard")],
+) -> None:
     """Print the JSON Schema of a document, for editors."""
     import json
 

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from checkweigh.cli.common import app, say
+from checkweigh.cli.common import app, bars, say
+
+
+@app.command()
+def serve(
+    manifests: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST [CANDIDATE]", help="what serves; with a second, two arms"),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="90/10", help="percent of sessions for either arm, sticky by session"),
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="copy requests to the second; nobody sees its answers")
+    ] = False,
+    limits: Annotated[
+        Path | None,
+        typer.Option(metavar="GUARD", help="guard policy; default: the defaults of docs/serving.md"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="beyond loopback only with API keys")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    logs: Annotated[Path, typer.Option(metavar="DIR", help="the engines' logs")] = Path("runs/serve"),
+) -> None:
+    """Serve one manifest or two, guarded, until SIGTERM: then running requests are finished. Says where on stdout."""
+    import json
+
+    from checkweigh.errors import BadInput
+    from checkweigh.usecases.serving import Serving
+    from checkweigh.usecases.serving import serve as run
+
+    if len(manifests) > 2:
+        raise BadInput(f"serve: expected one manifest or two, found {len(manifests)}")
+    asked = Serving(
+        manifests=tuple(manifests), limits=limits, split=split, shadow=shadow, host=host, port=port, logs=logs
+    )
+    bar = bars()
+
+    def tell(url: str) -> None:
+        bar.__exit__(None, None, None)
+        print(json.dumps({"url": url}), flush=True)
+
+    bar.__enter__()
+    raise typer.Exit(run(asked, bar.update, lambda line: say(f"checkweigh: {line}"), tell))
 
 
 @app.command("mock-engine")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh.errors import BadInput
+from checkweigh.guard.policy import GuardPolicy
 from checkweigh.records.base import Record
 from checkweigh.records.decision import Decision
 from checkweigh.records.document import parse_json
@@ -19,6 +20,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "evalset": Card,
     "lock": Lock,
     "decision": Decision,
+    "guard": GuardPolicy,
 }
 
 

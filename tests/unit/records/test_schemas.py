@@ -53,6 +53,6 @@ def test_unknown_keys_are_refused_everywhere(kind: str) -> None:
 
 def test_another_kind() -> None:
     with pytest.raises(
-        BadInput, match="schema: expected one of manifest, policy, evalset, lock, decision, found 'x'"
+        BadInput, match="schema: expected one of manifest, policy, evalset, lock, decision, guard, found 'x'"
     ):
         json_schema("x")

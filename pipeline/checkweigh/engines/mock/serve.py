@@ -26,17 +26,17 @@ HOST = "127.0.0.1"
 _START_S = 20.0
 
 
-def listen(port: int = 0) -> socket.socket:
-    """A listening loopback socket; 0 takes a free port."""
+def listen(port: int = 0, host: str = HOST) -> socket.socket:
+    """A listening socket; port 0 takes a free one. EngineDied when it cannot be had."""
     # asyncio turns Nagle's algorithm off (44 ms an answer) only where the protocol is named.
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((HOST, port))
+        found.bind((host, port))
         found.listen(2048)
     except OSError as error:
         found.close()
-        raise EngineDied(f"port {port} of {HOST} cannot be had ({error.strerror})") from error
+        raise EngineDied(f"port {port} of {host} cannot be had ({error.strerror})") from error
     return found
 
 

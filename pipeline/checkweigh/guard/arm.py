@@ -1,0 +1,207 @@
+"""One arm: an engine's endpoint with its gate, breaker, saturation and supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import aiohttp
+
+from checkweigh.engines.endpoint import Endpoint
+from checkweigh.guard import scrape
+from checkweigh.guard.admission import Gate
+from checkweigh.guard.breaker import Breaker, Permit, State
+from checkweigh.guard.child import Plan
+from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.pressure import Memory, Saturation
+from checkweigh.guard.queueing import Entry, Shed
+from checkweigh.guard.routing import Arm as ArmName
+from checkweigh.guard.supervisor import Phase, Supervisor
+
+KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn, and so vLLM, closes an idle connection
+_DEFAULT_KV = 16_384  # until the engine says, where nothing else does
+
+
+class Arm:
+    """Admission, and everything that watches the engine behind it. Use ``run`` as a task; ``close`` at the end."""
+
+    def __init__(
+        self, name: ArmName, policy: GuardPolicy, plan: Callable[[], Plan] | Endpoint, say: Callable[[str], None],
+        *, slots: int,
+    ) -> None:  # fmt: skip
+        own = policy.admission
+        self.name = name
+        self.policy = policy
+        self.gate = Gate(
+            own, budget=self._budget(policy, own.kv_tokens or _DEFAULT_KV), slots=own.slots or slots
+        )
+        self.breaker = Breaker(policy.breaker)
+        self.saturation = Saturation(policy.saturation)
+        self.memory = Memory(policy.memory)
+        self.endpoint: Endpoint | None = plan if isinstance(plan, Endpoint) else None
+        self.supervisor = None if isinstance(plan, Endpoint) else Supervisor(plan, self, policy, say)
+        self.degraded = False
+        self.draining = False
+        self._say = say
+        self._silent: set[Entry] = set()  # inside, without a token yet
+        self._prompts: dict[Entry, int] = {}
+        self._session: aiohttp.ClientSession | None = None
+        if self.supervisor is not None:
+            self.breaker.hold("process", "the engine is starting")
+
+    @staticmethod
+    def _budget(policy: GuardPolicy, kv_tokens: int) -> int:
+        return max(1, int(kv_tokens * (1 - policy.admission.headroom)))
+
+    # What the supervisor tells and asks.
+
+    def up(self, endpoint: Endpoint) -> None:
+        """Ready for requests; a probe need not decide, the warm-up did."""
+        self.endpoint = endpoint
+        self.saturation.reset()
+        self.breaker.reset("process")
+
+    def down(self, why: str) -> None:
+        """Refuse everything, and tell those who wait."""
+        self.breaker.hold("process", why)
+        self.gate.flush(Shed(503, "the engine is down", self.breaker.retry_after(time.monotonic())))
+
+    def inside(self) -> int:
+        """Requests in the engine."""
+        return self.gate.inside
+
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that has brought no token yet."""
+        return max((self._prompts[entry] for entry in self._silent), default=0)
+
+    # What the request path tells and asks.
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """Connections to the engine."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.policy.timeouts.connect_s),
+                auto_decompress=False, trust_env=False, read_bufsize=1 << 18,
+            )  # fmt: skip
+        return self._session
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now has a chance."""
+        up = self.supervisor is None or self.supervisor.phase is Phase.READY
+        return up and not self.draining and not self.breaker.held and self.breaker.state is not State.OPEN
+
+    def why_not(self) -> str:
+        """Why it is not ready; empty when it is."""
+        if self.draining:
+            return "draining"
+        if self.supervisor is not None and self.supervisor.phase is not Phase.READY:
+            return f"the engine is {self.supervisor.phase.value}"
+        return "" if self.ready else f"the breaker is open: {self.breaker.reason}"
+
+    async def admit(
+        self, entry_of: Callable[[Callable[[Shed | None], None]], Entry]
+    ) -> tuple[Entry, Shed | None]:
+        """Wait for a place. Cancelled while it waits, the entry is gone; let in, ``leave`` is owed."""
+        settled: asyncio.Future[Shed | None] = asyncio.get_running_loop().create_future()
+
+        def settle(shed: Shed | None) -> None:
+            if not settled.done():
+                settled.set_result(shed)
+
+        entry = entry_of(settle)
+        self.gate.offer(entry, time.monotonic())
+        try:
+            return entry, await settled
+        except asyncio.CancelledError:
+            if settled.done() and not settled.cancelled() and settled.result() is None:
+                self.gate.leave(entry, time.monotonic(), whole=False)
+            else:
+                self.gate.withdraw(entry, time.monotonic())
+            raise
+
+    def sent(self, entry: Entry, prompt_tokens: int) -> None:
+        """A request goes to the engine."""
+        self._silent.add(entry)
+        self._prompts[entry] = prompt_tokens
+
+    def delivered(self, entry: Entry, tokens: int) -> None:
+        """Tokens came back."""
+        self._silent.discard(entry)
+        self.gate.produced(entry, tokens)
+        self.saturation.delivered()
+        if self.supervisor is not None:
+            self.supervisor.watch.delivered(time.monotonic())
+
+    def leave(self, entry: Entry, *, whole: bool) -> None:
+        """The request is over."""
+        self._silent.discard(entry)
+        self._prompts.pop(entry, None)
+        self.gate.leave(entry, time.monotonic(), whole=whole)
+
+    def permit(self) -> Permit | None:
+        """The breaker's leave to send."""
+        return self.breaker.allow(time.monotonic())
+
+    # Watching.
+
+    async def run(self) -> None:
+        """Supervise, scrape and turn the queues until cancelled."""
+        work = [self._scrape(), self._tick()]
+        if self.supervisor is not None:
+            work.append(self.supervisor.run())
+        await asyncio.gather(*work)
+
+    async def close(self) -> None:
+        """Stop the engine and drop its connections."""
+        if self.supervisor is not None:
+            await self.supervisor.stop()
+        if self._session is not None:
+            await self._session.close()
+
+    def read_memory(self, free_share: float, gpu_free_share: float | None) -> None:
+        """Hold the breaker open while memory is critical."""
+        was = self.memory.critical
+        if self.memory.read(free_share, gpu_free_share):
+            if not was:
+                self._say(f"memory is critical ({free_share:.1%} of the host free): no new requests")
+            self.breaker.hold("memory", "memory is critical")
+            self.gate.flush(Shed(503, "memory is critical", 5))
+        elif was:
+            self._say("memory is no longer critical")
+            self.breaker.release("memory", time.monotonic())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            now = time.monotonic()
+            full = bool(self.saturation.why(now))
+            if full != self.gate.paused:
+                self._say(f"saturated: {self.saturation.why(now)}" if full else "no longer saturated")
+                self.gate.paused = full
+            self.gate.turn(now)
+            limits, share = self.policy.degradation, self.gate.share()
+            if limits.max_tokens is not None:
+                self.degraded = full or share >= (limits.leave if self.degraded else limits.enter)
+
+    async def _scrape(self) -> None:
+        limits = self.policy.saturation
+        while True:
+            await asyncio.sleep(limits.scrape_s)
+            if (endpoint := self.endpoint) is None:
+                continue
+            timeout = aiohttp.ClientTimeout(total=limits.stale_s)
+            with suppress(aiohttp.ClientError, TimeoutError, ValueError):
+                async with self.session.get(endpoint.root + "/metrics", timeout=timeout) as answer:
+                    if answer.status != 200:
+                        continue
+                    found = scrape.read(await answer.read(), time.monotonic())
+                self.saturation.read(found)
+                if self.supervisor is not None:
+                    self.supervisor.watch.scraped(found.at, found.steps, inside=self.gate.inside)
+                if self.policy.admission.kv_tokens is None and found.kv_tokens:
+                    self.gate.budget = self._budget(self.policy, found.kv_tokens)

@@ -1,0 +1,227 @@
+"""A client's body -> what it asks for, checked; everything wrong is 4xx here, before anything goes upstream. Pure.
+
+Only known fields are passed on: an engine's own switches (adapters to load, KV transfer, cache control) are not a
+client's. ``n`` is 1, a request is one prompt, content is text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from checkweigh.guard.refusals import Refusal, bad
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_NUMBERS: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2), "repetition_penalty": (0.01, 10),
+}  # fmt: skip
+_INTEGERS: dict[str, tuple[int, int]] = {
+    "seed": (-(2**63), 2**63 - 1), "top_k": (-1, 1_000_000), "top_logprobs": (0, 20), "prompt_logprobs": (0, 20),
+    "n": (1, 1), "best_of": (1, 1), "min_tokens": (0, 10_000_000),
+}  # fmt: skip
+_BOOLEANS = ("stream", "ignore_eos", "echo", "return_token_ids", "parallel_tool_calls", "store")
+_TEXTS = ("user", "cache_salt", "tool_choice", "suffix")
+_OBJECTS = ("stream_options", "response_format", "logit_bias", "metadata")
+_LISTS = ("tools",)
+_OTHER = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "logprobs")
+KNOWN = frozenset((*_NUMBERS, *_INTEGERS, *_BOOLEANS, *_TEXTS, *_OBJECTS, *_LISTS, *_OTHER))
+Count = Callable[[str], int]
+
+
+@dataclass(slots=True, kw_only=True)
+class Asked:
+    """One request that may be served."""
+
+    chat: bool
+    body: dict[str, Any]  # as the client sent it; what goes upstream is ``upstream``
+    prompt_tokens: int
+    max_tokens: int
+    stream: bool
+    usage: bool  # the client wants the last chunk with the usage
+    scoring: bool
+    user: str | None
+
+    @property
+    def path(self) -> str:
+        """Below /v1."""
+        return "/chat/completions" if self.chat else "/completions"
+
+    def prompt(self) -> str:
+        """What was asked, canonical, for the log."""
+        return json.dumps(
+            self.body.get("messages" if self.chat else "prompt"), ensure_ascii=False, sort_keys=True
+        )
+
+    def upstream(self, model: str, max_tokens: int) -> bytes:
+        """The body for the engine: the model's name there, an explicit length, and usage at a stream's end."""
+        body = self.body | {"model": model, "max_tokens": max_tokens}
+        body.pop("max_completion_tokens", None)
+        body.pop("store", None)
+        body.pop("metadata", None)
+        body.pop("user", None)
+        if self.stream:
+            body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What requests are held against. ``count`` gives the tokens of a text, or an upper estimate."""
+
+    model: str
+    max_sequence: int
+    max_tokens: int
+    default_tokens: int
+    count: Count
+
+
+def read(raw: bytes, *, chat: bool, bounds: Bounds) -> Asked:
+    """The request. Raises Refusal: 400 for what is malformed or out of range, 404 for another model."""
+    body = _object(raw)
+    _fields(body)
+    if body.get("model") != bounds.model:
+        if not isinstance(body.get("model"), str):
+            raise bad("model", "model: expected the name of the served model")
+        raise Refusal(404, "The model does not exist.", code="model_not_found", param="model")
+    if ("messages" in body) != chat or ("prompt" in body) == chat:
+        wanted, other = ("messages", "prompt") if chat else ("prompt", "messages")
+        raise bad(wanted, f"expected {wanted}, and no {other}, on this path")
+    limit = _limit(body, bounds)
+    tokens = _messages(body["messages"], bounds) if chat else _prompt(body["prompt"], bounds)
+    if tokens + limit > bounds.max_sequence:
+        raise Refusal(
+            400,
+            f"At most {bounds.max_sequence} tokens fit, the prompt has about {tokens} and {limit} are asked for.",
+            code="context_length_exceeded", param="messages" if chat else "prompt",
+        )  # fmt: skip
+    options = body.get("stream_options") or {}
+    return Asked(
+        chat=chat,
+        body=body,
+        prompt_tokens=tokens,
+        max_tokens=limit,
+        stream=body.get("stream") is True,
+        usage=options.get("include_usage") is True,
+        scoring=body.get("prompt_logprobs") is not None or body.get("echo") is True,
+        user=body.get("user"),
+    )
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
+    except (ValueError, RecursionError) as error:
+        said = str(error) if isinstance(error, json.JSONDecodeError) else "not JSON, or too deep"
+        raise Refusal(400, f"the body is not JSON: {said}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, "the body is not a JSON object", code="invalid_json")
+    return body
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _fields(body: dict[str, Any]) -> None:
+    """Known names with values of the right type and range. None stands for absent, as in OpenAI's clients."""
+    for name in [name for name, value in body.items() if value is None and name in KNOWN]:
+        del body[name]
+    for name, value in body.items():
+        if name not in KNOWN:
+            near = difflib.get_close_matches(name, KNOWN, n=1) if len(name) < 64 else []
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise Refusal(400, f"unknown field '{name[:64]}'{hint}", code="unknown_field", param=name[:64])
+        if (span := _NUMBERS.get(name)) is not None:
+            sound = type(value) in (int, float) and math.isfinite(value) and span[0] <= value <= span[1]
+            wanted = f"a number from {span[0]} to {span[1]}"
+        elif (range_ := _INTEGERS.get(name)) is not None:
+            sound = type(value) is int and range_[0] <= value <= range_[1]
+            wanted = f"a whole number from {range_[0]} to {range_[1]}"
+        elif name in _BOOLEANS:
+            sound, wanted = type(value) is bool, "true or false"
+        elif name in _TEXTS:
+            sound, wanted = (
+                isinstance(value, str) or (name == "tool_choice" and isinstance(value, dict)),
+                "text",
+            )
+        elif name in _OBJECTS:
+            sound, wanted = isinstance(value, dict), "an object"
+        elif name in _LISTS:
+            sound, wanted = isinstance(value, list), "a list"
+        elif name == "stop":
+            several = (
+                isinstance(value, list) and len(value) <= 16 and all(isinstance(s, str) and s for s in value)
+            )
+            sound, wanted = several or (isinstance(value, str) and value != ""), "text, or at most 16 texts"
+        elif name == "logprobs":
+            sound = type(value) is bool or (type(value) is int and 0 <= value <= 20)
+            wanted = "true, false or a number up to 20"
+        else:
+            continue
+        if not sound:
+            raise bad(name, f"{name}: expected {wanted}")
+
+
+def _limit(body: dict[str, Any], bounds: Bounds) -> int:
+    names = [name for name in ("max_completion_tokens", "max_tokens") if name in body]
+    for name in names:
+        value = body[name]
+        if type(value) is not int or not 1 <= value <= bounds.max_tokens:
+            raise bad(name, f"{name}: expected a whole number from 1 to {bounds.max_tokens}")
+    return int(body[names[0]]) if names else min(bounds.default_tokens, bounds.max_tokens)
+
+
+def _messages(messages: object, bounds: Bounds) -> int:
+    """Checks them; their tokens, with eight a message for what a chat template adds."""
+    if not isinstance(messages, list) or not messages:
+        raise bad("messages", "messages: expected a list that is not empty")
+    texts = []
+    for i, message in enumerate(messages):
+        at = f"messages[{i}]"
+        if not isinstance(message, dict):
+            raise bad(at, f"{at}: expected an object")
+        if message.get("role") not in _ROLES:
+            raise bad(f"{at}.role", f"{at}.role: expected one of {', '.join(_ROLES)}")
+        texts.append(_content(message, at))
+    return _tokens("".join(texts), bounds) + 8 * (len(messages) + 1)
+
+
+def _content(message: dict[str, Any], at: str) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None and message["role"] == "assistant" and isinstance(message.get("tool_calls"), list):
+        return json.dumps(message["tool_calls"])
+    if not isinstance(content, list) or not content:
+        raise bad(f"{at}.content", f"{at}.content: expected text, or a list of parts of type text")
+    for part in content:
+        sound = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not sound:
+            raise bad(f"{at}.content", f"{at}.content: expected parts of type text")
+    return "".join(part["text"] for part in content)
+
+
+def _prompt(prompt: object, bounds: Bounds) -> int:
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str) and prompt:
+        return _tokens(prompt, bounds)
+    if isinstance(prompt, list) and prompt and all(type(i) is int and 0 <= i < 2**31 for i in prompt):
+        return len(prompt)
+    raise bad("prompt", "prompt: expected one text that is not empty, or one list of token ids")
+
+
+def _tokens(text: str, bounds: Bounds) -> int:
+    """Counted, unless even at 16 bytes a token it is too long to be worth counting."""
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise Refusal(400, "the body holds half a surrogate pair", code="invalid_utf8") from None
+    return size if size > 16 * bounds.max_sequence else bounds.count(text)

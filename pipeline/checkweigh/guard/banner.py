@@ -1,0 +1,62 @@
+"""What is in force, in lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from checkweigh.guard.guard import Setup
+from checkweigh.guard.policy import TIERS, GuardPolicy
+
+Served = tuple[str, str, tuple[str, ...]]  # name, engine kind, what is unsafe
+
+
+def banner(setup: Setup, served: Sequence[Served]) -> list[str]:
+    """Every limit, whether pinned or a default; what is unsafe last."""
+    found = [f"serving {served[0][0]} on {served[0][1]}"]
+    if len(served) > 1:
+        what = "shadow copies" if setup.shadow else f"{setup.share:.0%} of sessions"
+        found.append(f"candidate {served[1][0]} on {served[1][1]}: {what}")
+    found += [*_sizes(setup), *_tiers(setup.policy), *_care(setup)]
+    return [*found, *(f"UNSAFE: {name} allows {what}" for name, _, unsafe in served for what in unsafe)]
+
+
+def _sizes(setup: Setup) -> Iterator[str]:
+    own, bounds = setup.policy.admission, setup.bounds
+    yield (
+        f"limits: {bounds.max_sequence} tokens a sequence, {bounds.max_tokens} a reply, "
+        f"{setup.policy.surface.max_body} bytes a body"
+    )
+    cache = "the KV cache the engine reports" if own.kv_tokens is None else f"{own.kv_tokens} KV tokens"
+    yield (
+        f"admission: {1 - own.headroom:.0%} of {cache}, {own.slots or setup.slots} requests inside, "
+        f"{own.scoring} of them scoring, {own.queue} waiting"
+    )
+
+
+def _tiers(policy: GuardPolicy) -> Iterator[str]:
+    for tier in TIERS:
+        own = policy.admission.tiers.of(tier)
+        yield (
+            f"tier {tier}: {own.reserve:.0%} reserved, {own.queue} waiting at most {own.deadline_s:g} s, "
+            f"before all others after {own.age_s:g} s"
+        )
+
+
+def _care(setup: Setup) -> Iterator[str]:
+    policy = setup.policy
+    times, care, lower = policy.timeouts, policy.supervision, policy.degradation
+    yield f"timeouts: {times.first_s:g} s to the first byte, {times.idle_s:g} between two, {times.total_s:g} in all"
+    yield (
+        f"breaker: opens at {policy.breaker.failures} failures in {policy.breaker.window_s:g} s, and while less than "
+        f"{policy.memory.free_low:.0%} of memory is free"
+    )
+    yield (
+        f"supervisor: hung after {care.heartbeat_s:g} + {care.probe_s:g} s, gives up at {care.crashes} crashes in "
+        f"{care.crash_window_s:g} s, drains for {care.drain_s:g} s"
+    )
+    if lower.max_tokens is not None:
+        yield f"degraded from {lower.enter:.0%}: max_tokens {lower.max_tokens} for {', '.join(lower.tiers)}"
+    if (norm := policy.monitor.ttft_p99_s or setup.norm_p99_s) is not None:
+        yield f"first byte: p99 {norm:.3g} s is the norm, {norm * policy.monitor.ratio:.3g} s a deviation"
+    keys = ", ".join(f"{name} ({tier})" for name, tier in policy.surface.keys.items())
+    yield f"keys: {keys or 'none'}; traffic log: {policy.traffic.path or 'none'}"

@@ -1,0 +1,145 @@
+"""A circuit breaker: closed, open, half-open with one probe. Pure; times are arguments.
+
+Written here rather than taken from ``purgatory`` (3.0.1), which was judged for it: its half-open state lets every
+request through, a cancelled call counts as a failure, a success of a request sent before the trip closes it, it
+cannot be held open from outside, and its clock is the wall's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from checkweigh.guard.policy import Breaker as Limits
+
+
+class State(Enum):
+    """Of a breaker."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+@dataclass(slots=True, eq=False)
+class Permit:
+    """Leave to send one request; reported once, by ``succeeded``, ``failed`` or ``dropped``."""
+
+    generation: int
+    probe: bool
+    told: bool = False
+
+
+class Breaker:
+    """Each change of state begins a generation; what a permit of an earlier one reports changes nothing."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._generation = 0
+        self._probing: Permit | None = None
+        self._calls: deque[tuple[float, bool]] = deque()
+        self._reopen = 0.0
+        self._wait = limits.open_s
+        self._holds: dict[str, str] = {}
+        self.state = State.CLOSED
+        self.reason = ""
+        self.trips = 0
+
+    def allow(self, now: float) -> Permit | None:
+        """A permit, or None: the arm is to be left alone."""
+        if self._holds:
+            return None
+        if self.state is State.OPEN and now >= self._reopen:
+            self._become(State.HALF_OPEN)
+        if self.state is State.CLOSED:
+            return Permit(self._generation, probe=False)
+        if self.state is State.HALF_OPEN and self._probing is None:
+            self._probing = Permit(self._generation, probe=True)
+            return self._probing
+        return None
+
+    def succeeded(self, permit: Permit, now: float) -> None:
+        """The engine answered; a probe's success closes."""
+        if not self._current(permit):
+            return
+        if permit.probe:
+            self._wait = self._limits.open_s
+            self._become(State.CLOSED)
+        else:
+            self._count(now, failed=False)
+
+    def failed(self, permit: Permit, now: float, why: str) -> None:
+        """5xx, a broken answer or a timeout."""
+        if not self._current(permit):
+            return
+        if permit.probe:
+            self._wait = min(self._limits.open_max_s, 2 * self._wait)
+            self._open(now, f"a probe failed: {why}")
+            return
+        self._count(now, failed=True)
+        failures = sum(failed for _, failed in self._calls)
+        if failures >= self._limits.failures and failures >= self._limits.share * len(self._calls):
+            self._open(now, f"{failures} of {len(self._calls)} requests failed, the last: {why}")
+
+    def dropped(self, permit: Permit) -> None:
+        """Cancelled before the engine said anything: it counts for nothing, and another may probe."""
+        if self._current(permit) and permit.probe:
+            self._probing = None
+
+    def refuses(self, now: float) -> bool:
+        """Whether ``allow`` would give nothing; changes nothing."""
+        early = self.state is State.OPEN and now < self._reopen
+        return bool(self._holds) or early or self._probing is not None
+
+    def hold(self, by: str, why: str) -> None:
+        """Keep open whatever happens, until ``by`` releases it (memory is critical, the process is down)."""
+        if not self._holds:
+            self.trips += 1
+            self._become(State.OPEN)
+        self._holds[by] = self.reason = why
+
+    def release(self, by: str, now: float) -> None:
+        """End one hold; after the last, a probe decides."""
+        if self._holds.pop(by, None) is not None and not self._holds:
+            self._reopen, self._wait = now, self._limits.open_s
+
+    def reset(self, by: str) -> None:
+        """A new engine that was warmed up: end ``by``'s hold, and closed unless others hold it."""
+        self._holds.pop(by, None)
+        if not self._holds:
+            self._wait = self._limits.open_s
+            self._become(State.CLOSED)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is kept open from outside."""
+        return bool(self._holds)
+
+    def retry_after(self, now: float) -> int:
+        """Whole seconds until it is worth asking again."""
+        return max(1, round(self._limits.open_s if self._holds else self._reopen - now))
+
+    def _current(self, permit: Permit) -> bool:
+        fresh = not permit.told and permit.generation == self._generation
+        permit.told = True
+        return fresh
+
+    def _count(self, now: float, *, failed: bool) -> None:
+        self._calls.append((now, failed))
+        while self._calls[0][0] < now - self._limits.window_s:
+            self._calls.popleft()
+
+    def _open(self, now: float, why: str) -> None:
+        self.trips += 1
+        self.reason = why
+        self._reopen = now + self._wait
+        self._become(State.OPEN)
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        self._generation += 1
+        self._probing = None
+        self._calls.clear()
+        if state is State.CLOSED:
+            self.reason = ""

@@ -1,0 +1,328 @@
+"""The path of one request: route, admit, ask, answer, account. Every way out gives back what it took."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkweigh.guard.arm import Arm
+from checkweigh.guard.asked import Asked, Bounds
+from checkweigh.guard.policy import GuardPolicy, Tier
+from checkweigh.guard.prom import Metrics
+from checkweigh.guard.queueing import Entry
+from checkweigh.guard.refusals import Refusal
+from checkweigh.guard.relay import Events, Truncated, whole
+from checkweigh.guard.routing import Arm as ArmName
+from checkweigh.guard.routing import Route, Router
+from checkweigh.guard.traffic import Log, Outcome, Request, hashed
+from checkweigh.guard.upstream import Answer, UpstreamError, Waits, ask
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Heard = Callable[["Visit"], None]
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+@dataclass(slots=True, kw_only=True)
+class Visit:
+    """One request on its way, and what became of it."""
+
+    id: str
+    tier: Tier
+    asked: Asked
+    session: str
+    deadline_s: float | None  # the client's, from arrival: to the first byte of a stream, to the whole else
+    arrived: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.time)
+    route: Route = field(default_factory=lambda: Route("baseline", "baseline"))
+    degraded: str = ""
+    max_tokens: int = 0
+    queue_s: float = 0.0
+    first: float | None = None
+    last: float | None = None
+    outcome: Outcome = "refused"
+    status: int = 0
+    reason: str = ""
+    finish: str | None = None
+    tokens: int = 0
+    reply: str | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Arrival to first byte."""
+        return None if self.first is None else self.first - self.arrived
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first."""
+        if self.first is None or self.last is None or self.tokens < 2 or not self.asked.stream:
+            return None
+        return (self.last - self.first) / (self.tokens - 1)
+
+
+class Desk:
+    """Serves visits on one arm or two."""
+
+    def __init__(
+        self, policy: GuardPolicy, arms: Mapping[ArmName, Arm], router: Router, bounds: Bounds, metrics: Metrics,
+        log: Log, heard: Heard,
+    ) -> None:  # fmt: skip
+        self.policy = policy
+        self.arms = arms
+        self.router = router
+        self.bounds = bounds
+        self.metrics = metrics
+        self.log = log
+        self._heard = heard
+        self._shadows: set[asyncio.Task[None]] = set()
+        self.draining = False
+
+    async def serve(self, visit: Visit, send: Send) -> None:
+        """Answer; raises Refusal for what is refused before an answer has begun."""
+        visit.route = self.router.route(visit.session)
+        arm = self.arms[visit.route.served]
+        if visit.route.shadow:
+            self._copy(visit)
+        try:
+            await self._at(arm, visit, _Client(visit, send))
+        except asyncio.CancelledError:
+            visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client left"
+            raise
+        except Refusal as refusal:
+            visit.status, visit.reason = refusal.status, refusal.message
+            raise
+        finally:
+            self._account(arm, visit)
+
+    async def close(self) -> None:
+        """End what nobody waits for."""
+        for task in self._shadows:
+            task.cancel()
+        await asyncio.gather(*self._shadows, return_exceptions=True)
+
+    async def _at(self, arm: Arm, visit: Visit, client: _Client) -> None:
+        now = time.monotonic()
+        if self.draining or arm.breaker.refuses(now):
+            visit.outcome = "shed"
+            why = "The server is shutting down." if self.draining else "The engine is not available."
+            raise Refusal(503, why, code="unavailable", retry_after=arm.breaker.retry_after(now))
+        entry = await self._admitted(arm, visit)
+        ended = False
+        try:
+            permit = arm.permit()
+            if permit is None:
+                visit.outcome = "shed"
+                raise Refusal(503, "The engine is not available.", code="unavailable",
+                              retry_after=arm.breaker.retry_after(time.monotonic()))  # fmt: skip
+            try:
+                await self._ask(arm, visit, entry, client)
+            except UpstreamError as error:
+                if error.fault:
+                    arm.breaker.failed(permit, time.monotonic(), str(error))
+                raise self._broken(visit, error, client) from error
+            else:
+                ended = True
+                arm.breaker.succeeded(permit, time.monotonic())
+            finally:
+                arm.breaker.dropped(permit)
+        except _Begun as broken:
+            await client.broke(broken.refusal)
+        finally:
+            arm.leave(entry, whole=ended)
+
+    async def _admitted(self, arm: Arm, visit: Visit) -> Entry:
+        """A place in the engine. Raises Refusal."""
+        asked, limits = visit.asked, self.policy
+        visit.max_tokens = asked.max_tokens
+        lower = limits.degradation.max_tokens
+        if (
+            arm.degraded
+            and lower is not None
+            and lower < asked.max_tokens
+            and visit.tier in limits.degradation.tiers
+        ):
+            visit.max_tokens, visit.degraded = lower, f"max_tokens={lower}"
+        wait = limits.admission.tiers.of(visit.tier).deadline_s
+        wait = wait if visit.deadline_s is None else min(wait, visit.deadline_s)
+        expected = arm.gate.outputs.expected(visit.max_tokens)
+        started = time.monotonic()
+        self.metrics.own_s.observe(started - visit.arrived)
+        entry, shed = await arm.admit(
+            lambda settle: Entry(
+                tier=visit.tier, cost=asked.prompt_tokens + expected, scoring=asked.scoring, asked=started,
+                deadline=visit.arrived + wait, settle=settle, expected=expected,
+            )
+        )  # fmt: skip
+        visit.queue_s = time.monotonic() - started
+        if shed is not None:
+            visit.outcome = "shed"
+            raise Refusal(
+                shed.status, f"Not now: {shed.reason}.", code="overloaded" if shed.status == 429 else "unavailable",
+                retry_after=shed.retry_after,
+            )  # fmt: skip
+        return entry
+
+    async def _ask(self, arm: Arm, visit: Visit, entry: Entry, client: _Client) -> None:
+        """Send it and pass the answer on. Raises UpstreamError."""
+        endpoint = arm.endpoint
+        if endpoint is None:
+            raise UpstreamError(503, "the engine is not available", code="unavailable", fault=False)
+        self.metrics.upstream.labels(arm.name).inc()
+        arm.sent(entry, visit.asked.prompt_tokens)
+        rename = None if endpoint.model == self.bounds.model else (endpoint.model, self.bounds.model)
+        events = Events(usage=visit.asked.usage, rename=rename, keep=self.log.texts)
+        body = visit.asked.upstream(endpoint.model, visit.max_tokens)
+        waits = self._waits(visit)
+
+        async def data(piece: bytes, updates: int) -> None:
+            arm.delivered(entry, updates)
+            await client.more(piece)
+
+        try:
+            answer = await ask(arm.session, endpoint, visit.asked, body, waits, (events, client.start, data))
+        except UpstreamError as error:
+            visit.tokens = events.tokens
+            if error.code == "upstream_timeout" and visit.deadline_s is not None and not waits.begun:
+                late = time.monotonic() - visit.arrived >= visit.deadline_s
+                raise UpstreamError(504, "the deadline passed", code="deadline", fault=not late) from error
+            raise
+        visit.tokens, visit.finish, visit.reply = answer.tokens, answer.finish, answer.text
+        arm.delivered(entry, max(0, answer.tokens - entry.produced))
+        await self._finish(answer, rename, client, visit)
+
+    async def _finish(
+        self, answer: Answer, rename: tuple[str, str] | None, client: _Client, visit: Visit
+    ) -> None:
+        if not visit.asked.stream:
+            with suppress(Truncated):
+                answer.body = whole(answer.body, rename)[0] if rename is not None else answer.body
+            await client.answer(answer.body)
+        else:
+            await client.end()
+        visit.outcome, visit.status = "ok", 200
+
+    def _waits(self, visit: Visit) -> Waits:
+        limits = self.policy.timeouts
+        patience = limits.first_s if visit.asked.stream else limits.total_s
+        left = patience
+        if visit.deadline_s is not None:
+            left = min(patience, max(0.001, visit.deadline_s - (time.monotonic() - visit.arrived)))
+        return Waits(limits, left, stream=visit.asked.stream)
+
+    def _broken(self, visit: Visit, error: UpstreamError, client: _Client) -> Exception:
+        visit.outcome = "timeout" if error.status in (499, 504) else "upstream_error"
+        visit.status, visit.reason = error.status, error.code
+        retry = 1 if error.status in (502, 503) else None
+        refusal = Refusal(error.status, f"{error}.".capitalize(), code=error.code, retry_after=retry)
+        return _Begun(refusal) if client.begun else refusal
+
+    def _copy(self, visit: Visit) -> None:
+        """Send the same to the candidate, whose answer nobody sees; dropped where it would have to wait."""
+        arm = self.arms["candidate"]
+        if self.draining or not arm.ready or arm.gate.paused or len(arm.gate.queues):
+            return
+        copy = Visit(
+            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=None,
+            route=Route("candidate", "candidate", shadow=True),
+        )  # fmt: skip
+
+        async def run() -> None:
+            try:
+                with suppress(Refusal):
+                    await self._at(arm, copy, _Client(copy, _nobody))
+            finally:
+                self._account(arm, copy)
+
+        task = asyncio.ensure_future(run())
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    def _account(self, arm: Arm, visit: Visit) -> None:
+        metrics, total = self.metrics, time.monotonic() - visit.arrived
+        metrics.requests.labels(arm.name, visit.tier, visit.outcome).inc()
+        if visit.outcome == "shed":
+            metrics.sheds.labels(visit.tier, str(visit.status)).inc()
+        metrics.queue_s.labels(visit.tier).observe(visit.queue_s)
+        if visit.ttft_s is not None:
+            metrics.first_s.labels(arm.name).observe(visit.ttft_s)
+            metrics.total_s.labels(arm.name).observe(total)
+        if visit.degraded:
+            metrics.degraded.labels(arm.name).inc()
+        self._heard(visit)
+        if not self.log.wanted:
+            return
+        prompt = visit.asked.prompt()
+        self.log.add(
+            Request(
+                at=visit.at, id=visit.id, session=hashed(visit.session), tier=visit.tier,
+                assigned=visit.route.assigned, served=visit.route.served, shadow=visit.route.shadow,
+                stream=visit.asked.stream, outcome=visit.outcome, status=visit.status, reason=visit.reason,
+                degraded=visit.degraded, queue_s=visit.queue_s, ttft_s=visit.ttft_s, tpot_s=visit.tpot_s,
+                total_s=total, prompt_tokens=visit.asked.prompt_tokens, output_tokens=visit.tokens,
+                max_tokens=visit.max_tokens, finish=visit.finish,
+                prompt=prompt if self.log.texts else hashed(prompt),
+                reply=visit.reply if self.log.texts else None,
+            )
+        )  # fmt: skip
+
+
+class _Begun(Exception):
+    """The answer had begun when it broke."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+class _Client:
+    """The client's side of one visit."""
+
+    def __init__(self, visit: Visit, send: Send) -> None:
+        self._visit = visit
+        self._send = send
+        self.begun = False
+
+    async def start(self) -> None:
+        """Status and headers of a stream."""
+        self.begun = True
+        headers = [_EVENTS, (b"cache-control", b"no-cache"), *self._own()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def more(self, data: bytes) -> None:
+        """A piece of a stream."""
+        self._visit.last = time.monotonic()
+        if self._visit.first is None:
+            self._visit.first = self._visit.last
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Of a stream."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def broke(self, refusal: Refusal) -> None:
+        """An error event, then the end: never a second try, whose tokens would not follow the first's."""
+        await self._send({"type": "http.response.body", "body": refusal.event(), "more_body": False})
+
+    async def answer(self, body: bytes) -> None:
+        """A whole answer."""
+        self._visit.first = self._visit.last = time.monotonic()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *self._own(),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _own(self) -> list[tuple[bytes, bytes]]:
+        found = [(b"x-request-id", self._visit.id.encode())]
+        if self._visit.degraded:
+            found.append((b"x-checkweigh-degraded", self._visit.degraded.encode()))
+        return found
+
+
+async def _nobody(message: MutableMapping[str, Any]) -> None:
+    """Where a shadow's answer goes."""

@@ -1,0 +1,210 @@
+"""The parts put together: arms, desk, surface, alarms; and their life from start to drained."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from socket import socket
+
+import aiohttp
+
+from checkweigh.engines.endpoint import Endpoint
+from checkweigh.guard.alarms import Beyond, Slower
+from checkweigh.guard.app import GuardApp
+from checkweigh.guard.arm import Arm
+from checkweigh.guard.asked import Bounds
+from checkweigh.guard.breaker import State
+from checkweigh.guard.child import Plan
+from checkweigh.guard.desk import Desk, Visit
+from checkweigh.guard.host import Host
+from checkweigh.guard.keys import Keys
+from checkweigh.guard.listener import listener
+from checkweigh.guard.policy import TIERS, GuardPolicy
+from checkweigh.guard.prom import Metrics
+from checkweigh.guard.routing import Arm as ArmName
+from checkweigh.guard.routing import Router
+from checkweigh.guard.traffic import Log
+
+Source = Callable[[], Plan] | Endpoint
+_BREAKER = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What is served, and how. With a ``candidate``, ``share`` of sessions or, with ``shadow``, copies go to it."""
+
+    policy: GuardPolicy
+    bounds: Bounds
+    slots: int
+    baseline: Source
+    candidate: Source | None = None
+    share: float = 0.0
+    shadow: bool = False
+    norm_p99_s: float | None = None  # time to first token that the gate stored
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+class Guard:
+    """One guarded service."""
+
+    def __init__(self, setup: Setup, say: Callable[[str], None]) -> None:
+        policy = setup.policy
+        self._setup = setup
+        self._say = say
+        self.arms: dict[ArmName, Arm] = {"baseline": self._arm("baseline", setup.baseline)}
+        if setup.candidate is not None:
+            self.arms["candidate"] = self._arm("candidate", setup.candidate)
+        self.router = Router(candidate_share=setup.share, shadow=setup.shadow, salt=policy.routing.salt)
+        self.metrics = Metrics()
+        self.log = Log(policy.traffic)
+        self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
+        self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
+        own = policy.routing
+        self._slower = {
+            name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
+            for name in ("ttft", "tpot")
+        }
+        norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
+        self.beyond = None if norm is None else Beyond(
+            threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
+        )  # fmt: skip
+        self._hooks: set[asyncio.Task[None]] = set()
+        self._host = Host()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.draining = asyncio.Event()
+
+    def _arm(self, name: ArmName, source: Source) -> Arm:
+        def say(line: str) -> None:
+            self._say(line if self._setup.candidate is None else f"{name}: {line}")
+
+        return Arm(name, self._setup.policy, source, say, slots=self._setup.slots)
+
+    async def run(self, bound: socket) -> None:
+        """Serve until ``drain`` is called, then finish what has begun, stop the engines and return."""
+        server = listener(self.app, self._setup.policy.surface)
+        self._tasks = [asyncio.ensure_future(arm.run()) for arm in self.arms.values()]
+        self._tasks += [asyncio.ensure_future(self._watch_host()), asyncio.ensure_future(self._flush())]
+        serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+        asked = asyncio.ensure_future(self.draining.wait())
+        try:
+            await asyncio.wait((asked, serving, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done() and not task.cancelled() and task.exception() is not None:
+                    task.result()  # a watcher that died is a fault of the guard: never serve unwatched
+            await self._drained()
+        finally:
+            server.should_exit = True
+            await self._close()
+            await serving
+
+    def drain(self) -> None:
+        """New requests get 503 from now on."""
+        if not self.draining.is_set():
+            self._say("draining: new requests get 503, running ones are finished")
+        self.desk.draining = True
+        for arm in self.arms.values():
+            arm.draining = True
+        self.draining.set()
+
+    async def _drained(self) -> None:
+        """Wait for what is inside, at most the policy's time."""
+        end = time.monotonic() + self._setup.policy.supervision.drain_s
+        while (
+            any(arm.gate.inside or len(arm.gate.queues) for arm in self.arms.values())
+            and time.monotonic() < end
+        ):
+            await asyncio.sleep(0.05)
+        left = sum(arm.gate.inside for arm in self.arms.values())
+        self._say("drained" if not left else f"{left} requests were still running after the drain's time")
+
+    async def _close(self) -> None:
+        await self.desk.close()
+        await asyncio.gather(*(arm.close() for arm in self.arms.values()), return_exceptions=True)
+        for task in (*self._tasks, *self._hooks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._hooks, return_exceptions=True)
+        self.log.flush()
+
+    async def _watch_host(self) -> None:
+        swapping = False
+        while True:
+            reading = await asyncio.to_thread(self._host.read)
+            for arm in self.arms.values():
+                arm.read_memory(reading.free_share, reading.gpu_free_share)
+            self.metrics.swap_rate.set(reading.swap_bytes)
+            if (now := reading.swap_bytes > 0) and not swapping:
+                self._say(f"the host swaps ({reading.swap_bytes / 1e6:.1f} MB/s): latency will spike")
+            swapping = now
+            await asyncio.sleep(0.5)
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            self.log.flush()
+            self.metrics.lost_lines.set(self.log.lost)
+
+    def _heard(self, visit: Visit) -> None:
+        """Every finished visit: the alarms."""
+        if visit.outcome != "ok" or visit.degraded or visit.ttft_s is None:
+            return  # a degraded answer is not compared
+        arm = "candidate" if visit.route.served == "candidate" else "baseline"
+        if "candidate" in self.arms:
+            for name, value in (("ttft", visit.ttft_s - visit.queue_s), ("tpot", visit.tpot_s)):
+                if value is not None and self._slower[name].add(arm, value):
+                    why = f"{name} {self._slower[name].fired}"
+                    self.router.kill(why)
+                    self._alarm(f"candidate switched off: {why}")
+        if self.beyond is not None and arm == "baseline" and self.beyond.add(visit.ttft_s):
+            self._alarm(
+                f"p99 deviates from the gated baseline: {self.beyond.deviating}"
+                if self.beyond.deviating else "p99 is within the gated baseline again"
+            )  # fmt: skip
+
+    def _alarm(self, line: str) -> None:
+        """A log line, and the webhook where there is one; the metric is read from the state."""
+        self._say(f"ALARM: {line}")
+        variable = self._setup.policy.monitor.webhook_env
+        if variable is not None and (url := self._setup.environment.get(variable)):
+            task = asyncio.ensure_future(self._post(url, line))
+            self._hooks.add(task)
+            task.add_done_callback(self._hooks.discard)
+
+    async def _post(self, url: str, line: str) -> None:
+        body = {"text": f"checkweigh: {line}", "candidate_weight": self.router.weight}
+        timeout = aiohttp.ClientTimeout(total=5)
+        for _ in range(3):
+            with suppress(aiohttp.ClientError, TimeoutError, ValueError):
+                async with (
+                    aiohttp.ClientSession(timeout=timeout) as session,
+                    session.post(url, json=body) as answer,
+                ):
+                    if answer.status < 300:
+                        return
+            await asyncio.sleep(0.5)
+        self._say("the webhook could not be reached")
+
+    def _gauges(self) -> None:
+        metrics, now = self.metrics, time.monotonic()
+        metrics.weight.set(self.router.weight)
+        metrics.alarm.set(bool(self.router.killed))
+        metrics.deviation.set(self.beyond is not None and bool(self.beyond.deviating))
+        for name, arm in self.arms.items():
+            gate, supervisor = arm.gate, arm.supervisor
+            metrics.inside.labels(name).set(gate.inside)
+            metrics.tokens.labels(name).set(gate.tokens)
+            metrics.budget.labels(name).set(gate.budget)
+            metrics.oldest_s.labels(name).set(gate.queues.oldest(now))
+            metrics.ready.labels(name).set(arm.ready)
+            metrics.saturated.labels(name).set(bool(arm.saturation.why(now)))
+            metrics.breaker.labels(name).set(_BREAKER[arm.breaker.state])
+            metrics.trips.labels(name).set(arm.breaker.trips)
+            metrics.restarts.labels(name).set(0 if supervisor is None else supervisor.restarts)
+            metrics.resident.labels(name).set(0 if supervisor is None else supervisor.resident)
+            if arm.saturation.last is not None:
+                metrics.kv.labels(name).set(arm.saturation.last.kv)
+            for tier in TIERS:
+                metrics.waiting.labels(name, tier).set(gate.queues.length(tier))

@@ -1,0 +1,91 @@
+"""What the host says: memory, swap, and what is amiss before serving begins."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Of one moment."""
+
+    free_share: float
+    gpu_free_share: float | None  # of the fullest GPU; None without one
+    swap_bytes: float  # in and out since the last reading, a second
+
+
+class Host:
+    """Reads the host; remembers the swap counters in between."""
+
+    def __init__(self) -> None:
+        self._swapped = self._swap()
+        self._at = time.monotonic()
+        self._gpu = _gpus()
+
+    def read(self) -> Reading:
+        """Now."""
+        memory = psutil.virtual_memory()
+        swapped, now = self._swap(), time.monotonic()
+        rate = (swapped - self._swapped) / max(1e-3, now - self._at)
+        self._swapped, self._at = swapped, now
+        return Reading(
+            free_share=memory.available / memory.total,
+            gpu_free_share=self._gpu_free(),
+            swap_bytes=max(0.0, rate),
+        )
+
+    @staticmethod
+    def _swap() -> int:
+        swap = psutil.swap_memory()
+        return int(swap.sin + swap.sout)
+
+    def _gpu_free(self) -> float | None:
+        if not self._gpu:
+            return None
+        import pynvml
+
+        shares = []
+        for handle in self._gpu:
+            with suppress(pynvml.NVMLError):
+                info = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                shares.append(float(info.free) / float(info.total))
+        return min(shares, default=0.0)
+
+
+def _gpus() -> list[object]:
+    """Handles of the GPUs; none without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def warnings(headroom: float) -> list[str]:
+    """What should not be so on a host that serves."""
+    found = []
+    swap, memory = psutil.swap_memory(), psutil.virtual_memory()
+    if swap.total:
+        used = f", {swap.used / _GIB:.1f} GiB of it in use" if swap.used else ""
+        found.append(
+            f"the host has {swap.total / _GIB:.1f} GiB of swap{used}: latency spikes when it is touched (swapoff -a)"
+        )
+    if headroom < 0.2:
+        found.append(
+            f"admission.headroom is {headroom:.0%}: below 20% a burst of long prompts preempts or kills"
+        )
+    if memory.available / memory.total < 0.2:
+        found.append(
+            f"only {memory.available / memory.total:.0%} of the host's memory is free before anything starts"
+        )
+    return found

@@ -1,0 +1,72 @@
+"""Who asks: API keys, compared in constant time, and the tier of each."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from checkweigh.errors import BadInput
+from checkweigh.guard.policy import TIERS, Surface, Tier
+from checkweigh.guard.refusals import Refusal
+
+ADMIN = "CHECKWEIGH_ADMIN_KEY"
+_LEAST = 8  # characters of a key
+
+
+class Keys:
+    """Holds digests, never keys. Without any key everybody is let in, as ``standard``."""
+
+    def __init__(self, surface: Surface, environment: Mapping[str, str]) -> None:
+        self._known: list[tuple[bytes, Tier]] = []
+        self._lower = surface.tier_header
+        problems = []
+        for variable, tier in surface.keys.items():
+            value = environment.get(variable, "")
+            if len(value) < _LEAST:
+                problems.append(
+                    f"surface.keys.{variable}: the environment holds no key of at least {_LEAST} characters"
+                )
+            self._known.append((_digest(value.encode()), tier))
+        if problems:
+            raise BadInput("\n".join(problems))
+        admin = environment.get(ADMIN, "")
+        self._admin = _digest(admin.encode()) if len(admin) >= _LEAST else None
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody may ask."""
+        return not self._known
+
+    def tier(self, authorization: bytes, wanted: bytes | None) -> Tier:
+        """The tier of a request. Raises Refusal 401 for another key, 400 for a tier that is none."""
+        tier: Tier = "standard"
+        if self._known:
+            given = _digest(_bearer(authorization))
+            found = None
+            for digest, its in self._known:  # all of them, whichever fits
+                if hmac.compare_digest(digest, given):
+                    found = its
+            if found is None:
+                raise Refusal(401, "The API key is missing or wrong.", code="invalid_api_key")
+            tier = found
+        if wanted is None or not self._lower:
+            return tier
+        asked = wanted.decode("latin-1")
+        for name in TIERS:
+            if name == asked:
+                return max(tier, name, key=TIERS.index) if self._known else name
+        raise Refusal(400, f"x-checkweigh-tier: expected one of {', '.join(TIERS)}", code="invalid_tier")
+
+    def admin(self, authorization: bytes) -> bool:
+        """Whether it is the operator's key."""
+        return self._admin is not None and hmac.compare_digest(self._admin, _digest(_bearer(authorization)))
+
+
+def _bearer(authorization: bytes) -> bytes:
+    scheme, _, value = authorization.partition(b" ")
+    return value.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,104 @@
+"""uvicorn with what it lacks against slow and broken clients: a time for headers, a cap on connections, our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from checkweigh.guard.policy import Surface
+from checkweigh.guard.refusals import Refusal
+
+_KEEPALIVE_S = 30
+
+
+class Listener(uvicorn.Server):
+    """Leaves signals to whoever runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing."""
+        yield
+
+
+def listener(app: Any, limits: Surface) -> Listener:
+    """A quiet server for one application."""
+
+    class Protocol(Guarded):
+        surface = limits
+
+    config = uvicorn.Config(
+        app, http=Protocol, log_config=None, access_log=False, lifespan="off", proxy_headers=False, ws="none",
+        server_header=False, date_header=True, timeout_keep_alive=_KEEPALIVE_S, timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=limits.max_header,
+    )  # fmt: skip
+    return Listener(config)
+
+
+class Guarded(H11Protocol):
+    """One connection. Headers must be complete ``header_s`` after it was made, or after their first byte."""
+
+    surface: Surface
+    _clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take it, unless there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.surface.connections:
+            transport.close()
+            return
+        self._clock = self.loop.call_later(self.surface.header_s, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Also stops the clock."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Headers that dribble do not stop the clock; whole ones do."""
+        super().data_received(data)
+        waiting = self.cycle is None or self.cycle.response_complete
+        if not waiting:
+            self._stop()
+        elif self._clock is None and not self.transport.is_closing():
+            self._clock = self.loop.call_later(self.surface.header_s, self._too_slow)
+
+    def send_400_response(self, msg: str) -> None:
+        """In our shape; 431 where h11 says that the headers are too large."""
+        error = sys.exc_info()[1]
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        large = status == 431
+        refusal = Refusal(
+            431 if large else 400, "The headers are too large." if large else "This is no HTTP request.",
+            code="headers_too_large" if large else "invalid_http",
+        )  # fmt: skip
+        body = refusal.body()
+        headers = [*refusal.headers(), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        event = h11.Response(status_code=refusal.status, headers=headers, reason=b"")
+        for part in (event, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
+
+    def _too_slow(self) -> None:
+        self._clock = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        if not self.transport.is_closing():
+            body = Refusal(408, "The headers came too slowly.", code="headers_too_slow").body()
+            head = b"HTTP/1.1 408 \r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
+            self.transport.write(head + b"%d\r\n\r\n" % len(body) + body)
+            self.transport.close()
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None

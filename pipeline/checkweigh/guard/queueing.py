@@ -1,0 +1,112 @@
+"""Bounded queues, one a tier: who is next, who waited too long, who is pushed out. Pure; times are arguments."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from checkweigh.guard.policy import TIERS, Tier, Tiers
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """A refusal. ``retry_after`` in whole seconds."""
+
+    status: int  # 429: too much was asked of us; 503: we cannot
+    reason: str
+    retry_after: int
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request that asks to be let in. ``settle`` hears once what became of it."""
+
+    tier: Tier
+    cost: int  # KV tokens
+    scoring: bool
+    asked: float
+    deadline: float  # of the wait
+    settle: Callable[[Shed | None], None] = field(repr=False)  # None: let in
+    produced: int = 0
+    expected: int = 0  # tokens of the reply that the cost contains
+
+
+class Queues:
+    """First come, first served within a tier; the more urgent tier first, unless another's head is over age."""
+
+    def __init__(self, tiers: Tiers, cap: int) -> None:
+        self._tiers = tiers
+        self._cap = cap
+        self._soonest = math.inf  # no deadline lies before it
+        self._lines: dict[Tier, deque[Entry]] = {tier: deque() for tier in TIERS}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def length(self, tier: Tier) -> int:
+        """Requests of one tier that wait."""
+        return len(self._lines[tier])
+
+    def tokens(self) -> int:
+        """What all that wait would cost."""
+        return sum(entry.cost for line in self._lines.values() for entry in line)
+
+    def full(self, tier: Tier | None = None) -> bool:
+        """Whether no other of this tier, or none at all, may wait."""
+        if tier is None:
+            return len(self) >= self._cap
+        return len(self._lines[tier]) >= self._tiers.of(tier).queue
+
+    def push(self, entry: Entry) -> None:
+        """Last in its line."""
+        self._lines[entry.tier].append(entry)
+        self._soonest = min(self._soonest, entry.deadline)
+
+    def remove(self, entry: Entry) -> bool:
+        """Take out one that left; False when it is not here."""
+        try:
+            self._lines[entry.tier].remove(entry)
+        except ValueError:
+            return False
+        return True
+
+    def oldest(self, now: float) -> float:
+        """Longest wait so far, in seconds."""
+        return max((now - line[0].asked for line in self._lines.values() if line), default=0.0)
+
+    def order(self, now: float) -> Iterator[tuple[Entry, bool]]:
+        """Heads in the order of service, with whether each is over age: the oldest such first, then by tier."""
+        heads = [line[0] for line in self._lines.values() if line]
+        aged = [e for e in heads if now - e.asked >= self._tiers.of(e.tier).age_s]
+        for entry in sorted(aged, key=lambda e: e.asked):
+            yield entry, True
+        for entry in heads:
+            if entry not in aged:
+                yield entry, False
+
+    def expired(self, now: float) -> list[Entry]:
+        """Those beyond their deadlines, taken out."""
+        if now < self._soonest:
+            return []
+        every = [entry for line in self._lines.values() for entry in line]
+        found = [entry for entry in every if entry.deadline <= now]
+        for entry in found:
+            self.remove(entry)
+        self._soonest = min((e.deadline for e in every if e.deadline > now), default=math.inf)
+        return found
+
+    def displaced(self, by: Tier) -> Entry | None:
+        """The youngest of the least urgent tier below ``by``, taken out; bulk first."""
+        for tier in reversed(TIERS[TIERS.index(by) + 1 :]):
+            if self._lines[tier]:
+                return self._lines[tier].pop()
+        return None
+
+    def drained(self) -> list[Entry]:
+        """Everything, taken out."""
+        found = [entry for line in self._lines.values() for entry in line]
+        for line in self._lines.values():
+            line.clear()
+        return found

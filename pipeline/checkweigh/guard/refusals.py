@@ -1,0 +1,58 @@
+"""What the guard answers when it does not pass an answer on: always OpenAI's shape, never a word of the upstream's."""
+
+from __future__ import annotations
+
+import json
+
+_KINDS = {
+    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error",
+    408: "timeout_error", 413: "invalid_request_error", 415: "invalid_request_error", 429: "rate_limit_error",
+    431: "invalid_request_error", 499: "client_closed", 500: "server_error", 502: "upstream_error",
+    503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+
+
+class Refusal(Exception):
+    """An answer of 4xx or 5xx. ``param`` names the field; ``retry_after`` is in whole seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """The JSON of the answer."""
+        error = {
+            "message": self.message, "type": _KINDS.get(self.status, "server_error"), "param": self.param,
+            "code": self.code,
+        }  # fmt: skip
+        return json.dumps({"error": error}).encode()
+
+    def event(self) -> bytes:
+        """The same as an event of a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Of the answer, without its length."""
+        found = [(b"content-type", b"application/json")]
+        if self.retry_after is not None:
+            found.append((b"retry-after", b"%d" % self.retry_after))
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
+        return found
+
+
+def bad(param: str, message: str) -> Refusal:
+    """400 for one field."""
+    return Refusal(400, message, code="invalid_value", param=param)

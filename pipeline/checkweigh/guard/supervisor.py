@@ -1,0 +1,222 @@
+"""Keeps one engine running: start, warm up, watch, restart on any exit nobody asked for, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from enum import Enum
+from typing import Protocol
+
+import aiohttp
+
+from checkweigh.engines.endpoint import Endpoint
+from checkweigh.errors import EngineError, PinMismatch
+from checkweigh.guard.child import Child, Plan
+from checkweigh.guard.hanging import Backoff, Watch
+from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.warmup import WarmupFailed, one, warm
+
+_GIB = 1 << 30
+_LOOK_S = 0.25  # between two looks at a running process
+_WEIGH_S = 1.0  # between two looks at its memory, which cost some milliseconds
+
+
+class Phase(Enum):
+    """Of an engine's life. Only READY takes requests."""
+
+    STARTING = "starting"
+    WARMING = "warming up"
+    READY = "ready"
+    DOWN = "down, to be restarted"
+    FAILED = "failed, it stays down"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Hears(Protocol):
+    """What the supervisor tells, and asks."""
+
+    def up(self, endpoint: Endpoint) -> None:
+        """Warm and ready."""
+
+    def down(self, why: str) -> None:
+        """Not any more; called at once when the process ends or hangs."""
+
+    def inside(self) -> int:
+        """Requests in the engine."""
+
+    def longest_prompt(self) -> int:
+        """Tokens, of those inside without a token yet."""
+
+
+class Supervisor:
+    """Runs until ``stop``. ``plan`` is asked anew for every start, so that a port or key is never reused."""
+
+    def __init__(
+        self,
+        plan: Callable[[], Plan],
+        hears: Hears,
+        policy: GuardPolicy,
+        say: Callable[[str], None],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._plan = plan
+        self._hears = hears
+        self._limits = policy.supervision
+        self._policy = policy
+        self._say = say
+        self._backoff = Backoff(policy.supervision, random.Random(seed))
+        self._stopping = asyncio.Event()
+        self.watch = Watch(policy.supervision)
+        self.phase = Phase.STARTING
+        self.child: Child | None = None
+        self.resident = 0
+        self._weighed = 0.0
+        self.last_cause = ""
+        self._was_ready = False
+        self.gave_up = False
+
+    @property
+    def restarts(self) -> int:
+        """So far."""
+        return self._backoff.restarts
+
+    async def run(self) -> None:
+        """Start, watch, restart; returns after ``stop`` or when it gave up.
+
+        PinMismatch: the first engine that came up is not what is pinned.
+        """
+        while not self._stopping.is_set():
+            try:
+                self.last_cause = await self._one_life()
+            except PinMismatch as error:  # another start would serve the same
+                if not self._was_ready:
+                    raise
+                self._give_up(f"is not what is pinned: {error}")
+                return
+            if self._stopping.is_set():
+                break
+            self._hears.down(f"the engine is down: {self.last_cause}")
+            wait = self._backoff.crashed(time.monotonic())
+            tail = "" if self.child is None else self.child.tail()
+            if wait is None:
+                times = f"{self._limits.crashes} times within {self._limits.crash_window_s:g} s"
+                self._give_up(f"{self.last_cause}; {times}: it stays down\n{tail}")
+                return
+            self.phase = Phase.DOWN
+            self._say(f"the engine {self.last_cause}; restart in {wait:.1f} s\n{tail}")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
+        self.phase = Phase.STOPPED
+
+    async def stop(self) -> None:
+        """End the process: SIGTERM, then SIGKILL to its group. Draining is the caller's."""
+        self._stopping.set()
+        self.phase = Phase.STOPPING
+        if self.child is not None:
+            await self.child.stop()
+        self.phase = Phase.STOPPED
+
+    def _give_up(self, why: str) -> None:
+        self.phase, self.gave_up = Phase.FAILED, True
+        self.last_cause = why
+        self._hears.down(f"the engine {why}")
+        self._say(f"the engine {why}")
+
+    async def _one_life(self) -> str:
+        """One process from start to end; how it ended."""
+        self.phase = Phase.STARTING
+        try:
+            self.child = child = await Child.start(self._plan(), self._limits.kill_s)
+        except (OSError, EngineError) as error:
+            self.child = None
+            return f"cannot be started ({error})"
+        try:
+            return await self._live(child)
+        finally:
+            self.phase = Phase.DOWN
+            child.kill()
+            await asyncio.wait((child.ended,))
+
+    async def _live(self, child: Child) -> str:
+        endpoint = child.plan.endpoint
+        if (
+            why := await self._within(
+                child, self._healthy(endpoint), self._limits.start_s, "to become healthy"
+            )
+        ) or (why := await self._warmed(child)):
+            return why
+        self.phase, self._was_ready = Phase.READY, True
+        self.watch.started(time.monotonic())
+        self._hears.up(endpoint)
+        self._say("the engine is ready")
+        while True:
+            await asyncio.wait((child.ended,), timeout=_LOOK_S)
+            if not child.alive:
+                return child.cause()
+            if why := await self._unwell(child):
+                return why
+
+    async def _warmed(self, child: Child) -> str:
+        self.phase = Phase.WARMING
+        limits = self._policy.warmup
+        try:
+            return await self._within(
+                child, warm(child.plan.endpoint, limits), limits.timeout_s, "to warm up"
+            )
+        except WarmupFailed as error:
+            return f"did not warm up: {error}"
+
+    async def _within(self, child: Child, work: Awaitable[None], seconds: float, what: str) -> str:
+        """Wait for ``work``; how the process failed otherwise, empty when it did not."""
+        task = asyncio.ensure_future(work)
+        await asyncio.wait((task, child.ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if task.done():
+                task.result()
+                return ""
+            return child.cause() if not child.alive else f"took more than {seconds:g} s {what}"
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, WarmupFailed):
+                await task
+
+    async def _healthy(self, endpoint: Endpoint) -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            while True:
+                with suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(endpoint.root + "/health") as answer:
+                        if answer.status == 200:
+                            return
+                await asyncio.sleep(0.1)
+
+    async def _unwell(self, child: Child) -> str:
+        """Why a living process must end: a hang that a probe confirms, or too much memory."""
+        if (now := time.monotonic()) - self._weighed >= _WEIGH_S:
+            self._weighed, self.resident = now, await asyncio.to_thread(child.resident)
+        ceiling = self._policy.memory.ceiling_gib
+        if ceiling is not None and self.resident > ceiling * _GIB:
+            return f"held {self.resident / _GIB:.2f} GiB, above its ceiling of {ceiling:g}"
+        if not self.watch.suspect(time.monotonic(), longest_prompt=self._hears.longest_prompt()):
+            return ""
+        if await probe(child.plan.endpoint, self._limits.probe_s):
+            self.watch.delivered(time.monotonic())
+            return ""
+        if not child.alive:
+            return child.cause()
+        if not self.watch.suspect(time.monotonic(), longest_prompt=0):
+            return ""  # it moved while the probe waited its turn: busy, not hung
+        return f"hung: no step for {self._limits.heartbeat_s:g} s and no answer to a probe"
+
+
+async def probe(endpoint: Endpoint, seconds: float) -> bool:
+    """Whether one token comes in time."""
+    try:
+        await one(endpoint, 8, 1, seconds)
+    except WarmupFailed:
+        return False
+    return True

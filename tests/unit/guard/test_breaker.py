@@ -1,0 +1,106 @@
+"""The breaker: trips, probes, generations, holds."""
+
+from __future__ import annotations
+
+from checkweigh.guard.breaker import Breaker, Permit, State
+from checkweigh.guard.policy import Breaker as Limits
+
+LIMITS = Limits(failures=3, share=0.5, window_s=10, open_s=2, open_max_s=6)
+
+
+def fail(breaker: Breaker, now: float, times: int = 1) -> None:
+    for _ in range(times):
+        breaker.failed(given(breaker, now), now, "502")
+
+
+def given(breaker: Breaker, now: float) -> Permit:
+    permit = breaker.allow(now)
+    assert permit is not None
+    return permit
+
+
+def test_failures_within_the_window_open_it_and_a_probe_closes_it() -> None:
+    breaker = Breaker(LIMITS)
+    fail(breaker, 0.0, 2)
+    assert breaker.state is State.CLOSED
+    fail(breaker, 1.0)
+    assert breaker.state is State.OPEN
+    assert breaker.allow(2.9) is None
+    assert breaker.retry_after(1.0) == 2
+    probe = given(breaker, 3.0)
+    assert probe.probe
+    assert breaker.allow(3.0) is None, "one probe"
+    breaker.succeeded(probe, 3.1)
+    assert breaker.state is State.CLOSED
+    assert breaker.trips == 1
+
+
+def test_few_failures_among_many_successes_do_not_open_it() -> None:
+    breaker = Breaker(LIMITS)
+    for _ in range(10):
+        breaker.succeeded(given(breaker, 0.0), 0.0)
+    fail(breaker, 0.0, 5)
+    assert breaker.state is State.CLOSED
+    fail(breaker, 0.0, 5)
+    assert breaker.state is State.OPEN
+
+
+def test_old_failures_are_forgotten() -> None:
+    breaker = Breaker(LIMITS)
+    fail(breaker, 0.0, 2)
+    fail(breaker, 11.0)
+    assert breaker.state is State.CLOSED
+
+
+def test_a_failed_probe_doubles_the_wait_up_to_its_bound() -> None:
+    breaker = Breaker(LIMITS)
+    fail(breaker, 0.0, 3)
+    now = 0.0
+    for wait in (2.0, 4.0, 6.0, 6.0):
+        assert breaker.allow(now + wait - 0.1) is None
+        now += wait
+        breaker.failed(given(breaker, now), now, "502")
+
+
+def test_a_dropped_probe_lets_another_probe_and_a_stale_success_closes_nothing() -> None:
+    breaker = Breaker(LIMITS)
+    early = given(breaker, 0.0)
+    fail(breaker, 0.0, 3)
+    first = given(breaker, 2.0)
+    breaker.dropped(first)
+    breaker.succeeded(first, 2.0)
+    assert breaker.state is State.HALF_OPEN, "a permit speaks once"
+    breaker.succeeded(early, 2.0)
+    assert breaker.state is State.HALF_OPEN, "sent before the trip"
+    second = given(breaker, 2.0)
+    assert second.probe
+    breaker.succeeded(second, 2.1)
+    assert breaker.state is State.CLOSED
+
+
+def test_a_stale_failure_opens_nothing() -> None:
+    breaker = Breaker(LIMITS)
+    early = [given(breaker, 0.0) for _ in range(5)]
+    fail(breaker, 0.0, 3)
+    breaker.succeeded(given(breaker, 2.0), 2.0)
+    for permit in early:
+        breaker.failed(permit, 2.0, "late")
+    assert breaker.state is State.CLOSED
+
+
+def test_holds_are_independent_and_the_last_release_leads_to_a_probe() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.hold("memory", "memory is critical")
+    breaker.hold("process", "down")
+    assert breaker.refuses(0.0)
+    breaker.reset("process")
+    assert breaker.allow(100.0) is None
+    breaker.release("memory", 100.0)
+    probe = given(breaker, 100.0)
+    assert probe.probe
+    assert breaker.refuses(100.0)
+    breaker.succeeded(probe, 100.0)
+    assert not breaker.refuses(100.0)
+    breaker.hold("process", "down")
+    breaker.reset("process")
+    assert breaker.state is State.CLOSED

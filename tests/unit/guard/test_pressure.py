@@ -1,0 +1,129 @@
+"""Saturation, memory, hangs and backoff: hysteresis, staleness, frozen counters; all on a clock of the test's own."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from checkweigh.engines.mock.metrics import Metrics
+from checkweigh.guard import scrape
+from checkweigh.guard.hanging import Backoff, Watch
+from checkweigh.guard.policy import Memory as MemoryLimits
+from checkweigh.guard.policy import Saturation as Limits
+from checkweigh.guard.policy import Supervision
+from checkweigh.guard.pressure import Memory, Saturation, Scrape
+
+LIMITS = Limits(scrape_s=0.5, stale_s=2, kv_high=0.92, kv_low=0.8, waiting_high=8, hold_s=1)
+
+
+def reading(at: float, kv: float = 0.1, waiting: float = 0, steps: float | None = None) -> Scrape:
+    return Scrape(at=at, kv=kv, running=1, waiting=waiting, steps=at if steps is None else steps, tokens=0)
+
+
+def test_before_the_first_reading_and_when_it_is_old_it_counts_as_full() -> None:
+    found = Saturation(LIMITS)
+    assert found.why(0.0)
+    found.read(reading(1.0))
+    assert not found.why(2.9)
+    assert "old" in found.why(3.1)
+    found.reset()
+    assert found.why(1.0)
+
+
+def test_it_stops_at_high_and_goes_on_only_after_a_while_below_low() -> None:
+    found = Saturation(LIMITS)
+    said = []
+    levels = [0.5, 0.95, 0.9, 0.95, 0.85, 0.79, 0.85, 0.79, 0.79, 0.79, 0.9]
+    for i, kv in enumerate(levels):
+        found.read(reading(i / 2, kv))
+        said.append(bool(found.why(i / 2)))
+    assert said == [False] + [True] * 8 + [False, False], "no flapping between low and high"
+
+
+def test_the_engines_own_queue_counts_too() -> None:
+    found = Saturation(LIMITS)
+    found.read(reading(0.0, waiting=8))
+    assert found.why(0.0)
+
+
+def test_counters_that_stand_still_while_tokens_come_are_frozen() -> None:
+    found = Saturation(LIMITS)
+    for i in range(6):
+        found.read(reading(i / 2, steps=7))
+        found.delivered()
+    assert "frozen" in found.why(2.5)
+    found.read(reading(3.0, steps=8))
+    assert not found.why(3.0)
+
+
+def test_an_idle_engine_is_not_frozen_nor_is_one_late_token() -> None:
+    found = Saturation(LIMITS)
+    found.read(reading(0.0, steps=7))
+    found.delivered()
+    for i in range(1, 40):
+        found.read(reading(i / 2, steps=7))
+    assert not found.why(19.5)
+
+
+def test_memory_has_hysteresis_and_a_reading_that_is_none_is_critical() -> None:
+    memory = Memory(MemoryLimits(free_low=0.05, free_high=0.1, gpu_free_low=0.02))
+    said = [memory.read(share) for share in (0.5, 0.04, 0.07, 0.04, 0.09, 0.11, 0.07)]
+    assert said == [False, True, True, True, True, False, False]
+    assert memory.read(math.nan)
+    assert not memory.read(0.5)
+    assert memory.read(0.5, 0.01)
+    assert memory.read(0.5, 0.03)
+    assert not memory.read(0.5, 0.04)
+
+
+def test_metrics_of_the_mock_are_read_and_missing_ones_are_an_error() -> None:
+    metrics = Metrics("m", 5000)
+    metrics.kv.set(0.25)
+    metrics.waiting.set(3)
+    metrics.iterations.observe(4)
+    metrics.generation_tokens.inc(4)
+    found = scrape.read(metrics.text(), 7.0)
+    assert (found.at, found.kv, found.waiting, found.steps, found.tokens, found.kv_tokens) == (
+        7.0,
+        0.25,
+        3,
+        1,
+        4,
+        5000,
+    )
+    with pytest.raises(ValueError, match="no num_requests_running"):
+        scrape.read(b"", 0.0)
+    metrics.kv.set(math.nan)
+    with pytest.raises(ValueError, match="KV usage"):
+        scrape.read(metrics.text(), 0.0)
+
+
+def test_a_watch_suspects_silence_with_work_inside_and_not_a_long_prompt() -> None:
+    watch = Watch(Supervision(heartbeat_s=10, prefill_grace_s=60, long_prompt=1000))
+    watch.started(0.0)
+    watch.scraped(1.0, 5, inside=1)
+    for now in range(2, 12):
+        watch.scraped(now, 5, inside=1)
+    assert watch.suspect(11.5, longest_prompt=10)
+    assert not watch.suspect(11.5, longest_prompt=1000), "within its grace"
+    assert watch.suspect(61.5, longest_prompt=1000)
+    watch.scraped(62.0, 6, inside=1)
+    assert not watch.suspect(70.0, longest_prompt=10), "it steps"
+    for now in range(70, 200):
+        watch.scraped(now, 6, inside=0)
+    assert not watch.suspect(200.0, longest_prompt=0), "idle"
+    assert watch.suspect(211.0, longest_prompt=0), "no word at all"
+
+
+def test_backoff_doubles_with_jitter_and_gives_up() -> None:
+    limits = Supervision(backoff_s=1, backoff_max_s=3, crashes=4, crash_window_s=100)
+    backoff = Backoff(limits, random.Random(1))
+    waits = [backoff.crashed(now) for now in (0.0, 1.0, 2.0, 3.0)]
+    assert waits[3] is None
+    for wait, full in zip(waits[:3], (1, 2, 3), strict=True):
+        assert wait is not None
+        assert full / 2 <= wait <= full
+    assert backoff.restarts == 3
+    assert backoff.crashed(500.0) is not None, "long ago does not count"
