@@ -79,7 +79,14 @@ def assumed(kind: str, metric: str) -> Noise:
 
 
 def assumed_blocks(check: Check, requests: int) -> Noise:
-    """What is assumed of a pair of timing blocks on a host that does nothing else (STATISTICS, latency)."""
+    """What is assumed of a pair of timing blocks on a host that does nothing else (STATISTICS, latency).
+
+    For rates, the share of requests on which the arms differ.
+    """
+    if METRICS[check.metric].unit == "share":
+        return Noise(
+            sd=0.1, flips=0.01, correlation=0.0, source="assumed: one request in a hundred ends differently"
+        )
     long = {"p50": 0.13, "p90": 0.2, "p99": 0.38}.get(check.statistic, 0.02)
     sd = long if requests > 1 or check.metric == "peak_memory" else 0.25
     return Noise(sd=sd, correlation=0.0, source="assumed: two noisy cores")
@@ -165,6 +172,20 @@ def _spread(check: Check, sets: Sequence[EvalSet], noises: Noises) -> _Spread:
     )
 
 
+def _blocks(check: Check, policy: Policy) -> _Spread:
+    """Pairs of timing blocks, as many as may be measured; for rates the requests in them."""
+    pairs, requests = policy.timing.looks[-1], policy.timing.requests
+    noise = assumed_blocks(check, requests)
+    if noise.flips is None:
+        return _Spread(
+            pairs, Partition.singletons(pairs), noise.sd / math.sqrt(pairs), 1.0, None, noise.source
+        )
+    partition = Partition(np.arange(pairs * requests) // requests, np.full(pairs, requests))
+    design = _shrunk(1.0, noise.flips, partition)
+    se = noise.sd * math.sqrt(design / partition.n)
+    return _Spread(partition.n, partition, se, design, noise.flips, noise.source)
+
+
 def _counts(check: Check, found: Sequence[tuple[EvalSet, Noise]]) -> list[int]:
     return [len(items_of(check, evalset)) for evalset, _ in found]
 
@@ -228,13 +249,8 @@ def _planned(
     check: Check, policy: Policy, sets: Sequence[EvalSet], noises: Noises, last: Look, powered: int
 ) -> PlannedCheck:
     margin, alpha = margin_of(check), last.levels[check.id].passing
-    if METRICS[check.metric].estimator == "blocks":
-        noise, pairs = assumed_blocks(check, policy.timing.requests), policy.timing.pairs
-        spread = _Spread(
-            pairs, Partition.singletons(pairs), noise.sd / math.sqrt(pairs), 1.0, None, noise.source
-        )
-    else:
-        spread = _spread(check, sets, noises)
+    timed = METRICS[check.metric].estimator == "blocks"
+    spread = _blocks(check, policy) if timed else _spread(check, sets, noises)
     row = PlannedCheck(
         check=check.id, tier="critical" if check.tier == "critical" else "supporting", metric=check.metric,
         margin=margin, items=spread.items, clusters=spread.partition.clusters,
@@ -278,7 +294,7 @@ def _passes(check: Check, spread: _Spread, margin: float, alpha: float) -> float
 def _least(check: Check, spread: _Spread) -> int:
     """Items below which the comparison says nothing, however little the differences scatter."""
     if METRICS[check.metric].estimator == "blocks":
-        return check.min_clusters
+        return check.min_clusters * spread.items // spread.partition.clusters
     return max(check.min_items, math.ceil(MIN_EFFECTIVE_CLUSTERS * spread.items / spread.partition.g_eff))
 
 
@@ -315,7 +331,7 @@ def _impossible(check: Check, spread: _Spread, alpha: float) -> str:
         return f"{spread.items} documents, {MIN_DOCUMENTS} needed"
     if not timed and partition.g_eff < MIN_EFFECTIVE_CLUSTERS:
         return f"{partition.g_eff:.0f} effective clusters, {MIN_EFFECTIVE_CLUSTERS} needed"
-    if spread.flips is not None and check.kind in ("non_inferiority", "equivalence"):
+    if not timed and spread.flips is not None and check.kind in ("non_inferiority", "equivalence"):
         have, need = effective_binary_n(partition), least_n_without_flips(margin_of(check), alpha)
         if have < need:
             return f"{have:.0f} effective items, {need} needed at this margin even without a single flip"

@@ -28,13 +28,16 @@ from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet, Item
 from checkweigh.records.measurement import Block, PairedRun
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.policy import Check, Policy
+from checkweigh.records.policy import Check, Policy, Timing
 from checkweigh.records.simulation import Rates
 from checkweigh.stats import Partition
 
 CORRELATION = 0.3
 MARGINS = (-1.0, -1.5, -3.0)
 Key = tuple[str, str, str]  # set, metric, against: what one draw is of
+Pair = tuple[
+    dict[str, float], dict[str, float], dict[str, tuple[int, int]]
+]  # values of either arm, and unlike
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 
 
@@ -158,11 +161,18 @@ class Bench:
         return found
 
     def _time(self, check: Check, scenario: Scenario, runs: int, rng: np.random.Generator) -> list[PairedRun]:
-        timing = self.policy.timing
-        sd = assumed_blocks(check, timing.requests).sd
-        slower = -scenario.margins * margin_of(check) if scenario.check == check.id else 0.0
-        ratios = np.exp(rng.normal(slower, sd, size=(runs, timing.pairs)))
-        return [_blocks(block_key(check), row, timing.requests) for row in ratios]
+        """Blocks of a check, all the pairs that timing may grow to, judged at its last look."""
+        timing, key = self.policy.timing, block_key(check)
+        loss = -scenario.margins * margin_of(check) if scenario.check == check.id else 0.0
+        noise, shape = assumed_blocks(check, timing.requests), (runs, timing.looks[-1])
+        if noise.flips is not None:
+            share = max(noise.flips, loss)
+            worse, better = (
+                rng.binomial(timing.requests, (share + way * loss) / 2, size=shape) for way in (1, -1)
+            )
+            return [_counted(check, key, w, b, timing) for w, b in zip(worse, better, strict=True)]
+        ratios = np.exp(rng.normal(loss, noise.sd, size=shape))
+        return [_timed(key, row, timing) for row in ratios]
 
     def _compared(
         self,
@@ -291,18 +301,28 @@ def _flipped(
     return good.astype(np.float64), after.astype(np.float64)
 
 
-def _blocks(key: str, ratios: Floats, requests: int) -> PairedRun:
-    blocks = tuple(
-        Block.model_construct(
-            pair=i,
-            order=("baseline", "candidate"),
-            baseline={key: 1.0},
-            candidate={key: float(r)},
-            requests=requests,
-        )
-        for i, r in enumerate(ratios)
-    )
-    return PairedRun.model_construct(seed=0, blocks=blocks, seconds=0.0, peak_memory={}, swapped={}, notes=())
+def _timed(key: str, ratios: Floats, timing: Timing) -> PairedRun:
+    return _run([({key: 1.0}, {key: float(r)}, {}) for r in ratios], timing)
+
+
+def _counted(check: Check, key: str, worse: Floats, better: Floats, timing: Timing) -> PairedRun:
+    """Requests on which the arms differ; a rate of errors holds where the candidate is the worse one."""
+    held = (worse, better) if check.direction == "higher" else (better, worse)
+    pairs = np.stack(held, axis=-1)
+    return _run([({key: 0.5}, {key: 0.5}, {check.metric: (int(b), int(c))}) for b, c in pairs], timing)
+
+
+def _run(blocks: Sequence[Pair], timing: Timing) -> PairedRun:
+    return PairedRun.model_construct(
+        seed=0, seconds=0.0, looks=tuple(n / timing.looks[-1] for n in timing.looks), planned_looks=len(timing.looks),
+        blocks=tuple(
+            Block.model_construct(
+                pair=i, order=("baseline", "candidate"), baseline=b, candidate=c, unlike=unlike,
+                requests=timing.requests,
+            )
+            for i, (b, c, unlike) in enumerate(blocks)
+        ),
+    )  # fmt: skip
 
 
 def _is(check: Check, estimator: str) -> bool:

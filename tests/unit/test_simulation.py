@@ -207,6 +207,20 @@ def test_timing_checks_go_through_blocks() -> None:
     assert worse.block > 0.9
 
 
+@pytest.mark.parametrize(("metric", "direction"), [("goodput", "higher"), ("error_rate", "lower")])
+def test_rates_under_a_load_are_counted_in_blocks(metric: str, direction: str) -> None:
+    rate = check(
+        id="rate", metric=metric, evalset=[], direction=direction, margin=0.03, min_items=100, min_clusters=20
+    )
+    load = {"arrivals": {"kind": "poisson", "rate": 5.0}, "slo": {"e2e": 5.0}}
+    of = bench(check(), rate, timing={"pairs": 20, "grow_to": 40, "requests": 100, "load": load})
+    row = next(r for r in plan_checks(of.policy, list(of.sets.values()), noises, ()) if r.check == "rate")
+    assert (row.items, row.clusters) == (4000, 40)
+    equal, worse = simulate(of, [Scenario(), Scenario(check="rate", margins=-3.0)], 60, 0, tell)
+    assert equal.ship > 0.8
+    assert worse.block > 0.9
+
+
 def test_what_cannot_be_drawn_is_said_and_does_not_gate() -> None:
     kl = check(id="kl", metric="kl", direction="lower", evalset=["prose"])
     sets = (evalset("generation", 400), evalset("text", 200, name="prose"))
