@@ -1,9 +1,10 @@
 """Keeps one server for a parent and leaves nothing behind, however the parent ends. Run as a script; stdlib only.
 
-``keeper.py GRACE COMMAND...``: starts the command in a process group of its own and says its id on stdout. It ends the
-server when a line comes on stdin, and when stdin ends, which the kernel sees to even if the parent is killed. First
+``keeper.py GRACE LAST COMMAND...`` starts the command in a process group of its own and says its id on stdout. It ends
+the server when a line comes on stdin, and when stdin ends, which the kernel sees to even if the parent is killed. First
 SIGTERM and GRACE seconds, then SIGKILL to everything that descends from here: as a subreaper (Linux) it also inherits
-what a dead server has left behind. Its last line is the server's exit code; a signal's is negative.
+what a dead server has left behind. LAST is a JSON list: a command to run after that (a container outlives its client),
+or empty. Its last line is the server's exit code; a signal's is negative.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    grace = float(sys.argv[1])
-    keeper = Keeper(sys.argv[2:])
+    grace, last = float(sys.argv[1]), json.loads(sys.argv[2])
+    keeper = Keeper(sys.argv[3:])
     say(pid=keeper.server.pid)
     while keeper.code is None and not asked:
         ready, _, _ = select.select([0], [], [], 0.1)
@@ -114,6 +115,11 @@ def main() -> None:
             break
         keeper.reap()
     keeper.end(grace)
+    if last:
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                last, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr, timeout=30, check=False
+            )
     say(code=-signal.SIGKILL if keeper.code is None else keeper.code)
 
 

@@ -54,15 +54,19 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 class Server:
     """One running server. ``stop`` is safe to call twice; nothing is left behind if it never is."""
 
-    def __init__(self, command: Sequence[str], extra: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], extra: Mapping[str, str], log: Path, last: Sequence[str] = ()
+    ) -> None:
+        """``last``: a command that is run when the server has ended, however that came."""
         self.log = log
         self.lowest_free = psutil.virtual_memory().available
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             self._start = stderr.tell()
+            keep = [sys.executable, "-I", keeper.__file__, str(GRACE_S), json.dumps(list(last))]
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", keeper.__file__, str(GRACE_S), *command], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=stderr, env=environment(extra), start_new_session=True, bufsize=0,
+                [*keep, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                env=environment(extra), start_new_session=True, bufsize=0,
             )  # fmt: skip
         self._said = b""
         self._code: int | None = None

@@ -20,7 +20,8 @@ class EngineSpec:
     chat_template: str  # Jinja text, as pinned
     draft_dir: Path | None = None  # the drafting model, where the manifest names one
     lock: Path | None = None  # of an environment of the engine's own, or
-    python: Path | None = None  # the interpreter that the manifest names
+    python: Path | None = None  # the interpreter, or
+    image: str | None = None  # the container image that the manifest names
     packages: Mapping[str, str] = field(default_factory=dict)  # that compute the numbers, in that environment
 
     def to_json(self) -> dict[str, Any]:

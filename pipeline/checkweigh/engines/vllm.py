@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
+import psutil
 
-from checkweigh.engines import gpu, vllm_divergence
+from checkweigh.engines import container, gpu, vllm_divergence
 from checkweigh.engines.endpoint import VLLM_IDS, Client, Deadlines, Endpoint, StreamRequest
 from checkweigh.engines.memory import available
 from checkweigh.engines.protocol import (
@@ -73,6 +74,9 @@ _TIMEOUTS = Timeouts()
 def preflight(spec: EngineSpec) -> Path:
     """The interpreter that will serve. BadInput, before anything starts: there is none, or it cannot do a setting."""
     manifest = spec.manifest
+    if spec.image is not None:
+        container.require_image(spec.image)
+        return Path("python3")
     if spec.python is not None:
         python = spec.python
         special = manifest.quantization.method != "none" or manifest.engine.speculative is not None
@@ -143,9 +147,7 @@ class VllmEngine:
         self._runner = self._stack.enter_context(asyncio.Runner())
         for attempt in range(PORTS):
             port, key = free_port(), secrets.token_urlsafe(24)
-            self._server = Server(
-                command(self.spec, python, port, template), variables(self.spec.manifest, key), self.log
-            )
+            self._server = self._launch(command(self.spec, python, port, template), key, template)
             url = f"http://127.0.0.1:{port}/v1"
             self.endpoint = Endpoint(url=url, model=self.spec.manifest.name, key=key)
             deadlines = Deadlines(connect=5.0, idle=self.timeouts.call, total=self.timeouts.call)
@@ -159,6 +161,17 @@ class VllmEngine:
             self._server.stop(grace=0)
         self._call("start", max(1.0, until - time.monotonic()), self._introduce)
         self._call("warm-up", max(1.0, until - time.monotonic()), self._warm_up)
+
+    def _launch(self, inner: list[str], key: str, template: Path) -> Server:
+        passed = variables(self.spec.manifest, key)
+        if self.spec.image is None:
+            return Server(inner, passed, self.log)
+        self._container = f"checkweigh-{secrets.token_hex(8)}"
+        outer = container.around(self.spec, inner, passed, self._container, template)
+        return Server(outer, passed, self.log, last=container.ending(self._container))
+
+    def _processes(self, server: Server) -> list[psutil.Process]:
+        return server.processes() if self.spec.image is None else container.processes(self._container)
 
     def _close(self, client: Client) -> None:
         self._runner.run(client.__aexit__(None, None, None))
@@ -256,12 +269,12 @@ class VllmEngine:
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Memory of the server and all it started, and its counters. Judges whether timed requests were cold."""
         server = self._running("resources")
-        found = memory_of(server.processes(), reset_peak=reset_peak)
+        found = memory_of(self._processes(server), reset_peak=reset_peak)
         counters = self._call("resources", self.timeouts.render, self._counters)
         before, self._timed = self._timed, None
         if before is not None:
             require_cold(before, counters)
-        used = gpu.usage([p.pid for p in server.processes()]) if self._on_gpu() else None
+        used = gpu.usage([p.pid for p in self._processes(server)]) if self._on_gpu() else None
         if used is None:
             return replace(found, telemetry=counters)
         held, busy = used

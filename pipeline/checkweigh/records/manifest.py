@@ -172,15 +172,20 @@ METHODS = {"transformers": ("prompt_lookup", "draft"), "vllm": ("ngram", "draft"
 
 
 class Environment(Record):
-    """Where the engine's packages are: an interpreter that has them, or a lock that ``engine install`` installed."""
+    """Where the engine's packages are: an interpreter that has them, a lock that ``engine install`` installed, or an
+    image that docker or podman runs."""
 
     interpreter: str | None = Field(default=None, min_length=1, description="a Python, absolute or from here")
     lock: str | None = Field(default=None, min_length=1, description="an engine lock, absolute or from here")
+    image: str | None = Field(
+        default=None, pattern=r"^[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}$",
+        description="a container image by digest, NAME@sha256:..., which is there already",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one(self) -> Environment:
-        if (self.interpreter is None) == (self.lock is None):
-            raise ValueError("exactly one of interpreter and lock")
+        if sum(one is not None for one in (self.interpreter, self.lock, self.image)) != 1:
+            raise ValueError("exactly one of interpreter, lock and image")
         return self
 
 
@@ -272,7 +277,7 @@ class Engine(Record):
         if self.kind != "vllm" and (self.env or self.args is not None or self.environment is not None):
             raise ValueError(f"engine {self.kind} takes neither environment nor env nor args")
         if self.kind == "vllm" and self.environment is None:
-            raise ValueError("engine vllm takes environment: an interpreter or a lock")
+            raise ValueError("engine vllm takes environment: an interpreter, a lock or an image")
         if self.kind == "vllm" and self.device == "cpu":
             size = self.args is not None and self.args.kv_cache_memory_bytes
             if "VLLM_CPU_OMP_THREADS_BIND" not in self.env:

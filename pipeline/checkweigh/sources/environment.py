@@ -32,6 +32,7 @@ class Packages:
     computing: dict[str, str]  # name -> version of those that decide the numbers
     lock: Path | None = None
     python: Path | None = None
+    image: str | None = None
 
 
 def packages_of(path: Path, engine: Engine) -> Packages | None:
@@ -47,6 +48,8 @@ def packages_of(path: Path, engine: Engine) -> Packages | None:
         lock = read_engine_lock(file)
         versions = {name: version for name, (version, _) in lock.packages.items()}
         return Packages(version=lock.version, digest=lock.digest, computing=_computing(versions), lock=file)
+    if (image := engine.environment.image) is not None:  # its digest says all; its version, the server itself
+        return Packages(version=engine.version, digest=canonical.digest(image), computing={}, image=image)
     assert engine.environment.interpreter is not None
     python = (
         path.parent / engine.environment.interpreter

@@ -225,6 +225,7 @@ def spec_of(resolved: Resolved) -> EngineSpec:
         manifest=resolved.manifest, model_dir=resolved.model_dir, tokenizer_dir=resolved.tokenizer_dir,
         chat_template=resolved.chat_template, draft_dir=resolved.draft_dir,
         lock=None if packages is None else packages.lock, python=None if packages is None else packages.python,
+        image=None if packages is None else packages.image,
         packages={} if packages is None else packages.computing,
     )  # fmt: skip
 

@@ -195,7 +195,7 @@ def test_every_setting_of_a_server_is_part_of_the_digest() -> None:
         "tensor_parallel": 2, "pipeline_parallel": 2, "scheduling": "priority", "extra": {"--watermark": 0.1},
     }.items():  # fmt: skip
         documents.append(vllm({args: {"max_num_seqs": 3, name: value}}))
-    environments = {"interpreter": "bin/python"}, {"lock": "b.txt"}
+    environments = {"interpreter": "bin/python"}, {"lock": "b.txt"}, {"image": f"i@sha256:{'0' * 64}"}
     documents += [vllm({("engine", "environment"): one}) for one in environments]
     env = {"VLLM_CPU_OMP_THREADS_BIND": "2-3", "VLLM_CPU_KVCACHE_SPACE": "1"}
     documents += [vllm({("engine", "env"): env}), vllm({("quantization",): {"kv_dtype": "fp8"}})]
@@ -215,8 +215,9 @@ def test_every_setting_of_a_server_is_part_of_the_digest() -> None:
     ("changes", "message"),
     [
         ({("engine", "environment"): None}, "engine vllm takes environment"),
-        ({("engine", "environment"): {}}, "exactly one of interpreter and lock"),
+        ({("engine", "environment"): {}}, "exactly one of interpreter, lock and image"),
         ({("engine", "environment"): {"lock": "a", "interpreter": "b"}}, "exactly one"),
+        ({("engine", "environment"): {"image": "vllm/vllm-openai:latest"}}, "sha256"),
         ({("engine", "env"): {}}, "VLLM_CPU_OMP_THREADS_BIND"),
         ({("engine", "env"): {"VLLM_CPU_OMP_THREADS_BIND": "0"}}, "VLLM_CPU_KVCACHE_SPACE"),
         ({("engine", "env"): {"HF_TOKEN": "x"}}, "VLLM_CPU_OMP_THREADS_BIND"),
