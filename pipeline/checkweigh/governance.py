@@ -37,13 +37,15 @@ def _of_policy(old: Policy, new: Policy) -> Iterator[Loosening]:
         ("failure_margin", old.failure_margin, new.failure_margin),
         ("timing.pairs", new.timing.pairs, old.timing.pairs),
         ("timing.requests", new.timing.requests, old.timing.requests),
+        ("timing.grow_to", new.timing.looks[-1], old.timing.looks[-1]),
+        ("attempts", old.attempts, new.attempts),
     )
     excused = _newer(old.because, new.because)
     for path, tighter, looser in pairs:
         if looser > tighter:
             values = (
                 (tighter, looser)
-                if path in ("error_budget.false_pass", "failure_margin")
+                if path in ("error_budget.false_pass", "failure_margin", "attempts")
                 else (looser, tighter)
             )
             yield _line(path, *values, excused)
@@ -51,6 +53,8 @@ def _of_policy(old: Policy, new: Policy) -> Iterator[Loosening]:
         yield _line("on_inconclusive", "block", "hold", excused)
     if new.anchor != old.anchor and old.anchor is not None:
         yield _line("anchor", old.anchor, new.anchor, excused)
+    if old.timing.load is not None and new.timing.load != old.timing.load:  # another load is another question
+        yield _line("timing.load", old.timing.load, new.timing.load, excused)
     if len(new.looks) > len(old.looks):
         yield _line("looks", old.looks, new.looks, excused)
 

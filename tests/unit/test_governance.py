@@ -12,12 +12,14 @@ from tests.builders import check
 
 from checkweigh.cli import main
 
+LOAD = {"arrivals": {"kind": "poisson", "rate": 4.0}, "slo": {"e2e": 2.0}}
+TIMING = {"pairs": 40, "requests": 20, "grow_to": 80, "load": LOAD}
 BASE: dict[str, Any] = {
     "schema": "checkweigh/policy@1",
     "name": "base",
     "because": "as agreed in spring",
     "on_inconclusive": "block",
-    "timing": {"pairs": 40, "requests": 2},
+    "timing": TIMING,
     "checks": [
         check(id="score", margin=0.03, min_items=300, min_clusters=60),
         check(id="gain", kind="superiority", margin=0.05),
@@ -70,8 +72,13 @@ LOOSER = [
     ("error_budget.false_pass", edited({"error_budget": {"false_pass": 0.06}})),
     ("error_budget.false_block", edited({"error_budget": {"false_block": 0.005}})),
     ("failure_margin", edited({"failure_margin": 0.02})),
-    ("timing.pairs", edited({"timing": {"pairs": 39, "requests": 2}})),
-    ("timing.requests", edited({"timing": {"pairs": 40, "requests": 1}})),
+    ("timing.pairs", edited({"timing": {**TIMING, "pairs": 20}})),
+    ("timing.requests", edited({"timing": {**TIMING, "requests": 19}})),
+    ("timing.grow_to", edited({"timing": {**TIMING, "grow_to": None}})),
+    ("timing.load", edited({"timing": {**TIMING, "load": {**LOAD, "slo": {"e2e": 9.0}}}})),
+    ("timing.load", edited({"timing": {**TIMING, "load": None}})),
+    ("attempts", edited({"attempts": 3})),
+    ("looks", edited({"looks": "adaptive"})),
     ("on_inconclusive", edited({"on_inconclusive": "hold"})),
 ]
 NOT_LOOSER = [
@@ -85,7 +92,7 @@ NOT_LOOSER = [
 ]
 
 
-@pytest.mark.parametrize(("path", "new"), LOOSER, ids=[path for path, _ in LOOSER])
+@pytest.mark.parametrize(("path", "new"), LOOSER, ids=[f"{path}-{i}" for i, (path, _) in enumerate(LOOSER)])
 def test_what_got_looser_is_refused(
     path: str, new: Changes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
