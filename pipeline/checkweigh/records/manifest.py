@@ -358,7 +358,9 @@ class Manifest(Record):
         """
         later = ("speculative", "stride", "continuous", "environment", "env", "args", "endpoint")
         absent: dict[str, Any] = dict.fromkeys(("schema_", "name", "comment", "intends"), True)
-        absent["engine"] = {name for name in later if not getattr(self.engine, name)}
+        absent["engine"] = {name: True for name in later if not getattr(self.engine, name)}
+        if self.engine.environment is not None and self.engine.environment.image is None:
+            absent["engine"]["environment"] = {"image"}
         if not self.model.parts:
             absent["model"] = {"parts", "digest"}
         return self.model_dump(mode="json", exclude=absent)

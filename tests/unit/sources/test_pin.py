@@ -18,7 +18,9 @@ from tests.conftest import WriteManifest
 from checkweigh import canonical
 from checkweigh.cli import main
 from checkweigh.errors import BadDocument, BadInput, ExitCode, PinMismatch, SourceError
+from checkweigh.records.document import parse_json
 from checkweigh.records.manifest import Lock
+from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.pin import lock_path, pin, resolve_manifest, verify
 
 Write = Callable[..., Path]
@@ -515,3 +517,12 @@ def test_a_drafting_model_that_cannot_draft_is_not_pinned(write: Write, draft: P
     with pytest.raises(SourceError, match="pickles are refused"):
         pin(path)
     assert not lock_path(path).exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "manifests").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_lock_of_every_shipped_manifest_is_current(path: Path) -> None:
+    """What a later version adds to manifests must not make the locks of earlier ones stale."""
+    lock = parse_json(Lock, lock_path(path).read_bytes(), str(path))
+    assert lock.pins.manifest == canonical.digest(read_manifest(path).declared())
