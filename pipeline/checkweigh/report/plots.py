@@ -13,6 +13,7 @@ from checkweigh.records.measurement import Block
 from checkweigh.report.items import ItemPair
 from checkweigh.report.safe import shorten
 from checkweigh.report.svg import Scale, dot, label, line, path, picture, spread
+from checkweigh.stats.distances import distances
 
 _STRATA = 30
 _DOTS = 400
@@ -26,7 +27,7 @@ def width_of(narrow: bool) -> float:
 def lengths(
     baseline: Sequence[int], candidate: Sequence[int], name: str, key: str, narrow: bool = False
 ) -> Markup:
-    """Cumulative distributions of reply tokens of both arms on one set."""
+    """Cumulative distributions of reply tokens of both arms on one set; Wasserstein and Kolmogorov in its title."""
     width, height = width_of(narrow), 250.0
     x = Scale(0, max(*baseline, *candidate, 1), 44, width - 14)
     y = Scale(0, 1, height - 50, 34)
@@ -39,8 +40,10 @@ def lengths(
     parts.append(
         label((x.p0 + x.p1) / 2, height - 10, "reply tokens: share of replies no longer", "muted", "middle")
     )
+    apart = distances(baseline, candidate)
     medians = f"median {_median(baseline):g} tokens (baseline), {_median(candidate):g} (candidate)"
-    return picture(key, f"Reply lengths on {name}: {medians}", width, height, parts)
+    moved = f"{apart.wasserstein:.2g} tokens apart on average, {apart.kolmogorov:.1%} at most of the replies"
+    return picture(key, f"Reply lengths on {name}: {medians}; {moved}", width, height, parts)
 
 
 def lengths_by_set(pairs: Sequence[ItemPair]) -> dict[str, tuple[list[int], list[int]]]:

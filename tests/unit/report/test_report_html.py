@@ -188,6 +188,7 @@ def test_empty_plots() -> None:
     assert plots.timing([], "ttft.p50", "k") == ""
     assert plots.lengths_by_set([]) == {}
     ET.fromstring(str(plots.lengths([0], [0], "n", "k")))
+    assert "2 tokens apart on average, 50.0% at most" in str(plots.lengths([8, 8], [8, 12], "n", "k"))
     ET.fromstring(str(forest([], "k")))
 
 
