@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from checkweigh.sources.pin import pin
 
@@ -27,6 +28,9 @@ SENTENCES = [
 WriteManifest = Callable[..., Path]
 # Sending a gate to MLflow costs seconds: only tests that say so do it.
 os.environ["CHECKWEIGH_MLFLOW"] = "none"
+# Machines that run tests are shared: how long an example took says nothing about it.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 def missing(what: str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from checkweigh import numbers
+from checkweigh.records.comparison import Inestimable
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
 from checkweigh.report.safe import one_line
@@ -76,6 +77,7 @@ def _blocks(decision: Decision, pen: _Pen, width: int) -> Iterator[RenderableTyp
         yield _checks(decision, pen, width)
         yield pen(view.P_NOTE, "dim")
         yield Text("")
+    yield from _unestimated(decision, pen)
     yield from _settling(decision, pen)
     yield from _divergence(decision, pen)
     if decision.stages:
@@ -148,6 +150,17 @@ def _cells(row: view.Row, pen: _Pen, width: int) -> list[Text]:
     if width >= _MIDDLE:
         return [name, effect, limit, result, sure]
     return [name, effect, limit, Text("\n").join([result, sure])]
+
+
+def _unestimated(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
+    """Why there is no estimate, of checks that gate nothing: the reasons above name only those that do."""
+    found = [
+        pen(f"{result.check.id}: no estimate: {result.comparison.reason}", "dim", 400)
+        for result in decision.checks
+        if result.check.tier == "advisory" and isinstance(result.comparison, Inestimable)
+    ]
+    if found:
+        yield Group(*found, Text(""))
 
 
 def _settling(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
