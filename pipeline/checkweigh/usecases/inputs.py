@@ -20,7 +20,7 @@ from checkweigh.scorers.items import item_scorer
 from checkweigh.sources.diff import undeclared
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, roots
-from checkweigh.sources.pin import Resolved, verify
+from checkweigh.sources.pin import Resolved, read_pinned, verify
 from checkweigh.sources.trace import Row
 from checkweigh.usecases.arms import Progress, spec_of
 from checkweigh.usecases.calibrations import known
@@ -50,17 +50,19 @@ def read_inputs(
     wrong: list[BadInput] = []
     rules = _try(wrong, lambda: read_policy(policy))
     sets = _sets(wrong, policy, rules, progress) if rules else ()
-    arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in (baseline, candidate)]  # type: ignore[misc]
-    anchor = None
+    paths = [baseline, candidate]
     if rules and rules.anchor and calibrated:
-        release = policy.resolve().parent / rules.anchor
-        anchor = _try(wrong, lambda: verify(release, progress))
+        paths.append(policy.resolve().parent / rules.anchor)
+    documents = [_try(wrong, lambda path=path: read_pinned(path)) for path in paths]  # type: ignore[misc]
+    arms: list[Resolved | None] = [None] * len(paths)
+    if rules and all(documents):  # a misspelt name is said at once, not when a model was fetched and digested
+        arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in paths]  # type: ignore[misc]
     trace = (_try(wrong, lambda: loaded(policy, rules, arms)) if rules and calibrated else None) or ()
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
         raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
-    first, second = arms
+    first, second, anchor = (*arms, None)[:3]
     assert rules is not None
     assert first is not None
     assert second is not None

@@ -208,3 +208,15 @@ def test_items_that_failed_are_not_timed(desk: Desk) -> None:
     assert desk.decision.timing is not None
     assert len(desk.decision.timing.blocks) == 40
     assert desk.decision.timing.notes == ()
+
+
+def test_a_name_of_nothing_is_said_before_any_file_is_digested(desk: Desk) -> None:
+    baseline = desk.manifest("baseline")
+    baseline.with_suffix(".yaml").write_text(
+        baseline.read_text().replace("source: path:", "source: path:gone")
+    )
+    assert desk.run("pin", str(baseline)) == 2, "what it names cannot be had"
+    assert desk.run(*desk.arguments(baseline, desk.folder / "nobody.yaml")) == 2
+    assert "nobody.yaml: expected a manifest, found no such file" in desk.stderr
+    assert "digests of" not in desk.stderr
+    assert desk.stderr.count("expected") == 2, "the stale lock is said in the same breath"
