@@ -60,6 +60,7 @@ def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: 
         "pipeline_parallel": _field(said, "pipeline_parallel_size"),
         "speculative": _speculative(said),
         "block_size": cache.get("block_size", "unknown"),
+        "quantization": _field(said, "quantization"),
     }
     tokens = cache.get("kv_cache_size_tokens", "")
     bound = CORES.search(log)
@@ -67,7 +68,7 @@ def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: 
     return Report(
         version=number.partition("+")[0], model=name, max_sequence=longest,
         dtype=_field(said, "dtype").removeprefix("torch."), device=_field(said, "device_config"),
-        quantization=_field(said, "quantization").replace("None", "none"), settings=settings,
+        quantization=_method(settings["quantization"]), settings=settings,
         kv_tokens=int(tokens) if tokens.isdigit() else None,
         cores=tuple(int(core) for core in bound.group(1).split(",") if core.strip()) if bound else (),
         defaults=overridden.group(0) if overridden else "",
@@ -140,6 +141,11 @@ def labels_of(metrics: str, name: str) -> dict[str, str]:
         if found == name:
             return dict(LABEL.findall(labels))
     return {}
+
+
+def _method(said: str) -> str:
+    """The method of a quantization; vLLM adds to its name the kernels that it chose, which stay in the settings."""
+    return "none" if said == "None" else said.removeprefix("auto_").removesuffix("_marlin")
 
 
 def _field(said: str, name: str) -> str:
