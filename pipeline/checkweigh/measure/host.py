@@ -48,6 +48,12 @@ def swap_activity() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def swapped() -> int:
+    """Bytes that this host has moved to and from swap since it started."""
+    found = psutil.swap_memory()
+    return int(found.sin + found.sout)
+
+
 def now() -> str:
     """The time, UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -38,7 +38,6 @@ from checkweigh.records.measurement import Block, PairedRun
 WARM_UP = 10  # requests
 WATCH_S = 2.0
 KV_USE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? ([\d.eE+-]+)$", re.MULTILINE)
-PRIORITY = -10  # of this process while it sends, where the system allows it
 REDONE = 10  # one pair in so many may be measured again, and at least two
 FIXED_LENGTH = ("vllm",)  # engines that can be asked for a reply of so many tokens, and for a salted cache
 
@@ -103,7 +102,7 @@ class Loaded:
         time.sleep(self.load.washout)
         before = memory(role, arm, reset_peak=True)
         salt = f"{self.seed}-{plan.digest[7:19]}-{self.redone}"
-        with _punctual():
+        with punctual():
             offered, kv_peak = asyncio.run(_offer(arm, plan, self.load, salt=salt))
         after = memory(role, arm)
         values = block_values(offered, self.load, role) | held(after)
@@ -220,17 +219,25 @@ def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamReq
 
 
 @contextmanager
-def _punctual() -> Iterator[None]:
-    """While it lasts this process collects no garbage, and comes before busier ones where the system allows it."""
-    before = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else None
+def punctual() -> Iterator[None]:
+    """While it lasts this thread collects no garbage, and comes before busier ones where the system allows it.
+
+    Real-time, because a nicer priority counts only within a session where Linux groups processes by session; the little
+    that a sender computes cannot starve a server.
+    """
+    before = _schedule() if hasattr(os, "sched_setscheduler") else None
     gc.disable()
     try:
-        with suppress(OSError):
-            if before is not None:
-                os.setpriority(os.PRIO_PROCESS, 0, min(before, PRIORITY))
+        if before is not None:
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
         yield
     finally:
         gc.enable()
-        with suppress(OSError):
-            if before is not None:
-                os.setpriority(os.PRIO_PROCESS, 0, before)
+        if before is not None:
+            with suppress(OSError):
+                os.sched_setscheduler(0, *before)
+
+
+def _schedule() -> tuple[int, os.sched_param]:
+    return os.sched_getscheduler(0), os.sched_getparam(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from checkweigh.compare import compare_blocks
 from checkweigh.decide import decide
 from checkweigh.errors import EngineError, EngineOutOfMemory
 from checkweigh.files import lock
+from checkweigh.measure import host
 from checkweigh.measure.arrivals import Supply
 from checkweigh.measure.load_pairs import Loaded, run_load
 from checkweigh.measure.pairs import ARMS, Looks, Role, Rules, Turn
@@ -21,7 +22,7 @@ from checkweigh.measure.timing import run_pairs
 from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, SweepPoint
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.policy import Policy
+from checkweigh.records.policy import GATING_PAIRS, P99_REQUESTS, Policy
 from checkweigh.sources.trace import Row
 from checkweigh.usecases.arms import ArmRun, Progress
 
@@ -60,6 +61,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
             settled=lambda blocks, looks: settled(policy, blocks, looks),
             progress=lambda done, total: progress("timing, both arms", done, total),
         )
+        swapped = host.swapped()
         while True:
             turn, alone = _turns(runs)
             try:
@@ -67,7 +69,23 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
             except EngineError as error:
                 runs[error.arm or "baseline"].failed(error)
                 continue
-            return run.model_copy(update={"notes": (*run.notes, BY_RESTARTS)}) if alone else run
+            notes = [*run.notes, *short_tails(policy), *([BY_RESTARTS] if alone else [])]
+            if moved := host.swapped() - swapped:
+                notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
+            return run.model_copy(update={"notes": tuple(notes)})
+
+
+def short_tails(policy: Policy) -> Iterator[str]:
+    """What a p99 that only informs lacks to gate (STATISTICS, latency)."""
+    timing = policy.timing
+    pairs, requests = max(0, GATING_PAIRS - timing.pairs), max(0, P99_REQUESTS - timing.requests)
+    for check in policy.checks:
+        if check.statistic == "p99" and check.tier == "advisory" and (pairs or requests):
+            more = " and ".join(
+                [f"{pairs} more pairs"] * bool(pairs) + [f"{requests} more requests a block"] * bool(requests)
+            )
+            gates = f"a p99 gates with {GATING_PAIRS} pairs of {P99_REQUESTS} requests"
+            yield f"{check.id} informs only: {gates}; {more} would do"
 
 
 def _run(turn: Turn, prompts: Prompts, rules: Rules, seed: int) -> PairedRun:

@@ -17,7 +17,7 @@ from checkweigh.measure.pairs import ARMS
 from checkweigh.measure.quality import Arm
 from checkweigh.records.policy import Policy
 from checkweigh.usecases.arms import ArmRun
-from checkweigh.usecases.timing import BY_RESTARTS, Prompts, time_arms
+from checkweigh.usecases.timing import BY_RESTARTS, Prompts, short_tails, time_arms
 
 from tests.builders import check, policy  # isort: skip
 
@@ -87,6 +87,20 @@ def test_arms_that_do_not_fit_together_take_turns_in_memory(
     assert host.most == room
     assert (host.starts > 4) is restarts
     assert not any(run.unfit or run.failures for run in runs.values()), "not fitting together is no failure"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "requests", "more"),
+    [
+        (20, 40, "60 more requests a block"), (8, 100, "12 more pairs"),
+        (8, 40, "12 more pairs and 60 more requests a block"), (20, 100, ""),
+    ],
+)  # fmt: skip
+def test_a_p99_that_informs_says_what_it_lacks_to_gate(pairs: int, requests: int, more: str) -> None:
+    tail = TPOT | {"id": "tail", "metric": "e2e", "statistic": "p99"}
+    found = list(short_tails(policy(check(), tail, timing={"pairs": pairs, "requests": requests})))
+    said = f"tail informs only: a p99 gates with 20 pairs of 100 requests; {more} would do"
+    assert found == ([said] if more else [])
 
 
 def test_arms_that_do_not_fit_alone_are_an_error(conversations: list[Messages]) -> None:
