@@ -86,7 +86,7 @@ def evaluate(text: object, context: Context) -> Any:
     """A value of a workflow file with its ``${{ }}`` replaced; of one that is all expression the value itself."""
     if not isinstance(text, str):
         return text
-    whole = re.fullmatch(r"\$\{\{(.*?)\}\}", text.strip())
+    whole = re.fullmatch(r"\$\{\{((?:(?!\}\}).)*)\}\}", text.strip())
     if whole:
         return _Parser(whole[1], context).either()
 
@@ -190,7 +190,7 @@ def machine(
 ) -> Runner:
     """The machine of a pull request's job: a clone with the merge of ``change`` into ``main`` checked out.
 
-    With event ``push`` it is what runs after that merge.
+    With event ``push`` it is what runs after that merge, with ``merge_group`` what runs in a queue before it.
     """
     shutil.rmtree(where, ignore_errors=True)
     work = where / "work"
@@ -199,9 +199,11 @@ def machine(
     before = repo.git("rev-parse", "HEAD", cwd=work)
     repo.git("merge", "-q", "--no-ff", "-m", "merge", "origin/change", cwd=work)
     (where / "temp").mkdir()
+    queued = {"base_sha": before} if event == "merge_group" else None
     number = {"number": 7} if event == "pull_request" else None
     contexts = {
-        "event_name": event, "event": {"pull_request": number, "before": before}, "base_ref": "main",
+        "event_name": event, "event": {"pull_request": number, "before": before, "merge_group": queued},
+        "base_ref": "main" if number else "",
         "token": token, "run_id": "11", "run_attempt": "1", "job": "gate", "workflow": "w", "ref": "r",
     }  # fmt: skip
     env = {

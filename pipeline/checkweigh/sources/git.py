@@ -79,8 +79,8 @@ class Repository:
             status, path = fields.pop(0), fields.pop(0)
             kind = _STATUS.get(status[0], "modified")
             was = None if kind == "added" else path
-            if kind == "renamed":
-                path = fields.pop(0)
+            if status[0] in "RC":  # two paths; a copy is a new file
+                path, was = fields.pop(0), path if kind == "renamed" else None
             found.append(FileChange(path=path, status=kind, was=was))
         untracked = self._fields("ls-files", "-z", "--others", "--exclude-standard")
         return (*found, *(FileChange(path=path, status="added", was=None) for path in untracked))

@@ -35,11 +35,12 @@ def kind_of(path: Path) -> Kind | None:
     if b"checkweigh/" not in data and b"\\" not in data:  # an escape may hide it
         return None
     try:
-        value = yaml.load(data, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+        loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+        values = [value for value in yaml.load_all(data, Loader=loader) if isinstance(value, dict)]
     except (yaml.YAMLError, RecursionError, ValueError):
         return next((kind for kind in KINDS if f"checkweigh/{kind}@".encode() in data), None)
-    schema = str(value.get("schema")) if isinstance(value, dict) else ""
-    return next((kind for kind in KINDS if schema.startswith(f"checkweigh/{kind}@")), None)
+    schemas = [str(value.get("schema")) for value in values]
+    return next((kind for kind in KINDS if any(s.startswith(f"checkweigh/{kind}@") for s in schemas)), None)
 
 
 def named_paths(manifest: Manifest, folder: PurePosixPath) -> Iterator[str]:

@@ -120,12 +120,19 @@ def _head() -> str | None:
 
 
 def _clear(out: Path) -> None:
+    """BadInput where it would remove what is not a run's: ``--out .`` must not cost anyone their policies."""
+    gates = out / GATES
     try:
         out.mkdir(parents=True, exist_ok=True)
+        strange = (
+            [path for path in gates.iterdir() if not re.match(r"\d\d-", path.name)] if gates.exists() else []
+        )
+        if strange:
+            raise BadInput(f"--out {out}: expected a directory for results alone, found {strange[0]}")
         for name in (RESULTS, COMMENT, JUNIT):
             (out / name).unlink(missing_ok=True)
-        if (out / GATES).exists():
-            shutil.rmtree(out / GATES)
+        if gates.exists():
+            shutil.rmtree(gates)
     except OSError as error:
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 

@@ -192,6 +192,28 @@ def test_a_manifest_in_disguise_is_seen(scratch: Scratch, disguise: str) -> None
     assert "elsewhere.yml" in refused(scratch)
 
 
+def test_what_only_speaks_of_manifests_is_none(scratch: Scratch) -> None:
+    embedded = "kind: ConfigMap\ndata: {served.yaml: 'schema: checkweigh/manifest@1'}\n"
+    (scratch.root / "deploy.yaml").write_text(f"{embedded}---\n{embedded}")
+    (scratch.root / "notes.md").write_text("schema: checkweigh/manifest@1\n")
+    (scratch.root / "folder.yaml").mkdir()
+    scratch.commit("words about it")
+    assert found(scratch)["manifests"] == []
+
+
+def test_a_copy_is_new_whatever_git_is_set_to(scratch: Scratch) -> None:
+    scratch.git("config", "diff.renames", "copies")
+    for suffix in (".yaml", ".lock.json"):
+        shutil.copy(scratch.root / f"manifests/served{suffix}", scratch.root / f"manifests/copy{suffix}")
+    scratch.edit(SERVED, comment="touched, so that git looks for copies")
+    scratch.commit("copy")
+    value = found(scratch, "--baseline", SERVED)
+    assert {one["path"]: one["status"] for one in value["manifests"]} == {
+        "manifests/copy.yaml": "added",
+        SERVED: "modified",
+    }
+
+
 def test_a_template_that_a_manifest_names_affects_it(scratch: Scratch) -> None:
     template = scratch.root / "templates" / "chat.jinja"
     template.parent.mkdir()

@@ -153,6 +153,14 @@ def test_results_of_an_earlier_run_are_gone(scratch: Scratch) -> None:
     assert not reports.exists()
 
 
+def test_an_out_that_holds_something_else_is_refused(scratch: Scratch) -> None:
+    arguments = ["ci", "gate", "--base", "main", "--policy", "gates/test.yaml", "--out"]
+    assert scratch.desk.run(*arguments, ".") == 2
+    assert "expected a directory for results alone, found gates/test.yaml" in scratch.desk.stderr
+    assert (scratch.root / "gates/test.yaml").is_file()
+    assert scratch.desk.run(*arguments, "gates/test.yaml") == 2
+
+
 CHANGE = Change(
     path=SERVED, status="modified", need="gate", because="", baseline=SERVED,
     baseline_pins="sha256:" + "1" * 64, candidate_pins="sha256:" + "2" * 64,

@@ -121,12 +121,13 @@ def test_bad_input_and_a_fork_that_may_not_comment(
     assert github.comments == {}
 
 
-def test_after_a_merge_the_push_is_gated_without_a_comment(
-    scratch: Scratch, github: FakeGithub, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("event", ["push", "merge_group"])
+def test_after_a_merge_and_in_a_queue_there_is_no_comment(
+    event: str, scratch: Scratch, github: FakeGithub, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     scratch.manifest("served", {"noise_seed": 2})
     scratch.commit("equal")
-    runner = pull_request(scratch, github, tmp_path_factory.mktemp("runner"), event="push")
+    runner = pull_request(scratch, github, tmp_path_factory.mktemp("runner"), event=event)
     assert run(runner) == 0, runner.log
     assert "✅ checkweigh: pass" in runner.summary
     assert github.comments == {}
