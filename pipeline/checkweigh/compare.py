@@ -94,20 +94,27 @@ def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) ->
     passing = block if level.passing == level.high else None
     if passing is None and level.passing:
         passing = _estimate(check, sample, level.passing)
-    return tuple(_row(check, sample, i, block, passing, level) for i in range(len(sample.baseline)))
+    means = [_means(sample, values) for values in (sample.baseline, sample.candidate)]
+    sure = np.flatnonzero(block.estimable)
+    whole = np.ones(first.baseline.shape, dtype=np.bool_)
+    shared = _degenerate(check, first, block, level, int(sure[0])) if len(sure) else None
+    found: list[Comparison] = []
+    for i, (baseline, candidate) in enumerate(zip(sample.baseline, sample.candidate, strict=True)):
+        both = float(means[0][i]), float(means[1][i])
+        reason = _unusable(check, replace(sample, baseline=baseline, candidate=candidate), whole, level)
+        reason = reason or (shared if block.estimable[i] else _degenerate(check, first, block, level, i))
+        if reason:
+            found.append(Inestimable(reason=reason, baseline=both[0], candidate=both[1]))
+        else:
+            found.append(_to_record(check, block, passing, level, pairs=block.n, means=both, at=i))
+    return tuple(found)
 
 
-def _row(
-    check: Check, samples: PairedSample, i: int, block: Evidence, passing: Evidence | None, level: Level
-) -> Comparison:
-    """The i-th of many comparisons."""
-    sample = replace(samples, baseline=samples.baseline[i], candidate=samples.candidate[i])
-    reason = _unusable(check, sample, np.ones(sample.baseline.shape, dtype=np.bool_), level)
-    reason = reason or _degenerate(check, sample, block, level, i)
-    means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
-    if reason is not None or means[0] is None or means[1] is None:
-        return Inestimable(reason=reason or "no items", baseline=means[0], candidate=means[1])
-    return _to_record(check, block, passing, level, pairs=block.n, means=(means[0], means[1]), at=i)
+def _means(sample: PairedSample, values: Floats) -> Floats:
+    """``_mean`` of every sample at once."""
+    if METRICS[sample.metric].estimator == "ratio":
+        return np.asarray(values.sum(axis=-1) / sample.size.sum())
+    return np.asarray(values @ (sample.weights / sample.weights.sum()))
 
 
 def block_key(check: Check) -> str:
