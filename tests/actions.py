@@ -173,7 +173,7 @@ class Runner:
         own = {name: str(evaluate(value, context)) for name, value in step.get("env", {}).items()}
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)],
-            cwd=self.workspace, capture_output=True, text=True, timeout=300, check=False,
+            cwd=self.workspace, capture_output=True, text=True, timeout=580, check=False,
             env={
                 **os.environ, **self.env, **own, "GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(out),
                 "GITHUB_STEP_SUMMARY": str(self.temporary / "summary.md"), "RUNNER_TEMP": str(self.temporary),
