@@ -110,6 +110,7 @@ class Gate:
 
     def leave(self, entry: Entry, now: float, *, whole: bool) -> None:
         """An entry that was let in is done; ``whole``: its reply ended by itself, so its length counts."""
+        entry.inside = False
         self._tokens[entry.tier] -= entry.cost
         self._inside[entry.tier] -= 1
         self._scoring -= entry.scoring
@@ -119,8 +120,10 @@ class Gate:
         self.turn(now)
 
     def withdraw(self, entry: Entry, now: float) -> None:
-        """An entry that still waits goes away, unsettled."""
-        if self.queues.remove(entry):
+        """An entry goes away that waits, or that was let in and does not know it yet."""
+        if entry.inside:
+            self.leave(entry, now, whole=False)
+        elif self.queues.remove(entry):
             self.turn(now)
 
     def share(self) -> float:
@@ -128,6 +131,7 @@ class Gate:
         return max(self.tokens / self.budget, self.inside / self.slots)
 
     def _enter(self, entry: Entry) -> None:
+        entry.inside = True
         self._tokens[entry.tier] += entry.cost
         self._inside[entry.tier] += 1
         self._scoring += entry.scoring

@@ -118,10 +118,8 @@ class Arm:
         try:
             return entry, await settled
         except asyncio.CancelledError:
-            if settled.done() and not settled.cancelled() and settled.result() is None:
-                self.gate.leave(entry, time.monotonic(), whole=False)
-            else:
-                self.gate.withdraw(entry, time.monotonic())
+            # It may have been let in between the cancellation and this line: only the books know.
+            self.gate.withdraw(entry, time.monotonic())
             raise
 
     def sent(self, entry: Entry, prompt_tokens: int) -> None:

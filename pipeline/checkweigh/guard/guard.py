@@ -20,7 +20,7 @@ from checkweigh.guard.asked import Bounds
 from checkweigh.guard.breaker import State
 from checkweigh.guard.child import Plan
 from checkweigh.guard.desk import Desk, Visit
-from checkweigh.guard.host import Host
+from checkweigh.guard.host import Host, Reading
 from checkweigh.guard.keys import Keys
 from checkweigh.guard.listener import listener
 from checkweigh.guard.policy import TIERS, GuardPolicy
@@ -46,6 +46,7 @@ class Setup:
     shadow: bool = False
     norm_p99_s: float | None = None  # time to first token that the gate stored
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    read_host: Callable[[], Reading] | None = None  # a fake one, in tests
 
 
 class Guard:
@@ -73,7 +74,7 @@ class Guard:
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
         )  # fmt: skip
         self._hooks: set[asyncio.Task[None]] = set()
-        self._host = Host()
+        self._read_host = setup.read_host or Host().read
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = asyncio.Event()
 
@@ -132,7 +133,7 @@ class Guard:
     async def _watch_host(self) -> None:
         swapping = False
         while True:
-            reading = await asyncio.to_thread(self._host.read)
+            reading = await asyncio.to_thread(self._read_host)
             for arm in self.arms.values():
                 arm.read_memory(reading.free_share, reading.gpu_free_share)
             self.metrics.swap_rate.set(reading.swap_bytes)

@@ -41,6 +41,34 @@ def listener(app: Any, limits: Surface) -> Listener:
     return Listener(config)
 
 
+class Corked:
+    """A transport that sends what is written within one turn of the loop at once: head and body, not one by one."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Keep it until the loop turns."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what is kept, then close."""
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+
 class Guarded(H11Protocol):
     """One connection. Headers must be complete ``header_s`` after it was made, or after their first byte."""
 
@@ -50,6 +78,7 @@ class Guarded(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, unless there are too many."""
         super().connection_made(transport)
+        self.transport = Corked(transport, self.loop)  # type: ignore[assignment]
         if len(self.connections) > self.surface.connections:
             transport.close()
             return

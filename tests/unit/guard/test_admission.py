@@ -172,6 +172,17 @@ def test_a_flush_tells_all_who_wait() -> None:
     assert asker.inside() == ["a"]
 
 
+def test_one_that_goes_away_gives_back_whether_it_waited_or_was_just_let_in() -> None:
+    asker = Asker(slots=1)
+    for name in "abc":
+        asker.offer(name)
+    asker.gate.withdraw(asker.entries["c"], 0.0)
+    assert len(asker.gate.queues) == 1
+    asker.leave("a")
+    asker.gate.withdraw(asker.entries["b"], 0.0)
+    assert (asker.gate.inside, asker.gate.tokens, len(asker.gate.queues)) == (0, 0, 0)
+
+
 def test_a_reply_beyond_its_cost_is_charged_for_it() -> None:
     asker = Asker(budget=30)
     asker.offer("a", cost=10)

@@ -1,0 +1,338 @@
+"""Faults 6 to 10, 12, 13, 18 and 20 of GUARD.md on the mock: death, hangs, loops, broken streams, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
+
+from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.serve import in_thread
+from checkweigh.guard.breaker import State
+from checkweigh.guard.launching import mock_plan
+from checkweigh.guard.supervisor import Phase
+
+QUICK = """
+supervision: {backoff_s: 0.1, backoff_max_s: 0.5, heartbeat_s: 1.0, probe_s: 1.5, kill_s: 1.0, long_prompt: 300,
+              prefill_grace_s: 20.0, crashes: 20}
+saturation: {scrape_s: 0.2, stale_s: 5.0}
+warmup: {lengths: [4]}
+"""
+
+
+@contextmanager
+def supervised(knobs: Knobs, folder: Path, limits: str = QUICK, **setup: Any) -> Iterator[Running]:
+    with guarded(mock_plan(knobs, folder / "engine.log"), policy(limits), **setup) as run:
+        yield run
+
+
+def one(run: Running, **fields: Any) -> Reply:
+    async def go() -> Reply:
+        async with client() as session:
+            return await send(session, run.url, body(**fields))
+
+    return asyncio.run(go())
+
+
+def pid(run: Running) -> int:
+    supervisor = run.guard.arms["baseline"].supervisor
+    assert supervisor is not None
+    assert supervisor.child is not None
+    return supervisor.child.pid
+
+
+def phase(run: Running) -> Phase:
+    supervisor = run.guard.arms["baseline"].supervisor
+    assert supervisor is not None
+    return supervisor.phase
+
+
+def restarts(run: Running) -> int:
+    supervisor = run.guard.arms["baseline"].supervisor
+    assert supervisor is not None
+    return supervisor.restarts
+
+
+async def streams(run: Running, count: int, tokens: int = 200) -> tuple[list[asyncio.Task[Reply]], Any]:
+    """``count`` streams that have begun, and their session to close."""
+    manager = client()
+    session = await manager.__aenter__()
+    tasks = [
+        asyncio.ensure_future(send(session, run.url, body(f"{i}", tokens, stream=True))) for i in range(count)
+    ]
+    gate = run.guard.arms["baseline"].gate
+    while sum(e > 0 for e in (gate.inside,)) == 0 or gate.inside < count:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    return tasks, manager
+
+
+def test_fault_06_a_killed_engine_is_noticed_at_once_and_comes_back(tmp_path: Path) -> None:
+    with supervised(Knobs(token_ms=50, reply_tokens=200), tmp_path) as run:
+        run.ready()
+
+        async def go() -> tuple[float, list[Reply]]:
+            tasks, manager = await streams(run, 8)
+            killed = time.monotonic()
+            os.kill(pid(run), signal.SIGKILL)
+            replies = await asyncio.gather(*tasks)
+            took = time.monotonic() - killed
+            await manager.__aexit__(None, None, None)
+            return took, replies
+
+        old = pid(run)
+        took, replies = asyncio.run(go())
+        assert took < 1, "no client hangs"
+        assert all(r.status == 200 and r.events > 0 for r in replies)
+        assert all(r.error and r.error["code"] == "upstream_broken" for r in replies)
+        run.until(lambda: not run.guard.arms["baseline"].ready, 1)
+        refused = one(run)
+        assert refused.status in (502, 503)
+        run.ready(20)
+        assert pid(run) != old
+        assert one(run).ok
+        assert run.guard.arms["baseline"].gate.inside == 0
+        assert any("SIGKILL" in line for line in run.said)
+
+
+def test_fault_06_an_exit_with_code_0_is_an_exit_nobody_asked_for(tmp_path: Path) -> None:
+    with supervised(Knobs(crash_after=3, crash_code=0), tmp_path) as run:
+        run.ready()
+        old = pid(run)
+        assert one(run).ok
+        assert one(run).status == 502
+        run.until(lambda: pid(run) != old, 10)
+        run.ready(20)
+        assert one(run).ok
+        assert any("exited with code 0 although nobody asked it to" in line for line in run.said)
+
+
+def test_fault_07_a_stopped_engine_is_noticed_and_replaced(tmp_path: Path) -> None:
+    with supervised(Knobs(token_ms=50, reply_tokens=200), tmp_path) as run:
+        run.ready()
+
+        async def go() -> tuple[float, list[Reply]]:
+            tasks, manager = await streams(run, 4)
+            stopped = time.monotonic()
+            os.kill(pid(run), signal.SIGSTOP)
+            replies = await asyncio.gather(*tasks)
+            took = time.monotonic() - stopped
+            await manager.__aexit__(None, None, None)
+            return took, replies
+
+        took, replies = asyncio.run(go())
+        assert took < 1.0 + 1.5 + 4, "heartbeat, probe, and what a busy machine adds"
+        assert all(r.error for r in replies)
+        run.until(lambda: any("hung" in line for line in run.said), 5)
+        run.ready(20)
+        assert one(run).ok
+        assert restarts(run) == 1
+
+
+def test_fault_07_an_idle_engine_that_stops_is_noticed_too(tmp_path: Path) -> None:
+    limits = QUICK.replace("stale_s: 5.0", "stale_s: 0.5")
+    with supervised(Knobs(), tmp_path, limits) as run:
+        run.ready()
+        os.kill(pid(run), signal.SIGSTOP)
+        run.until(lambda: restarts(run) == 1, 10)
+        run.ready(20)
+
+
+@pytest.mark.parametrize("seconds", [8.0, pytest.param(300.0, marks=pytest.mark.long)])
+def test_fault_07_a_saturated_engine_is_never_restarted(seconds: float, tmp_path: Path) -> None:
+    limits = QUICK + "admission: {slots: 4, tiers: {standard: {queue: 8, deadline_s: 2.0}}}"
+    with supervised(Knobs(slots=4, first_ms=50, token_ms=50, reply_tokens=8), tmp_path, limits) as run:
+        run.ready()
+        replies = asyncio.run(open_loop(run.url, 20, seconds, lambda i: body(f"box {i}", 8)))
+        assert restarts(run) == 0
+        assert {r.status for r in replies} <= {200, 429, 503}
+        assert sum(r.ok for r in replies) > 5 * seconds, "it was saturated, not idle"
+
+
+def test_fault_08_a_long_prefill_is_not_a_hang_within_its_grace(tmp_path: Path) -> None:
+    long = "word " * 400  # 500 tokens; 10 ms each
+    knobs = Knobs(slots=1, prefill_ms=10)
+    with supervised(knobs, tmp_path) as run:
+        run.ready()
+        assert one(run, prompt=long).ok, "longer than heartbeat and probe together"
+        assert restarts(run) == 0
+    shorter = QUICK.replace("prefill_grace_s: 20.0", "prefill_grace_s: 1.0")
+    with supervised(knobs, tmp_path, shorter) as run:
+        run.ready()
+        assert one(run, prompt=long).status == 502
+        run.until(lambda: any("hung" in line for line in run.said), 5)  # beyond its grace it is one
+
+
+def test_fault_09_a_crash_loop_ends_and_says_so(tmp_path: Path) -> None:
+    limits = QUICK.replace("crashes: 20", "crashes: 3")
+    started = time.monotonic()
+    with supervised(Knobs(crash_after=1), tmp_path, limits) as run:
+        run.until(lambda: phase(run) is Phase.FAILED, 60)
+        assert time.monotonic() - started > 0.05 + 0.1, "it waited between"
+        assert restarts(run) == 2
+        assert "3 times within 300 s: it stays down" in run.said[-1]
+        count = len(run.said)
+        time.sleep(1.0)
+        assert phase(run) is Phase.FAILED
+        assert len(run.said) == count
+        reply = one(run)
+        assert reply.status == 503
+        assert reply.error is not None
+        assert reply.error["type"] == "overloaded_error"
+
+        async def ready() -> tuple[int, dict[str, Any]]:
+            async with client() as session, session.get(run.url + "/readyz") as answer:
+                return answer.status, await answer.json()
+
+        status, said = asyncio.run(ready())
+        assert status == 503
+        assert said["arms"]["baseline"] == "the engine is failed, it stays down"
+
+
+@pytest.mark.parametrize("fault", ["truncate_share", "reset_share"])
+def test_fault_10_a_broken_stream_is_an_error_event_and_no_second_try(fault: str) -> None:
+    with in_thread(Knobs(token_ms=2, **{fault: 1.0})) as (endpoint, mock), guarded(endpoint) as run:
+        run.ready()
+        streamed = one(run, tokens=12, stream=True)
+        assert (streamed.status, streamed.done) == (200, False)
+        assert streamed.events > 1
+        assert streamed.error is not None
+        assert streamed.error["code"] == "upstream_broken"
+        assert mock.schedule.seen == 1, "never sent again"
+        whole = one(run, tokens=12)
+        assert whole.status == 502
+        assert mock.schedule.seen == 2
+        gate = run.guard.arms["baseline"].gate
+        assert (gate.inside, gate.tokens) == (0, 0)
+
+
+def test_fault_12_a_slow_candidate_is_switched_off() -> None:
+    limits = policy("routing: {min_requests: 15}")
+    with (
+        in_thread(Knobs(first_ms=60)) as (slow, mock),
+        in_thread(Knobs(first_ms=60)) as (endpoint, _),
+        guarded(endpoint, limits, candidate=slow, share=0.5) as run,
+    ):
+        run.ready()
+        asyncio.run(open_loop(run.url, 20, 4, lambda i: body(f"box {i}", 2, stream=True)))
+        assert run.guard.router.weight == 0.5, "equal arms"
+        mock.schedule.turn(Knobs(first_ms=560))
+        began = time.monotonic()
+
+        async def until_killed() -> None:
+            load = asyncio.ensure_future(
+                open_loop(run.url, 20, 10, lambda i: body(f"box {i}", 2, stream=True))
+            )
+            while run.guard.router.weight > 0 and not load.done():
+                await asyncio.sleep(0.05)
+            load.cancel()
+
+        asyncio.run(until_killed())
+        assert run.guard.router.weight == 0
+        assert time.monotonic() - began < 10
+        assert any(line.startswith("ALARM: candidate switched off: ttft") for line in run.said)
+        seen = mock.schedule.seen
+        time.sleep(1)
+        seen = mock.schedule.seen
+        assert all(r.ok for r in asyncio.run(open_loop(run.url, 20, 1, lambda i: body(f"after {i}", 2))))
+        assert mock.schedule.seen == seen
+
+
+def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
+    limits = policy("breaker: {failures: 3, open_s: 0.3}")
+    with in_thread(Knobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
+        run.ready()
+        breaker = run.guard.arms["baseline"].breaker
+        assert [one(run).status for _ in range(3)] == [502] * 3
+        assert breaker.state is State.OPEN
+        seen = mock.schedule.seen
+        refused = one(run)
+        assert (refused.status, mock.schedule.seen) == (503, seen)
+        mock.schedule.turn(Knobs(first_ms=3000))
+        time.sleep(0.4)
+
+        async def give_up() -> None:
+            async with client() as session:
+                task = asyncio.ensure_future(send(session, run.url, body()))
+                while breaker.state is not State.HALF_OPEN:
+                    await asyncio.sleep(0.01)
+                assert (await send(session, run.url, body())).status == 503, "one probe at a time"
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(give_up())
+        mock.schedule.turn(Knobs())
+        run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
+        assert breaker.state is State.HALF_OPEN, "nothing was learnt"
+        assert one(run).ok
+        assert breaker.state is State.CLOSED
+
+
+def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_alarm() -> None:
+    fast = Knobs(token_ms=20, acceptance=4.0, drafted=4, reply_tokens=16)
+    slow = fast.model_copy(update={"acceptance": 1.0})
+    with (
+        in_thread(fast) as (endpoint, _),
+        in_thread(slow) as (other, _mock),
+        guarded(endpoint, policy("routing: {min_requests: 15}"), candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+
+        async def go() -> list[Reply]:
+            return await open_loop(run.url, 15, 6, lambda i: body("the same box", 16, stream=True))
+
+        replies = asyncio.run(go())
+        assert run.guard.router.weight == 0
+        assert any("ALARM: candidate switched off: tpot" in line for line in run.said)
+        assert len({r.text for r in replies if r.ok}) == 1, "what was said is the same"
+
+
+def test_fault_20_a_stop_under_load_finishes_what_has_begun(tmp_path: Path) -> None:
+    with supervised(Knobs(token_ms=50, reply_tokens=40), tmp_path) as run:
+        run.ready()
+        engine = pid(run)
+
+        async def go() -> tuple[list[Reply], Reply]:
+            tasks, manager = await streams(run, 6, tokens=40)
+            run.loop.call_soon_threadsafe(run.guard.drain)
+            await asyncio.sleep(0.1)
+            async with client() as session:
+                late = await send(session, run.url, body())
+            replies = await asyncio.gather(*tasks)
+            await manager.__aexit__(None, None, None)
+            return replies, late
+
+        replies, late = asyncio.run(go())
+        assert all(r.ok for r in replies), "drained"
+        assert late.status == 503
+        assert int(late.headers["Retry-After"]) >= 1
+        assert run.stopped.wait(10)
+        with pytest.raises(ProcessLookupError):
+            os.kill(engine, 0)
+
+
+def test_fault_20_what_does_not_end_in_the_drains_time_gets_an_error_event(tmp_path: Path) -> None:
+    limits = QUICK.replace("kill_s: 1.0", "kill_s: 0.5, drain_s: 0.5")
+    with supervised(Knobs(token_ms=100, reply_tokens=400), tmp_path, limits) as run:
+        run.ready()
+
+        async def go() -> list[Reply]:
+            tasks, manager = await streams(run, 3, tokens=400)
+            run.loop.call_soon_threadsafe(run.guard.drain)
+            replies = await asyncio.gather(*tasks)
+            await manager.__aexit__(None, None, None)
+            return replies
+
+        began = time.monotonic()
+        replies = asyncio.run(go())
+        assert time.monotonic() - began < 10
+        assert not any(r.ok for r in replies)
+        assert all(r.events > 0 for r in replies)
