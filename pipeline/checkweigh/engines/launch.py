@@ -10,6 +10,8 @@ from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import BadInput
 
+VLLM_START_S = 1200.0  # a large model loads and compiles for minutes
+
 
 def check_engine(spec: EngineSpec) -> None:
     """BadInput where it is known before anything starts that the engine of ``spec`` cannot."""
@@ -27,7 +29,7 @@ def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None
     if spec.manifest.engine.kind == "vllm":
         from checkweigh.engines.vllm import VllmEngine
 
-        return VllmEngine(spec, log=log, timeouts=timeouts or Timeouts())
+        return VllmEngine(spec, log=log, timeouts=timeouts or Timeouts(start=VLLM_START_S))
     if spec.manifest.engine.kind == "openai":
         from checkweigh.engines.openai import AttachedEngine
 
