@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -15,6 +16,10 @@ VLLM_START_S = 1200.0  # a large model loads and compiles for minutes
 
 def check_engine(spec: EngineSpec) -> None:
     """BadInput where it is known before anything starts that the engine of ``spec`` cannot."""
+    if spec.manifest.engine.kind in ("vllm", "openai") and importlib.util.find_spec("aiohttp") is None:
+        raise BadInput(
+            f"engine {spec.manifest.engine.kind}: aiohttp is missing: pip install 'checkweigh[serving]'"
+        )
     if spec.manifest.engine.kind == "vllm":
         from checkweigh.engines.vllm import preflight
 
