@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -64,13 +64,21 @@ class Api:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
 
-    def runs(self, decision: str, role: str = "", experiment: str = "checkweigh") -> list[dict[str, Any]]:
-        """Runs of a decision, found by their digest tags."""
-        found = self.get("experiments/get-by-name", experiment_name=experiment)["experiment"]["experiment_id"]
+    def runs(self, decision: str, role: str = "") -> list[dict[str, Any]]:
+        """Runs of a decision in all experiments, found by their digest tags."""
+        experiments = self.post("experiments/search", max_results=100).get("experiments", [])
+        found = [experiment["experiment_id"] for experiment in experiments]
         wanted = f"tags.`checkweigh.decision` = '{decision}'"
         wanted += f" and tags.`checkweigh.role` = '{role}'" if role else ""
-        answer = self.post("runs/search", experiment_ids=[found], filter=wanted)
+        answer = self.post("runs/search", experiment_ids=found, filter=wanted)
         return list(answer.get("runs", []))
+
+    def traces(self, decision: str, experiment: str) -> list[dict[str, Any]]:
+        """Traces of a decision: information only."""
+        where = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
+        wanted = f"tags.`checkweigh.decision` = '{decision}'"
+        body = json.dumps({"locations": [where], "filter": wanted, "max_results": 100}).encode()
+        return list(json.loads(self.raw("api/3.0/mlflow/traces/search", body)).get("traces", []))
 
     def artifact(self, run: str, path: str) -> bytes:
         """An artifact's bytes, as the UI fetches them."""
@@ -129,11 +137,13 @@ class Gateway:
     """Stands before an MLflow server: lets ``left`` requests through (None: all), then hangs up.
 
     Requests whose path contains ``swallow`` are answered with ``{}`` and go nowhere. ``users`` are the logins seen.
+    ``then`` is done once after a request whose path contains its key, before that is answered.
     """
 
     def __init__(self, upstream: str) -> None:
         self.left: int | None = None
         self.swallow: str | None = None
+        self.then: dict[str, Callable[[], None]] = {}
         self.users: set[str] = set()
         self.seen = 0
         self._lock = Lock()
@@ -179,6 +189,8 @@ class _Forward(BaseHTTPRequestHandler):
         answer = link.getresponse()
         data = answer.read()
         link.close()
+        for part in [part for part in gateway.then if part in self.path]:
+            gateway.then.pop(part)()
         self._answer(answer.status, {"Content-Type": answer.headers.get("Content-Type", "")}, data)
 
     def _answer(self, status: int, headers: Mapping[str, str], data: bytes) -> None:

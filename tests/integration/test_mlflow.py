@@ -67,6 +67,11 @@ def family(api: Api, desk: Desk) -> dict[str, Any]:
     return found
 
 
+def compared(desk: Desk, name: str) -> str:
+    """A metric's key, as MLflow names its own comparisons."""
+    return f"compare/{desk.decision.baseline.pins.removeprefix('sha256:')[:8]}/{name}"
+
+
 def assert_complete(api: Api, desk: Desk) -> None:
     """All of the last decision is there, once."""
     runs = family(api, desk)
@@ -76,12 +81,18 @@ def assert_complete(api: Api, desk: Desk) -> None:
         assert named(runs[role]["data"]["tags"])["mlflow.parentRunId"] == gate
         assert named(runs[role]["data"]["metrics"])["prose/items"] == 320
     assert {run["info"]["status"] for run in runs.values()} == {"FINISHED"}
-    history = api.get("metrics/get-history", run_id=gate, metric_key="perplexity/estimate")["metrics"]
+    history = api.get("metrics/get-history", run_id=gate, metric_key=compared(desk, "perplexity/diff"))[
+        "metrics"
+    ]
     assert len(history) == 1
     assert api.artifact(gate, "decision.json") == (desk.out / "decision.json").read_bytes()
     found = api.artifacts(gate) | api.artifacts(gate, "plots")
     assert found["report.html"] == (desk.out / "report.html").stat().st_size
     assert {"summary.md", "junit.xml", "items.json", "plots/forest.svg"} <= set(found)
+    traces = api.traces(desk.decision.record_digest(), runs["gate"]["info"]["experiment_id"])
+    keys = {trace["tags"]["checkweigh.trace"] for trace in traces}
+    assert len(traces) == len(keys) == 10
+    assert {trace["trace_metadata"]["mlflow.sourceRun"] for trace in traces} == {gate}
 
 
 def test_a_gate_is_found_by_its_digests_with_all_it_rests_on(server: Api, desk: Desk) -> None:
@@ -101,11 +112,18 @@ def test_a_gate_is_found_by_its_digests_with_all_it_rests_on(server: Api, desk: 
     assert tags["checkweigh.baseline.measurement.prose"] == decision.baseline.measurements["prose"]
     comparison = desk.result("perplexity").comparison
     assert comparison.kind == "estimate"
-    assert metrics["perplexity/estimate"] == -comparison.effect, "in the metric's own direction"
-    assert metrics["perplexity/low"] < metrics["perplexity/estimate"] < metrics["perplexity/high"]
-    assert metrics["perplexity/low"] == -comparison.high
-    assert (metrics["perplexity/margin"], metrics["perplexity/passed"]) == (0.05, 0)
-    assert metrics["score/passed"] == 1
+    assert metrics[compared(desk, "perplexity/diff")] == -comparison.effect, "in the metric's own direction"
+    assert (
+        metrics[compared(desk, "perplexity/ci_low")]
+        < metrics[compared(desk, "perplexity/diff")]
+        < metrics[compared(desk, "perplexity/ci_high")]
+    )
+    assert metrics[compared(desk, "perplexity/ci_low")] == -comparison.high
+    assert (metrics[compared(desk, "perplexity/margin")], metrics[compared(desk, "perplexity/passed")]) == (
+        0.05,
+        0,
+    )
+    assert metrics[compared(desk, "score/passed")] == 1
     inputs = {i["dataset"]["name"]: i["dataset"] for i in runs["gate"]["inputs"]["dataset_inputs"]}
     assert set(inputs) == set(decision.evalsets)
     assert json.loads(inputs["prose"]["profile"])["sha256"] == decision.evalsets["prose"]

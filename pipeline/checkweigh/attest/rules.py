@@ -229,3 +229,18 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return None if found.tzinfo is None else found
+
+
+def of_gate(opened: Opened, decision: str, pins: str, policy: str) -> tuple[Refusal, ...]:
+    """Every reason why an envelope is not the signed pass of one decision: for who has no files to compare."""
+    found = read(opened)
+    wrong = list(found.refusals)
+    if (attested := found.attested) is not None:
+        for what, said, is_ in (
+            ("decision", attested.decision, decision), ("candidate", attested.candidate.pins, pins),
+            ("policy", attested.policy, policy),
+        ):  # fmt: skip
+            if said != is_:
+                wrong.append(Refusal(code=what, text=f"signed was {short(said)}, this is {short(is_)}"))
+        wrong += _verdict(attested, None)
+    return tuple(wrong)

@@ -23,6 +23,7 @@ from checkweigh.cli import (
     gating,
     planning,
     policies,
+    registry,
     sending,
     serving,
     starting,
@@ -32,7 +33,20 @@ from checkweigh.cli.common import app, say
 from checkweigh.cli.runner import harmless_output
 from checkweigh.errors import CheckweighError, ExitCode
 
-COMMANDS = (starting, gating, planning, evalsets, engines, stores, policies, sending, attesting, serving, ci)
+COMMANDS = (
+    starting,
+    gating,
+    planning,
+    evalsets,
+    engines,
+    stores,
+    policies,
+    sending,
+    attesting,
+    registry,
+    serving,
+    ci,
+)
 __all__ = ["app", "entry", "main"]
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]

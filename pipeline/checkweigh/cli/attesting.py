@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from checkweigh.cli.common import AsJson, ManifestPath, PolicyPath, app, bars, say
-from checkweigh.cli.gating import Notify
+from checkweigh.cli.gating import Mlflow, Notify
 
 PublicKey = Annotated[
     Path, typer.Option("--key", metavar="K", envvar="CHECKWEIGH_PUBLIC_KEY", help="PEM of the public key")
@@ -74,18 +74,21 @@ def waive(
     key: PrivateKeyOption,
     expires: Annotated[str, typer.Option(metavar="D", help="such as 12h or 7d, at most 90d")] = "24h",
     notify: Notify = None,
+    mlflow: Mlflow = None,
     as_json: AsJson = False,
 ) -> None:
     """Sign an expiring waiver of a verdict, visible in every output. The verdict stays what it is."""
     from checkweigh.attest.keys import private_key
     from checkweigh.sinks.notice import WaiverNotice, hook
+    from checkweigh.sinks.target import resolve
     from checkweigh.usecases.attesting import WAIVER
     from checkweigh.usecases.attesting import waive as sign
     from checkweigh.usecases.durations import duration
     from checkweigh.usecases.notify import announce
+    from checkweigh.usecases.registry import show_waiver
     from checkweigh.usecases.stored import read_decision
 
-    receiver = hook(notify)
+    receiver, target = hook(notify), resolve(mlflow)
     made = sign(run, manifest, reason, owner, duration("--expires", expires), private_key(key))
     if as_json:
         print(made.model_dump_json(indent=2, by_alias=True))
@@ -93,3 +96,5 @@ def waive(
     if receiver is not None:
         told = WaiverNotice(owner=made.owner, reason=made.reason, expires=made.expires)
         announce(read_decision(run), receiver, say, told)
+    if target is not None:
+        show_waiver(made, target, say)

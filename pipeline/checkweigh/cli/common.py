@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manifest, NAME.yaml")]
-Baseline = Annotated[Path, typer.Argument(metavar="BASELINE", help="manifest of what serves now")]
+Baseline = Annotated[
+    Path, typer.Argument(metavar="BASELINE", help="what serves now: a manifest; gate: or models:/NAME@ALIAS")
+]
 Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
 PolicyPath = Annotated[Path, typer.Option("--policy", metavar="P", help="checks and margins")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]

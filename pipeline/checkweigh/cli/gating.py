@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,7 @@ def gate(
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
     from checkweigh.sinks.notice import hook
     from checkweigh.sinks.target import resolve
+    from checkweigh.usecases import registry
     from checkweigh.usecases.attesting import sign, signing_key
     from checkweigh.usecases.gate import gate as run
     from checkweigh.usecases.inputs import read_inputs, swept
@@ -78,8 +80,13 @@ def gate(
     target, receiver = resolve(mlflow), hook(notify)
     key = signing_key(attest)
     finished: list[Finished] = []
+    notes: tuple[str, ...] = ()
+    if registry.is_registered(baseline):
+        baseline, note = registry.baseline(baseline, target)
+        notes = (note,)
+        say(note)
     with bars() as bar:
-        inputs = read_inputs(baseline, candidate, policy, bar.update)
+        inputs = replace(read_inputs(baseline, candidate, policy, bar.update), notes=notes)
         if sweep:
             inputs = swept(inputs, policy)
         for line in unsettled(inputs):

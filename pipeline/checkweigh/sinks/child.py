@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ QUICK = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -55,23 +56,39 @@ def run_sender(
 ) -> Delivery:
     """Let a module send one folder: it reads ``{"uri", "folder", "seconds"}`` from stdin, and exits 0 when all of it
     has arrived, 75 when nobody answered. ``told`` makes words of what it wrote to stdout."""
+    answer = ask(module, target, {"folder": str(folder)}, limit)
+    text = told(answer.out) if answer.code == 0 else answer.why
+    return Delivery(sent=answer.code == 0, reachable=answer.code not in (None, UNREACHABLE), text=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a module ended: its exit code (None: it was ended at the limit), its stdout, and why in words."""
+
+    code: int | None
+    out: bytes = b""
+    why: str = ""
+
+
+def ask(module: str, target: Target, request: Mapping[str, object], limit: float) -> Answer:
+    """Run a module with a request on its stdin, the address and the limit added, in a process that is ended at it."""
     own = {"PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1]), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=QUICK | dict(os.environ) | own, start_new_session=True,
     )  # fmt: skip
-    asked = json.dumps({"uri": target.uri, "folder": str(folder), "seconds": limit})
+    asked = json.dumps({"uri": target.uri, "seconds": limit, **request})
     try:
         out, err = process.communicate(asked.encode(), timeout=limit)
     except subprocess.TimeoutExpired:
-        return Delivery(sent=False, reachable=False, text=f"no answer that could be used in {limit:g} s")
+        return Answer(code=None, why=f"no answer that could be used in {limit:g} s")
     finally:
         _end(process)
-    if process.returncode == 0:
-        return Delivery(sent=True, reachable=True, text=told(out))
     lines = err.decode("utf-8", "replace").strip().splitlines() or ["it ended without a word"]
-    return Delivery(sent=False, reachable=process.returncode != UNREACHABLE, text=target.scrub(lines[-1]))
+    return Answer(
+        code=process.returncode, out=out, why="" if process.returncode == 0 else target.scrub(lines[-1])
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

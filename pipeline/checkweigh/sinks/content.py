@@ -1,7 +1,9 @@
 """A finished gate as MLflow runs: the gate, and below it one run an arm. Pure.
 
 Params are what was pinned, tags the verdict and every digest, metrics the numbers. Differences stand in the
-metric's own direction (candidate minus baseline), as in the reports; what could not be estimated is absent.
+metric's own direction (candidate minus baseline), as in the reports; what could not be estimated is absent. They are
+named as MLflow names its own comparisons, ``compare/<8 digits of the baseline>/<check>/<statistic>``; the digits are of
+the baseline's pins, not of a run, so that all gates against one baseline have the same columns.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import PurePath
 
 from checkweigh import canonical, numbers
 from checkweigh.records.comparison import Estimate, Inestimable
@@ -22,13 +25,15 @@ from checkweigh.records.evalset import Card, EvalSet
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.report import view
-from checkweigh.report.items import ItemPair
+from checkweigh.report.items import ItemPair, worst
 from checkweigh.report.markdown import summary
-from checkweigh.report.safe import one_line
-from checkweigh.sinks.outbox import Bundle, DatasetInput, Run
+from checkweigh.report.safe import clip, one_line, visible
+from checkweigh.sinks.outbox import Bundle, DatasetInput, Run, Trace
 from checkweigh.sinks.table import TABLE
 from checkweigh.sinks.target import Target
 
+EXPERIMENT = "checkweigh"  # and the model's name
+TRACES = 10  # of the items that got worst; two for every item would bury a tracking server
 PREFIX = "checkweigh."
 DECISION, ROLE, COMPLETE = PREFIX + "decision", PREFIX + "role", PREFIX + "complete"
 _NAME = 250  # MLflow's limits, with room: characters of a name, of a param or tag, of a run's description
@@ -66,6 +71,42 @@ def bundle(found: Finished, target: Target, experiment: str, files: Sequence[str
         started=_ms(decision.provenance.started), ended=_ms(decision.provenance.ended),
         runs=(_gate(decision), *(_arm(role, arm, found) for role, arm in roles)),
         datasets=tuple(_dataset(evalset.card) for evalset in found.evalsets), files=tuple(files),
+        traces=traces(decision, found.pairs),
+    )  # fmt: skip
+
+
+def experiment_of(manifest: Manifest) -> str:
+    """An experiment a model: of its source, so that versions, prompts and quantizations of one model share it."""
+    source = manifest.model.source
+    kind, _, rest = source.partition(":")
+    if kind == "hf":
+        model = rest.partition("@")[0]
+    elif kind == "path":
+        model = PurePath(rest).name or rest
+    else:
+        model = PurePath(rest.partition("/")[2]).stem or rest
+    return key(f"{EXPERIMENT}/{model}")
+
+
+def traces(decision: Decision, pairs: Sequence[ItemPair]) -> tuple[Trace, ...]:
+    """The items that got worst, each as a trace; none of an error."""
+    return tuple(_trace(decision, pair) for pair in worst(pairs, TRACES)) if decision.checks else ()
+
+
+def _trace(decision: Decision, pair: ItemPair) -> Trace:
+    facts = {
+        "set": pair.set_name, "item": pair.id, "stratum": pair.stratum, "cluster": pair.cluster,
+        "metric": pair.metric, "baseline": str(pair.baseline), "candidate": str(pair.candidate), "note": pair.note,
+    }  # fmt: skip
+    told = {name: one_line(value) for name, value in facts.items() if value}
+    prompt, one, other = (
+        "" if t is None else visible(clip(t, _VALUE))
+        for t in (pair.prompt, pair.baseline_text, pair.candidate_text)
+    )
+    return Trace(
+        key=canonical.digest([decision.record_digest(), pair.set_name, pair.id]),
+        name=one_line(f"worse: {pair.set_name} / {pair.id}", 200),
+        prompt=prompt, baseline=one, candidate=other, facts=told,
     )  # fmt: skip
 
 
@@ -154,29 +195,33 @@ def _digests(arm: Arm) -> dict[str, str]:
 
 
 def _all_checks(decision: Decision) -> dict[str, float]:
+    against = f"compare/{decision.baseline.pins.removeprefix('sha256:')[:8]}"
     found: dict[str, float] = {}
     for result in decision.checks:
-        found |= {key(f"{result.check.id}/{name}"): v for name, v in _check(result).items() if v is not None}
+        named = (
+            (key(f"{against}/{result.check.id}/{name}"), value) for name, value in _check(result).items()
+        )
+        found |= {name: value for name, value in named if value is not None}
     return found | {"exit_code": float(decision.exit_code)}
 
 
 def _check(result: CheckResult) -> dict[str, float | None]:
-    """Numbers of one check; None is left out."""
+    """Numbers of one check; None is left out. ``ci_low`` and ``ci_high`` are one-sided bounds, as in the reports."""
     check, comparison = result.check, result.comparison
     found: dict[str, float | None] = {
         "passed": float(result.outcome in ("passed", "warning")),
         "margin": result.margin,
-        "baseline": comparison.baseline,
-        "candidate": comparison.candidate,
+        "baseline_mean": comparison.baseline,
+        "candidate_mean": comparison.candidate,
         "p_worse_adjusted": result.p_adjusted,
     }
     if isinstance(comparison, Inestimable):
         return found
-    found |= {"pairs": float(comparison.pairs), "clusters": float(comparison.clusters)}
+    found |= {"n_paired": float(comparison.pairs), "n_clusters": float(comparison.clusters)}
     if isinstance(comparison, Estimate):
         ends = [None if v is None else numbers.natural(check, v) for v in (comparison.low, comparison.high)]
         low, high = ends if check.direction == "higher" else reversed(ends)
-        found |= {"estimate": numbers.natural(check, comparison.effect), "low": low, "high": high}
+        found |= {"diff": numbers.natural(check, comparison.effect), "ci_low": low, "ci_high": high}
         found |= {"p_pass": comparison.p_pass, "p_worse": comparison.p_worse, "se": comparison.se}
     return found
 
@@ -196,7 +241,8 @@ def _arm(role: str, arm: Arm, found: Finished) -> Run:
         tags[f"{PREFIX}unsafe"] = ", ".join(arm.unsafe)
     return Run(
         role=role, name=one_line(f"{role}: {arm.name}"), params=_texts(params), tags=_texts(tags),  # type: ignore[arg-type]
-        metrics={key(n): v for n, v in _levels(role, evidence, decision).items() if math.isfinite(v)},
+        metrics={key(n): v for n, v in _levels(role, evidence, decision).items() if math.isfinite(v)}
+        | (_all_checks(decision) if role == "candidate" else {}),
     )  # fmt: skip
 
 

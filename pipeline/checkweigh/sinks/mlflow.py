@@ -18,12 +18,13 @@ from typing import Any
 from checkweigh.errors import CheckweighError, HostBusy
 from checkweigh.files import lock
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.content import COMPLETE, DECISION, ROLE
+from checkweigh.sinks.content import COMPLETE, DECISION, PREFIX, ROLE
 from checkweigh.sinks.outbox import FILES, Bundle, DatasetInput, Run, read, remove
 from checkweigh.sinks.target import artifact_root
 
 UNREACHABLE = 75  # sysexits.h, EX_TEMPFAIL
 _PARENT = "mlflow.parentRunId"
+TRACE = PREFIX + "trace"
 
 
 class Lost(Exception):
@@ -38,14 +39,15 @@ def send(folder: Path, uri: str) -> dict[str, str]:
     """Send what waits in ``folder``, then forget it.
 
     1. Read the bundle; find the experiment, or make it.
-    2. For the gate, then each arm: find its run by decision and role, or make it; log what belongs to it.
+    2. For the gate, then each arm: find its run by decision and role, or make it; log what belongs to it, then traces.
     3. Read everything back. Only then mark the gate's run complete, and remove the folder.
     """
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient, set_tracking_uri
     from mlflow.exceptions import MlflowException
 
     bundle = read(folder)
     try:
+        set_tracking_uri(uri)  # traces go where the process sends them, not where the client does
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except MlflowException as error:
@@ -65,6 +67,7 @@ def send(folder: Path, uri: str) -> dict[str, str]:
         for name in bundle.files:
             at = name.rpartition("/")[0] or None
             client.log_artifact(parent, str(folder / FILES / name), at)
+        _trace(client, experiment, parent, bundle)
         _check(client, bundle, ids, folder)
         for run_id in reversed(ids.values()):
             failed = bundle.verdict is Verdict.ERROR
@@ -125,6 +128,43 @@ def _input(dataset: DatasetInput) -> Any:
         ),
         [entities.InputTag("mlflow.data.context", "evaluation")],
     )
+
+
+def _trace(client: Any, experiment: str, run_id: str, bundle: Bundle) -> None:
+    """The items that got worst as traces of the gate's run; those that are there already are left alone."""
+    there = set(_traced(client, experiment, bundle))
+    for trace in bundle.traces:
+        if trace.key in there:
+            continue
+        tags = {DECISION: bundle.decision, TRACE: trace.key} | {
+            f"{PREFIX}{k}": v for k, v in trace.facts.items()
+        }
+        at = bundle.ended * 1_000_000
+        root = client.start_trace(
+            trace.name, inputs={"prompt": trace.prompt}, attributes=trace.facts, tags=tags,
+            experiment_id=experiment, start_time_ns=at, run_id=run_id,
+        )  # fmt: skip
+        for role in ("baseline", "candidate"):
+            span = client.start_span(
+                role, root.trace_id, root.span_id, inputs={"prompt": trace.prompt}, start_time_ns=at
+            )
+            client.end_span(root.trace_id, span.span_id, outputs=getattr(trace, role), end_time_ns=at)
+        both = {"baseline": trace.baseline, "candidate": trace.candidate}
+        client.end_trace(root.trace_id, outputs=both, end_time_ns=at)
+    lost = {trace.key for trace in bundle.traces} - set(_traced(client, experiment, bundle))
+    if lost:
+        raise Lost(f"MLflow lacks {len(lost)} traces of run {run_id}")
+
+
+def _traced(client: Any, experiment: str, bundle: Bundle) -> list[str]:
+    """Keys of this decision's traces that MLflow has."""
+    if not bundle.traces:
+        return []
+    wanted = f"tags.`{DECISION}` = '{bundle.decision}'"
+    found = client.search_traces(
+        locations=[experiment], filter_string=wanted, max_results=100, include_spans=False, flush=True
+    )
+    return [trace.info.tags.get(TRACE, "") for trace in found]
 
 
 def _check(client: Any, bundle: Bundle, ids: dict[str, str], folder: Path) -> None:

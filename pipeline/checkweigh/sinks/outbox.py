@@ -52,6 +52,17 @@ class DatasetInput(Record):
     profile: str
 
 
+class Trace(Record):
+    """One item that got worse, as a trace: both replies below it. Texts are harmless and cut."""
+
+    key: str = Field(description="decision and item: the same trace twice is one")
+    name: str
+    prompt: str
+    baseline: str
+    candidate: str
+    facts: dict[str, str]
+
+
 class Parcel(Record):
     """Something to be sent, and the files that go with it; no secret, and no address with one."""
 
@@ -79,6 +90,7 @@ class Bundle(Parcel):
     ended: int
     runs: tuple[Run, ...] = Field(min_length=1, description="the gate first")
     datasets: tuple[DatasetInput, ...]
+    traces: tuple[Trace, ...] = ()
 
     @property
     def address(self) -> str:

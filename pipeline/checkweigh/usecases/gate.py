@@ -306,7 +306,8 @@ def _decision(
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
         guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=paired,
         divergence=_summaries(inputs, divergences),
-        notes=tuple(
+        notes=inputs.notes
+        + tuple(
             f"{name} informs only: no noise floor of {inputs.baseline.manifest.name} is known on this host for it; "
             "checkweigh calibrate measures one"
             for name in _unfounded(inputs, records)

@@ -41,6 +41,7 @@ class Inputs:
     anchor: Resolved | None = None
     trace: tuple[Row, ...] = ()
     sweep: bool = False
+    notes: tuple[str, ...] = ()  # what every output must say of how they were found
 
 
 def read_inputs(

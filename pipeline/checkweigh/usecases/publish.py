@@ -8,15 +8,17 @@ from pathlib import Path
 
 from checkweigh import report
 from checkweigh.errors import BadInput, CheckweighError
+from checkweigh.records.manifest import Lock
 from checkweigh.report.figures import figures
 from checkweigh.sinks import outbox
 from checkweigh.sinks.child import Delivery, deliver
-from checkweigh.sinks.content import Finished, bundle
+from checkweigh.sinks.content import Finished, bundle, experiment_of
 from checkweigh.sinks.table import TABLE, table
 from checkweigh.sinks.target import INSTALL, OFF, VARIABLE, Target, installed, resolve, scrub
 
-EXPERIMENT = "checkweigh"
 LATER = "it waits in the outbox: checkweigh mlflow sync"
+SIGNED = ("attestation.json", "weights.sig")  # if there are any
+MANIFEST, LOCK = "manifest.yaml", "manifest.lock.json"  # of an arm: JSON is YAML
 REPORTS = ("report.html", "summary.md", "junit.xml")
 Say = Callable[[str], None]
 
@@ -51,7 +53,12 @@ def keep(found: Finished, out: Path, target: Target, root: Path) -> Path:
     files |= {
         f"plots/{name}.svg": text.encode() for name, text in figures(found.decision, found.pairs).items()
     }
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    files |= {name: (out / name).read_bytes() for name in SIGNED if (out / name).is_file()}
+    for role, arm in found.arms.items():
+        lock = Lock(name=arm.manifest.name, pins=arm.pins)
+        files[f"arms/{role}/{MANIFEST}"] = arm.manifest.model_dump_json(by_alias=True, indent=1).encode()
+        files[f"arms/{role}/{LOCK}"] = lock.model_dump_json(by_alias=True, indent=1).encode()
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment_of(found.arms["baseline"].manifest)
     return outbox.put(bundle(found, target, experiment, sorted(files)), files, root)
 
 

@@ -51,13 +51,14 @@ def test_every_name_and_text_is_one_that_mlflow_takes(made: Bundle) -> None:
 
 def test_what_could_not_be_estimated_is_absent_not_zero(made: Bundle) -> None:
     metrics = made.runs[0].metrics
-    estimated = {name.partition("/")[0] for name in metrics if name.endswith("/estimate")}
     decision = sample.decision()
+    against = f"compare/{decision.baseline.pins.removeprefix('sha256:')[:8]}"
+    estimated = {name.split("/")[2] for name in metrics if name.endswith("/diff")}
     kinds = {r.check.id: r.comparison.kind for r in decision.checks}
     assert {"estimate", "identical", "inestimable"} == set(kinds.values())
     assert estimated == {name for name, kind in kinds.items() if kind == "estimate"}
     for result in decision.checks:
-        assert metrics[f"{result.check.id}/passed"] == (result.outcome in ("passed", "warning"))
+        assert metrics[f"{against}/{result.check.id}/passed"] == (result.outcome in ("passed", "warning"))
 
 
 def test_an_arms_levels_are_means_over_what_was_scored(made: Bundle) -> None:

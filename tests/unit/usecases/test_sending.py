@@ -33,13 +33,16 @@ def test_what_cannot_be_sent_waits_whole_and_the_exit_code_stands(desk: Desk, de
     kept = outbox.read(folder)
     decision = desk.decision
     assert kept.decision == decision.record_digest()
-    assert (kept.destination, kept.experiment) == (dead, "checkweigh")
+    assert kept.destination == dead
+    assert kept.experiment.startswith("checkweigh/tiny-model"), "an experiment a model"
     assert [run.role for run in kept.runs] == ["gate", "baseline", "candidate"]
     assert kept.runs[0].tags["checkweigh.verdict"] == "block"
     assert {dataset.name for dataset in kept.datasets} == set(decision.evalsets)
     for name in ("decision.json", "report.html", "junit.xml", "summary.md"):
         assert (folder / "files" / name).read_bytes() == (desk.out / name).read_bytes()
-    assert {"items.json", "plots/forest.svg"} <= set(kept.files)
+    assert {"items.json", "plots/forest.svg", "arms/candidate/manifest.lock.json"} <= set(kept.files)
+    assert len(kept.traces) == 10
+    assert {trace.facts["set"] for trace in kept.traces} == {"prose"}
 
 
 def test_an_outbox_that_cannot_be_written_changes_nothing(desk: Desk, dead: str) -> None:

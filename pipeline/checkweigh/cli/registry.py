@@ -1,0 +1,71 @@
+"""MLflow's model registry: ``promote`` and ``rollback``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from checkweigh.cli.common import AsJson, PolicyPath, app, say
+from checkweigh.cli.gating import Mlflow
+
+if TYPE_CHECKING:
+    from checkweigh.usecases.registry import Moved
+
+Model = Annotated[str, typer.Option("--model", metavar="NAME", help="the registered model")]
+Alias = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="the alias that is served")]
+
+
+@app.command()
+def promote(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a gate that passed")],
+    model: Model,
+    alias: Alias = "champion",
+    policy: PolicyPath = Path("gates/default.yaml"),
+    first: Annotated[
+        bool, typer.Option("--first", help="the first release: there is no champion yet")
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key", metavar="K", envvar="CHECKWEIGH_PUBLIC_KEY", help="require attestation.json signed by it"
+        ),
+    ] = None,
+    mlflow: Mlflow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register the candidate and move the alias, on a pass against the champion. Exit 0 moved, 1 refused, 4 broken."""
+    from checkweigh.sinks.target import resolve
+    from checkweigh.usecases.registry import place
+    from checkweigh.usecases.registry import promote as move
+
+    _tell(move(run, policy, place(resolve(mlflow), model, alias), first=first, key=key), as_json)
+
+
+@app.command()
+def rollback(
+    model: Model,
+    alias: Alias = "champion",
+    reason: Annotated[str, typer.Option(help="kept with the version that is rolled back")] = "",
+    mlflow: Mlflow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move the alias back to the version before. Exit 0 moved, 1 there is none, 4 broken."""
+    from checkweigh.sinks.target import resolve
+    from checkweigh.usecases.registry import place
+    from checkweigh.usecases.registry import rollback as move
+
+    _tell(move(place(resolve(mlflow), model, alias), reason), as_json)
+
+
+def _tell(moved: Moved, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(moved.as_json(), indent=2))
+    for refusal in moved.refusals:
+        say(f"refused: {refusal}")
+    if not moved.refusals:
+        say(moved.text)
+    raise typer.Exit(moved.exit_code)

@@ -1,0 +1,254 @@
+"""MLflow's model registry: promotion behind a pass, rollback, and champions as baselines.
+
+Everything that talks to a server happens in ``sinks.registry``, in a process with a limit. A server that is down, slow
+or wrong is RegistryError, exit 4, and the alias is where it was, unless the text says that a write was under way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkweigh import canonical
+from checkweigh.attest.envelope import MOST, Refusal, unseal
+from checkweigh.attest.keys import public_key
+from checkweigh.attest.rules import of_gate
+from checkweigh.errors import BadInput, CheckweighError, ExitCode, RegistryError
+from checkweigh.files import write_atomic
+from checkweigh.records.attestation import Waiver
+from checkweigh.records.decision import Decision, Verdict
+from checkweigh.records.document import parse, parse_json
+from checkweigh.records.manifest import Lock, Manifest
+from checkweigh.report.safe import one_line
+from checkweigh.sinks.child import Answer, ask, seconds
+from checkweigh.sinks.mlflow import UNREACHABLE
+from checkweigh.sinks.target import INSTALL, Target, installed
+from checkweigh.sources.cache import cache_root
+from checkweigh.sources.documents import read_policy
+from checkweigh.sources.pin import read_pinned
+from checkweigh.usecases.attesting import ATTESTATION
+from checkweigh.usecases.stored import read_decision
+
+MODULE = "checkweigh.sinks.registry"
+_ALIAS = "look where the alias is before you try again: the same command goes on, or says why not"
+_AGAIN = {
+    "promote": _ALIAS,
+    "rollback": _ALIAS,
+    "resolve": "the baseline is not known, so nothing was measured",
+    "waived": "the waiver is written and signed, and is not to be seen in MLflow: do the same again",
+}
+NAME = r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}"
+ALIAS = r"(?!v\d+$|latest$|previous$)[a-z][a-z0-9_-]{0,60}"
+MODELS = re.compile(rf"models:/+({NAME})(?:@({ALIAS})|/([1-9][0-9]{{0,8}}))")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What came of a promotion or a rollback: moved, or every reason why not."""
+
+    refusals: tuple[str, ...] = ()
+    version: str = ""
+    text: str = ""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 the alias is there, 1 refused."""
+        return ExitCode.BLOCK if self.refusals else ExitCode.PASS
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"refusals": list(self.refusals), "version": self.version or None, "text": self.text}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """A registered model and the alias that is moved."""
+
+    target: Target
+    model: str
+    alias: str
+
+
+def place(target: Target | None, model: str, alias: str) -> Where:
+    """Where to promote. BadInput when the names or the registry are none."""
+    if target is None:
+        raise BadInput("--mlflow: expected the address of a model registry, found none")
+    if not installed("sqlalchemy"):
+        raise BadInput(f"the model registry needs MLflow, which is not installed here; {INSTALL}")
+    if not re.fullmatch(NAME, model):
+        raise BadInput(f"--model: expected letters, digits, '.', '_', '-' and blanks, found {model[:100]!r}")
+    if not re.fullmatch(ALIAS, alias):
+        wanted = "a lower-case word other than previous, latest and v1, v2, ..."
+        raise BadInput(f"--alias: expected {wanted}, found {alias[:100]!r}")
+    return Where(target=target, model=model, alias=alias)
+
+
+def promote(run: Path, policy: Path, where: Where, *, first: bool = False, key: Path | None = None) -> Moved:
+    """Register a run's candidate and move the alias, only on a pass of that policy against the champion.
+
+    1. Here: the verdict, the policy, and with a key the signature of just this decision. All refusals at once.
+    2. In the registry: that the champion is the gate's baseline, one promotion at a time (sinks.registry).
+    """
+    decision = read_decision(run)
+    refusals = (*_unfit(decision, policy), *(_unsigned(run, decision, key) if key else ()))
+    if refusals:
+        return Moved(refusals=refusals)
+    candidate = decision.candidate
+    tags = {
+        "pins": candidate.pins, "manifest": candidate.manifest, "name": candidate.name,
+        "baseline": decision.baseline.pins, "policy": decision.policy, "verdict": decision.verdict.value,
+        "signed": "yes" if key else "no",
+    }  # fmt: skip
+    text = f"{candidate.name}: {decision.verdict.value} against {decision.baseline.name} by {decision.policy_name}"
+    return _moved(
+        _ask(where.target, "promote", model=where.model, alias=where.alias, first=first, tags=tags,
+             decision=decision.record_digest(), baseline=decision.baseline.pins, description=one_line(text))
+    )  # fmt: skip
+
+
+def rollback(where: Where, reason: str) -> Moved:
+    """Move the alias back to the version that was there before."""
+    said = one_line(reason, 1000)
+    return _moved(_ask(where.target, "rollback", model=where.model, alias=where.alias, reason=said))
+
+
+def is_registered(source: Path) -> bool:
+    """Whether a baseline is named by the registry."""
+    return str(source).startswith("models:/")
+
+
+def baseline(source: Path, target: Target | None) -> tuple[Path, str]:
+    """The manifest of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` as of now, and what to say of it.
+
+    It is put below CHECKWEIGH_HOME with its lock; ``verify`` then holds both against the files. A manifest in
+    ``manifests/`` with the very same pins is used in its place: its relative paths lead somewhere.
+    """
+    shown = str(source)
+    named = MODELS.fullmatch(shown)
+    if named is None:
+        raise BadInput(f"{shown[:200]}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    place(target, named[1], named[2] or "champion")
+    assert target is not None
+    found = _ask(target, "resolve", model=named[1], alias=named[2], version=named[3], shown=shown)
+    if "refused" in found:
+        raise BadInput(f"{shown}: {one_line(found['refused'], 500)}")
+    try:
+        version, pins, files = str(found["version"]), str(found["pins"]), found["files"]
+        lock = parse_json(Lock, files["manifest.lock.json"].encode(), f"{shown} (lock)")
+        manifest = parse(Manifest, files["manifest.yaml"].encode(), f"{shown} (manifest)")
+    except (KeyError, TypeError, AttributeError, BadInput) as error:
+        raise RegistryError(
+            f"{shown}: what the registry holds is no manifest with its lock ({error})"
+        ) from None
+    if lock.pins.record_digest() != pins or canonical.digest(manifest.declared()) != lock.pins.manifest:
+        raise RegistryError(
+            f"{shown}: version {version} says pins {canonical.short(pins)}, its lock says others"
+        )
+    note = f"baseline {shown} was version {version}, {manifest.name}, pins {canonical.short(pins)}"
+    return _at_hand(shown, manifest, lock, files), note
+
+
+def _at_hand(shown: str, manifest: Manifest, lock: Lock, files: dict[str, str]) -> Path:
+    own = Path("manifests") / f"{manifest.name}.yaml"
+    try:
+        if read_pinned(own)[1].pins == lock.pins:
+            return own
+    except CheckweighError:
+        pass  # none of that name, or another one: the registry's it is
+    relative = sorted(set(_relative(manifest.model_dump(mode="json"))))
+    if relative:
+        raise BadInput(
+            f"{shown}: its manifest names {', '.join(relative)}, relative to where it was; expected {own} with its pins"
+        )
+    folder = cache_root() / "registry" / lock.pins.record_digest().removeprefix("sha256:")[:32]
+    path = folder / f"{manifest.name}.yaml"
+    write_atomic(path, files["manifest.yaml"].encode())
+    write_atomic(path.with_suffix(".lock.json"), files["manifest.lock.json"].encode())
+    return path
+
+
+def _relative(value: Any) -> Iterator[str]:
+    """``path:`` sources anywhere in a manifest that are not absolute."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _relative(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _relative(inner)
+    elif isinstance(value, str) and value.startswith("path:") and not value.startswith(("path:/", "path:~")):
+        yield value
+
+
+def show_waiver(waiver: Waiver, target: Target, say: Say) -> None:
+    """Put a waiver on the gate's run in MLflow. RegistryError when that cannot be done."""
+    tags = {"owner": waiver.owner, "reason": waiver.reason, "expires": waiver.expires}
+    told = {name: one_line(value, 1000) for name, value in tags.items()}
+    found = _ask(target, "waived", decision=waiver.decision, tags=told, sentence=plain_sentence(waiver))
+    where = target.shown
+    say(
+        f"mlflow: {'the waiver is on the run' if found.get('run') else 'it has no run of that gate'} ({where})"
+    )
+
+
+def plain_sentence(waiver: Waiver) -> str:
+    """The waiver for a description that is rendered as Markdown."""
+    from checkweigh.report.markdown import plain
+
+    return plain(waiver.sentence(), 1500)
+
+
+def _unfit(decision: Decision, policy: Path) -> Iterator[str]:
+    rules = read_policy(policy)
+    if decision.verdict is not Verdict.PASS:
+        yield f"verdict: {decision.verdict.value}, not a pass (a waiver admits, it does not promote)"
+    if decision.policy != rules.record_digest():
+        judged, wanted = canonical.short(decision.policy), canonical.short(rules.record_digest())
+        yield f"policy: judged by {decision.policy_name} {judged}, required is {rules.name} {wanted}"
+
+
+def _unsigned(run: Path, decision: Decision, key: Path) -> Iterator[str]:
+    path = (run if run.is_dir() else run.parent) / ATTESTATION
+    found = public_key(key)
+    try:
+        with path.open("rb") as file:
+            opened = unseal(file.read(MOST + 1), found)
+    except OSError as error:
+        yield f"attestation: {path} cannot be read ({error.strerror}); a signed pass is required"
+        return
+    yield from (str(refusal) for refusal in _signed(opened, decision))
+
+
+def _signed(opened: Any, decision: Decision) -> tuple[Refusal, ...]:
+    return of_gate(opened, decision.record_digest(), decision.candidate.pins, decision.policy)
+
+
+def _ask(target: Target, act: str, **request: Any) -> dict[str, Any]:
+    """The registry's answer. RegistryError for anything that is none."""
+    limit = seconds()
+    answer = ask(MODULE, target, {"act": act, **request}, limit)
+    if answer.code == 0:
+        try:
+            found = json.loads(answer.out)
+            if isinstance(found, dict):
+                return found
+        except ValueError:
+            pass
+        answer = Answer(code=1, why="its answer is no answer")
+    silent = answer.code in (None, UNREACHABLE)
+    raise RegistryError(
+        f"{target.shown}: {'does not answer' if silent else 'failed'} ({answer.why}); {_AGAIN[act]}"
+    )
+
+
+def _moved(found: dict[str, Any]) -> Moved:
+    if "refused" in found:
+        return Moved(refusals=(one_line(str(found["refused"]), 1000),))
+    try:
+        return Moved(version=str(found["version"]), text=one_line(str(found["text"]), 1000))
+    except KeyError:
+        raise RegistryError("the registry's answer says neither that the alias moved nor why not") from None
