@@ -14,6 +14,7 @@ import asyncio
 import gc
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -101,7 +102,7 @@ class Loaded:
         """One block on one arm, after a silence; an engine that is gone is an error that names the arm."""
         time.sleep(self.load.washout)
         before = memory(role, arm, reset_peak=True)
-        salt = f"{self.seed}-{plan.digest[7:19]}-{self.redone}"
+        salt = secrets.token_hex(8)  # of this block: the same plan may have been sent before
         with punctual():
             offered, kv_peak = asyncio.run(_offer(arm, plan, self.load, salt=salt))
         after = memory(role, arm)
