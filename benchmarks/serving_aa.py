@@ -1,17 +1,20 @@
 """Two identical vLLM servers against each other under the load of gates/serving.yaml: what noise alone does.
 
 The blocks are those of a gate. From their log ratios follows, for every latency metric, the smallest margin at which
-an equal candidate passes 95% of gates of as many pairs: pairs are resampled with random signs (the arms are equal, so
-that either order is as likely) and go through the gate's own estimator.
+an equal candidate passes 95% of the policy's gates: as many pairs as the policy has are resampled with random signs
+(the arms are equal, so that either order is as likely) and go through the gate's own estimator. Pieces of a few pairs,
+each with servers of its own, add up: a seed that is in the file already is refused.
 
-    python benchmarks/serving_aa.py [--policy gates/serving.yaml] [--out benchmarks/serving_aa.json]
+    python benchmarks/serving_aa.py [--pairs 7] [--seed 1] [--policy gates/serving.yaml] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import load_evalset
 from checkweigh.sources.pin import verify
-from checkweigh.stats import MIN_BLOCKS, block_log_ratio
+from checkweigh.stats import block_log_ratio
 from checkweigh.store import Store
 from checkweigh.usecases.arms import ArmRun
 
@@ -75,11 +78,13 @@ def measure(manifest: Path, policy: Path, pairs: int | None, seed: int) -> Paire
             run.close()
 
 
-def noise(run: PairedRun, pairs: int, rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+def noise(
+    blocks: Sequence[dict[str, Any]], pairs: int, rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
     """Metric -> spread of its log ratios, levels, and the smallest margin that an equal arm passes."""
     found = {}
     for name in METRICS:
-        values = np.array([(b.baseline[name], b.candidate[name]) for b in run.blocks])
+        values = np.array([(b["baseline"][name], b["candidate"][name]) for b in blocks])
         d = np.log(values[:, 1] / values[:, 0])
         drawn = rng.choice(d, (GATES, pairs)) * rng.choice([-1.0, 1.0], (GATES, pairs))
         lower = block_log_ratio(drawn, margin=0.0).lower
@@ -95,6 +100,23 @@ def noise(run: PairedRun, pairs: int, rng: np.random.Generator) -> dict[str, dic
     return found
 
 
+def piece(run: PairedRun, seed: int) -> dict[str, Any]:
+    """One run, as it is kept."""
+    return {
+        "seed": seed, "load": run.load, "seconds": run.seconds, "notes": list(run.notes),
+        "load_average": os.getloadavg(),
+        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "blocks": [
+            {"order": b.order, "baseline": b.baseline, "candidate": b.candidate, "unlike": b.unlike} for b in run.blocks
+        ],
+    }  # fmt: skip
+
+
+def mean_of(blocks: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """An arm's mean over all blocks."""
+    return {arm: float(np.mean([b[arm][name] for b in blocks])) for arm in ARMS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--manifest", type=Path, default=ROOT / "manifests/smollm2-135m-vllm.yaml")
@@ -103,23 +125,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/serving_aa.json")
     options = parser.parse_args()
+    pieces = json.loads(options.out.read_text())["pieces"] if options.out.exists() else []
+    if options.seed in [one["seed"] for one in pieces]:
+        raise SystemExit(f"{options.out} has a piece of seed {options.seed} already")
     run = measure(options.manifest, options.policy, options.pairs, options.seed)
-    count = len(run.blocks)
-    if count < MIN_BLOCKS:
-        raise SystemExit(f"{count} pairs of blocks: {'; '.join(run.notes)}")
+    if not run.blocks:
+        raise SystemExit("; ".join(run.notes))
+    pieces.append(piece(run, options.seed))
+    blocks = [block for one in pieces for block in one["blocks"]]
+    pairs = read_policy(options.policy).timing.pairs
     result = {
-        "what": "two identical vLLM servers, A against A", "load": run.load, "pairs": count, "seconds": run.seconds,
-        "manifest": options.manifest.stem, "policy": options.policy.stem, "seed": options.seed,
-        "notes": list(run.notes), "provenance": host.provenance(host.now()).model_dump(mode="json"),
-        "metrics": noise(run, count, np.random.default_rng(options.seed)),
-        "goodput": {arm: float(np.mean([getattr(b, arm)["goodput"] for b in run.blocks])) for arm in ARMS},
-        "error_rate": {arm: float(np.mean([getattr(b, arm)["error_rate"] for b in run.blocks])) for arm in ARMS},
-        "sender_late_p99_s": float(max(getattr(b, arm)["late_p99"] for b in run.blocks for arm in ARMS)),
-        "unlike": [b.unlike for b in run.blocks],
-        "blocks": [{"order": b.order, "baseline": b.baseline, "candidate": b.candidate} for b in run.blocks],
+        "what": "two identical vLLM servers, A against A", "manifest": options.manifest.stem,
+        "policy": options.policy.stem, "pairs_measured": len(blocks), "pairs_of_a_gate": pairs,
+        "metrics": noise(blocks, pairs, np.random.default_rng(0)), "goodput": mean_of(blocks, "goodput"),
+        "error_rate": mean_of(blocks, "error_rate"),
+        "sender_late_p99_s": float(max(b[arm]["late_p99"] for b in blocks for arm in ARMS)), "pieces": pieces,
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    for name, row in result["metrics"].items():  # type: ignore[attr-defined]
+    for name, row in noise(blocks, pairs, np.random.default_rng(0)).items():
         print(f"{name:12} sd {row['sd_log_ratio']:.3f}  smallest margin {row['smallest_margin']}")
 
 
