@@ -59,6 +59,12 @@ class GuardApp:
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
+        if (
+            sum(len(name) + len(value) for name, value in scope["headers"])
+            > self._desk.policy.surface.max_header
+        ):
+            # h11 bounds headers that are still coming; a whole block in one packet gets here
+            raise Refusal(431, "The headers are too large.", code="headers_too_large")
         headers: Headers = dict(scope["headers"])
         chat = _SERVED.get(path)
         if scope.get("query_string") and (chat is not None or path in _ADMIN):
