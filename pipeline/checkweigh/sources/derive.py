@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, Problem, SourceError
@@ -78,6 +80,19 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
+def refuse_holes(found: Mapping[str, Any]) -> None:
+    """SystemExit for a file without all of its model's tensors, by transformers' loading info.
+
+    transformers fills such a model with random numbers and a warning.
+    """
+    for kind in ("missing_keys", "mismatched_keys"):
+        if found[kind]:
+            first = min(map(str, found[kind]))
+            raise SystemExit(
+                f"{len(found[kind])} tensors of the model are not in the file ({kind}), such as {first}"
+            )
+
+
 def _gguf_to_safetensors(source: Path, folder: Path) -> None:
     """Runs in the child. ENGINES: ``save_pretrained`` refuses a GGUF-loaded model, hence the detour."""
     import copy
@@ -90,12 +105,7 @@ def _gguf_to_safetensors(source: Path, folder: Path) -> None:
     loaded, found = AutoModelForCausalLM.from_pretrained(
         **where, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
     )
-    for kind in (
-        "missing_keys",
-        "mismatched_keys",
-    ):  # transformers fills them with random numbers and a warning
-        if found[kind]:
-            raise SystemExit(f"{len(found[kind])} tensors: {kind}, such as {sorted(found[kind])[0]}")
+    refuse_holes(found)
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -116,3 +116,24 @@ def test_a_file_that_is_no_gguf(gguf: Path, checkweigh_home: Path) -> None:
     with pytest.raises(SourceError, match=r"model\.gguf: gguf-to-safetensors failed: .*"):
         make()
     assert [p for p in (checkweigh_home / "derived").iterdir() if p.is_dir()] == []
+
+
+def test_a_file_without_all_tensors_is_not_filled_up(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """By what transformers itself says of a model that lacks a tensor."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "holes"))
+
+    def loading() -> dict[str, object]:
+        _, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        return dict(found)
+
+    derive.refuse_holes(loading())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        SystemExit, match=r"1 tensors of the model are not in the file .*layers\.1\.mlp\.up_proj"
+    ):
+        derive.refuse_holes(loading())
