@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from checkweigh.divergence import SERVED
-from checkweigh.engines.launch import open_engine
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
@@ -23,6 +22,7 @@ from checkweigh.sources.pin import Resolved
 from checkweigh.sources.probes import probes
 from checkweigh.sources.render import Renderer
 from checkweigh.store import Store
+from checkweigh.usecases.protected import open_protected
 
 T = TypeVar("T")
 Kept = tuple[list[Observation], int, float]  # a batch's observations, tokens and seconds
@@ -46,7 +46,7 @@ class ArmRun:
     progress: Progress
     deadline: float
     timeouts: Timeouts | None = None
-    launch: Callable[..., Engine] = open_engine
+    launch: Callable[..., Engine] = open_protected
     replicate: int = 0
     batches: int = 0
     failures: int = 0
