@@ -133,7 +133,8 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level)
     if reason := _unusable_blocks(check, run, values):
         return Inestimable(reason=reason)
     nominal = nominal_level(run.looks, level.passing)
-    means = float(np.median(values[:, 0])), float(np.median(values[:, 1]))
+    middle = np.mean if METRICS[check.metric].unit == "share" else np.median
+    means = float(middle(values[:, 0])), float(middle(values[:, 1]))
     sides = (check, _mirror(check))[: 2 if check.kind == "equivalence" else 1]
     records = []
     for side in sides:

@@ -34,13 +34,12 @@ from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn
 from checkweigh.measure.quality import Arm
 from checkweigh.measure.timing import acceptance, held, memory, paired_run
 from checkweigh.records.load import Load, Poisson, Trace
-from checkweigh.records.measurement import Block, PairedRun
+from checkweigh.records.measurement import Block, EngineIdentity, PairedRun
 
 WARM_UP = 10  # requests
 WATCH_S = 2.0
 KV_USE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? ([\d.eE+-]+)$", re.MULTILINE)
 REDONE = 10  # one pair in so many may be measured again, and at least two
-FIXED_LENGTH = ("vllm",)  # engines that can be asked for a reply of so many tokens, and for a salted cache
 
 
 @runtime_checkable
@@ -182,7 +181,7 @@ async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> tuple[Offere
     """The plan, offered over connections of the block's own; and the most of its cache that the server had in use."""
     if not isinstance(arm.engine, Served):
         raise EngineError(f"{arm.manifest.name}: its engine has no address that a load could be sent to")
-    exact = arm.engine.identity.kind in FIXED_LENGTH
+    exact = _is_vllm(arm.engine.identity)
     waits = Deadlines(connect=load.timeout, idle=load.timeout, total=2 * load.timeout)
     async with Client(arm.engine.endpoint, waits) as client:
 
@@ -197,6 +196,15 @@ async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> tuple[Offere
             if watching is not None:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
+
+
+def _is_vllm(identity: EngineIdentity) -> bool:
+    """Whether it can be asked for a reply of so many tokens, and for a salted cache.
+
+    It can when it is ours, or says its token ids, by which an attached one is recognised.
+    """
+    silent = "prompt token ids" in identity.settings.get("unverified", "")
+    return identity.kind == "vllm" or (identity.kind == "openai" and not silent)
 
 
 async def _watch(client: Client, peak: list[float]) -> None:
