@@ -48,7 +48,11 @@ class GuardedEngine:
 
     def __enter__(self) -> Self:
         self._inner.__enter__()
-        telemetry = self._inner.resources().telemetry
+        try:
+            telemetry = self._inner.resources().telemetry
+        except BaseException:
+            self._inner.__exit__(None, None, None)
+            raise
         if telemetry is not None and telemetry.kv_tokens:
             limits = Admission(tiers=_ALL, queue=0, scoring=self._scoring)
             budget = max(1, int(telemetry.kv_tokens * (1 - self._headroom)))
