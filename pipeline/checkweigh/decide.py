@@ -184,21 +184,21 @@ def _outcome(
     return "inconclusive"
 
 
+def holds_back(result: CheckResult) -> bool:
+    """Whether this check, as it stands, keeps the gate from passing."""
+    return result.gating and (
+        result.outcome in ("anomalous", "blocked")
+        or (result.check.tier == "critical" and result.outcome not in ("passed", "warning"))
+        or (result.check.tier == "supporting" and isinstance(result.comparison, Inestimable))
+    )
+
+
 def _verdict(results: Sequence[CheckResult]) -> tuple[Verdict, tuple[str, ...]]:
-    """Step 7."""
+    """Step 8."""
     blocked = [r for r in results if r.gating and r.outcome == "blocked"]
     if blocked:
         return Verdict.BLOCK, tuple(r.sentence for r in blocked)
-    open_ = [
-        r
-        for r in results
-        if r.gating
-        and (
-            r.outcome == "anomalous"
-            or (r.check.tier == "critical" and r.outcome not in ("passed", "warning"))
-            or (r.check.tier == "supporting" and isinstance(r.comparison, Inestimable))
-        )
-    ]
+    open_ = [r for r in results if holds_back(r)]
     if open_:
         return Verdict.INCONCLUSIVE, tuple(r.sentence for r in open_)
     passed = [r for r in results if r.gating and r.check.tier == "critical" and not r.implicit]

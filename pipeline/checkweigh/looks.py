@@ -24,6 +24,7 @@ from scipy import special
 
 from checkweigh import canonical
 from checkweigh.records.evalset import EvalSet, Item
+from checkweigh.records.measurement import MeasurementSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
 from checkweigh.stats.binary import PRIOR_CORRELATION
@@ -31,6 +32,7 @@ from checkweigh.stats.sequential import spending_boundary, spent
 
 BLOCK_ONLY = 0.125  # shares up to here cannot pass
 NO_LEVEL = 1e-12  # where less than this is spent, nothing can pass
+PARTS = 2**20  # batch plans from here on are those of parts of a set
 Slices = tuple[tuple[Item, ...], ...]
 
 
@@ -121,6 +123,81 @@ def upto(evalset: EvalSet, shares: Sequence[float], seed: int, number: int) -> E
     """The set as look ``number`` (from 1) sees it."""
     parts = slices(evalset, shares, seed)[:number]
     return restricted(evalset, [item for part in parts for item in part])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one look adds to one set: an evaluation set of those items, measured and stored by itself.
+
+    ``batches`` tells its measurements from others of the same set: 0 for a whole set, else a number that follows from
+    its items alone, so that policies whose looks share a part share its measurement.
+    """
+
+    evalset: EvalSet
+    look: int
+    of: int
+
+    @property
+    def batches(self) -> int:
+        """The batch plan in the key of a measurement."""
+        if self.of == 1:
+            return 0
+        digest = canonical.digest(sorted(item.id for item in self.evalset.items))
+        return PARTS + int(digest.removeprefix("sha256:")[:10], 16)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        name = self.evalset.card.name
+        return name if self.of == 1 else f"{name}, look {self.look}"
+
+
+def parts_of(evalset: EvalSet, shares: Sequence[float], seed: int) -> tuple[Part, ...]:
+    """One part for each look; those that add nothing have no items."""
+    if len(shares) == 1:
+        return (Part(evalset=evalset, look=1, of=1),)
+    return tuple(
+        Part(evalset=restricted(evalset, items), look=j + 1, of=len(shares))
+        for j, items in enumerate(slices(evalset, shares, seed))
+    )
+
+
+def merged(records: Sequence[MeasurementSet]) -> MeasurementSet:
+    """Measurements of one arm on parts of one set, as one; its key is that of the first part."""
+    first, last = records[0], records[-1]
+    if len(records) == 1:
+        return first
+    stages = [record.stage for record in records]
+    stage = stages[0].model_copy(
+        update={
+            "items": sum(s.items for s in stages),
+            "tokens": sum(s.tokens for s in stages),
+            "seconds": sum(s.seconds for s in stages),
+        }
+    )
+    return first.model_copy(
+        update={
+            "planned": sum(record.planned for record in records),
+            "observations": tuple(o for record in records for o in record.observations),
+            "stage": stage,
+            "provenance": first.provenance.model_copy(update={"ended": last.provenance.ended}),
+        }
+    )
+
+
+def shared(evalset: EvalSet, *records: MeasurementSet) -> tuple[EvalSet, tuple[MeasurementSet, ...]]:
+    """The set and its measurements, cut down to the items that all of them hold."""
+    ids = set.intersection(*({o.item for o in record.observations} for record in records))
+    cut = (
+        r.model_copy(
+            update={
+                "observations": (seen := tuple(o for o in r.observations if o.item in ids)),
+                "planned": len(seen),
+            }
+        )
+        for r in records
+    )
+    return restricted(evalset, [item for item in evalset.items if item.id in ids]), tuple(cut)
 
 
 def effective_items(check: Check, sets: Sequence[EvalSet]) -> float:

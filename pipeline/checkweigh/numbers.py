@@ -199,6 +199,19 @@ def probability(value: float, against: float | None = None) -> str:
     return "p > 0.999" if value > 0.999 else f"p = {text}"
 
 
+def boundary(level: float) -> str:
+    """A level that p must stay below: ``p < 0.00554``."""
+    return f"p < {level:.3g}"
+
+
+def confidence(value: float) -> str:
+    """``95%``, ``99.45%``, ``99.991%``: as many digits as keep it below 100%."""
+    digits = 4
+    while digits < _MOST_DIGITS and float(f"{value * 100:.{digits}g}") >= 100 > value * 100:
+        digits += 1
+    return f"{value * 100:.{digits}g}%"
+
+
 def times(ratio: float) -> str:
     """A multiple: ``11×``, ``1.4×``, ``0.97×``; never rounded onto 1."""
     digits = digits_apart([ratio], [1.0], 0 if ratio >= 10 else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh.numbers import shown
+from checkweigh.numbers import confidence, shown
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult
 from checkweigh.records.metrics import METRICS
@@ -15,8 +15,11 @@ def sentence(result: CheckResult) -> str:
     if isinstance(comparison, Inestimable):
         return f"{check.id}: cannot be estimated: {comparison.reason}"
     if isinstance(comparison, Identical):
-        bound = f"at most {comparison.differing_share_upper:.1%} of clusters could differ (95% bound)"
-        few = "" if result.outcome == "passed" else "; that is too few clusters to pass"
+        sure = confidence(comparison.confidence)
+        bound = f"at most {comparison.differing_share_upper:.1%} of clusters could differ ({sure} bound)"
+        if result.level == 0:
+            bound = "this look only blocks"
+        few = "" if result.outcome == "passed" or result.level == 0 else "; that is too few clusters to pass"
         return f"{check.id}: both executions gave equal outputs on {comparison.pairs} items; {bound}{few}"
     text = f"{check.id}: {_found(result, comparison)}; {_against(result, comparison)}"
     if check.against == "anchor":
@@ -32,12 +35,24 @@ def _found(result: CheckResult, estimate: Estimate) -> str:
     if check.statistic != "mean":
         what = f"{check.statistic} {what}"
     text = shown(check, estimate, result.margin)
-    bounds = f"(one-sided {estimate.confidence:.0%} bounds {text.bounds})"
+    bounds = f"({_kind(estimate)} {text.bounds})"
     if METRICS[check.metric].estimator == "divergence":
         return f"the candidate's divergence is {text.effect.lstrip('+-')} {bounds}"
     if check.kind == "absolute":
         return f"the candidate's {what} is {text.effect} {bounds}"
     return f"{what} {_verb(check, estimate.effect)} by {text.effect.lstrip('+-')} {bounds}"
+
+
+def _kind(estimate: Estimate) -> str:
+    """Which bounds they are: at the levels of a look where there are several."""
+    if estimate.confidence_high is None:
+        return f"one-sided {confidence(estimate.confidence)} bounds"
+    levels = (
+        [estimate.confidence_high]
+        if estimate.low is None
+        else [estimate.confidence, estimate.confidence_high]
+    )
+    return f"repeated bounds at {' and '.join(map(confidence, levels))}"
 
 
 def _verb(check: Check, effect: float) -> str:

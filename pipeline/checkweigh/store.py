@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from pydantic import TypeAdapter
 from checkweigh import canonical
 from checkweigh.errors import StoreError
 from checkweigh.files import lock, write_atomic
+from checkweigh.looks import PARTS, merged
 from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
@@ -51,7 +53,15 @@ class Store:
 
     def read(self, key: MeasurementKey) -> MeasurementSet:
         """The record of a key. StoreError when it is damaged, or is not what its address says."""
-        folder = self._folder(key)
+        return self.read_digest(key.record_digest())
+
+    def holds(self, digest: str) -> bool:
+        """Whether a complete record has this key's digest."""
+        return (self.root / digest.removeprefix("sha256:") / "record.json").is_file()
+
+    def read_digest(self, digest: str) -> MeasurementSet:
+        """As ``read``, by the digest of the key."""
+        folder = self.root / digest.removeprefix("sha256:")
         try:
             data = json.loads((folder / "record.json").read_bytes())
             if data.pop("digest") != canonical.digest(data):
@@ -61,7 +71,7 @@ class Store:
                 raise ValueError("observations.parquet is not the file that was written")
             data["observations"] = _from_parquet(parquet)
             record = MeasurementSet.model_validate_json(json.dumps(data))
-            if record.key != key or record.planned != len(record.observations):
+            if record.key.record_digest() != digest or record.planned != len(record.observations):
                 raise ValueError("the record does not belong to its address or is not complete")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
@@ -70,16 +80,34 @@ class Store:
         return record
 
     def find(self, *, pins: str, evalset: str, scorer: AnyScorer) -> list[MeasurementSet]:
-        """Complete records of one arm on one set, of any engine and host; first executions first."""
-        found = []
+        """Executions of one arm on one set, of any engine and host; the first ones first.
+
+        Parts that belong to one execution come together as one record, which may hold less than the set.
+        """
+        found: dict[str, list[MeasurementKey]] = defaultdict(list)
         for path in sorted(self.root.glob("*/record.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):  # damaged, and of another key
                 key = MeasurementKey.model_validate_json(
                     canonical.dumps(json.loads(path.read_bytes())["key"])
                 )
                 if (key.pins, key.evalset, key.scorer) == (pins, evalset, scorer):
-                    found.append(key)
-        return [self.read(key) for key in sorted(found, key=lambda key: (key.replicate, key.record_digest()))]
+                    execution = key.model_copy(update={"batches": min(key.batches, PARTS)})
+                    found[execution.record_digest()].append(key)
+        executions = sorted(
+            found.items(), key=lambda kv: (kv[1][0].replicate, kv[1][0].batches >= PARTS, kv[0])
+        )
+        return [merged(self._disjoint(keys)) for _, keys in executions]
+
+    def _disjoint(self, keys: Sequence[MeasurementKey]) -> list[MeasurementSet]:
+        """The records of these keys, largest first, leaving out those that hold an item once more."""
+        kept: list[MeasurementSet] = []
+        seen: set[str] = set()
+        for record in sorted((self.read(key) for key in keys), key=lambda r: (-r.planned, r.key.batches)):
+            items = {o.item for o in record.observations}
+            if not items & seen:
+                kept.append(record)
+                seen |= items
+        return kept
 
     def write(self, record: MeasurementSet) -> None:
         """Publish a record; its batches are removed afterwards. Writing a key twice keeps the first."""

@@ -101,7 +101,9 @@ class Bench(Desk):
     def steady(self) -> str:
         """The last decision as it stands on disk, without what time, and nothing else, may change."""
         data = json.loads((self.out / "decision.json").read_bytes())
-        del data["provenance"], data["timing"]
+        del data["provenance"], data["timing"], data["attempt"]["decided"], data["attempt"]["stored"]
+        for look in data["looks"]["made"]:
+            del look["seconds"]
         for stage in data["stages"]:
             del stage["seconds"], stage["stored"]
         for result in data["checks"]:

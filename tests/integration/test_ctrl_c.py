@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -37,7 +36,7 @@ def test_anywhere(bench: Bench, twice: bool) -> None:
     assert bench.start(*command).wait(120) == 0, bench.said.read_text()
     whole = time.monotonic() - began
     reference, addresses = bench.steady(), bench.addresses()
-    shutil.rmtree(bench.home / "store")
+    bench.wipe()
     bench.forget()
     answers = []
     for number in range(TIMES):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -74,7 +73,7 @@ def test_twenty_kills(bench: Bench) -> None:
     once = Counter(bench.diary())
     assert set(once.values()) == {1}
     assert set(once) == bench.kept(addresses) & set(once), "every item is found in the store"
-    shutil.rmtree(bench.home / "store")
+    bench.wipe()
     bench.forget()
 
     killed = lives = 0

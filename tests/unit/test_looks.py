@@ -107,8 +107,11 @@ def test_the_order_follows_the_seed_and_spreads_the_strata() -> None:
 def test_lonely_strata_do_not_bunch() -> None:
     """Strata of one cluster each come anywhere in the order, not all in its middle."""
     items = tuple(item.model_copy(update={"stratum": item.cluster}) for item in SET.items)
-    sizes = [len(part) for part in slices(SET.model_copy(update={"items": items}), ADAPTIVE, 0)]
-    assert sizes == [200, 200, 400, 800]
+    lonely = SET.model_copy(update={"items": items})
+    first, other = (slices(lonely, ADAPTIVE, seed)[0] for seed in (0, 1))
+    assert len(first) == len(other) == 200
+    shared = len({i.id for i in first} & {i.id for i in other})
+    assert shared < 60, "an eighth of an eighth is 25: the seed decides, not the names"
 
 
 def test_effective_items_are_kishs_for_equal_weights() -> None:

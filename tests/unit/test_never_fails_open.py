@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, judge, measured, policy, with_observations
 
-from checkweigh.compare import compare_blocks
-from checkweigh.decide import decide
+from checkweigh.compare import compare, compare_blocks
+from checkweigh.decide import checks_of, decide, hypotheses
 from checkweigh.errors import BadDocument
+from checkweigh.looks import planned, upto
+from checkweigh.pairing import pair
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Failed, Scored
 
@@ -227,6 +229,24 @@ def test_every_critical_check_declared_away() -> None:
     judgement = judge(rules, SET, first, second, intends=["longer"])
     assert judgement.verdict is Verdict.INCONCLUSIVE, "the implicit check on failures alone shows nothing"
     assert judgement.results[0].declared
+
+
+def test_a_peek_at_an_eighth_of_the_items() -> None:
+    """Ever so good a first slice, looked at with the whole five percent, is no pass: peeking doubles false ships."""
+    rules = policy(check(), looks="adaptive", failure_margin=0.05)
+    first = planned(rules, checks_of(rules), [SET], hypotheses(rules))[0]
+    part = upto(SET, rules.looks, rules.seed, 1)
+    noise = {item.id: RNG.uniform(0.3, 0.7) for item in part.items}
+    arms = [
+        measured(part, [noise[i.id] + RNG.normal(0, 1e-3) for i in part.items], arm=arm)
+        for arm in ("baseline", "candidate")
+    ]
+    found = {
+        c.id: compare(c, pair(c.metric, [part], {"set": arms[0]}, {"set": arms[1]}), alpha=first.levels[c.id])
+        for c in checks_of(rules)
+    }
+    assert decide(rules, found, (), first).verdict is Verdict.INCONCLUSIVE
+    assert judge(policy(), part, *arms).verdict is not Verdict.BLOCK
 
 
 GATING = (

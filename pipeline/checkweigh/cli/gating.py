@@ -63,6 +63,12 @@ def gate(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="afterwards, find the rate up to which each arm carries the load")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="as a later attempt the policy declares: time anew, try an unservable one anew"
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
@@ -91,7 +97,7 @@ def gate(
             inputs = swept(inputs, policy)
         for line in unsettled(inputs):
             say(f"warning: this gate may not settle: {line}")
-        decision = run(inputs, out, bar.update, tell=finished.append)
+        decision = run(inputs, out, bar.update, tell=finished.append, again=again)
     show(decision, out, as_json)
     signed = sign(decision, inputs.candidate, out, key, say)
     if receiver is not None:

@@ -99,6 +99,61 @@ class DivergenceSummary(Record):
     worst: tuple[DivergingToken, ...] = ()
 
 
+class LookMade(Record):
+    """One look: what it saw, and what it came to."""
+
+    number: int = Field(ge=1)
+    share: float = Field(description="declared share of each set")
+    items: dict[str, int] = Field(description="set -> items an arm, all looks so far")
+    verdict: Verdict = Field(description="'inconclusive' at a look that is not the last one grows the sample")
+    seconds: float = Field(
+        ge=0, description="computed for this look, all arms; what was stored costs nothing"
+    )
+
+
+class Looks(Record):
+    """The plan of looks, frozen before the first one, and how far the gate went."""
+
+    plan: Digest = Field(
+        description="digest of what would be measured, in which order, and when it is looked at"
+    )
+    shares: tuple[float, ...]
+    made: tuple[LookMade, ...] = ()
+    items: int = Field(ge=0, description="items an arm that were looked at, over all sets")
+    planned: int = Field(ge=0, description="items an arm that the last look would have had")
+    saved_seconds: float | None = Field(
+        default=None, description="what the items left out would have cost, at the speed of the others"
+    )
+
+    @property
+    def early(self) -> bool:
+        """Whether the gate stopped before its last look."""
+        return bool(self.made) and self.made[-1].number < len(self.shares)
+
+
+class Budget(Record):
+    """The error budget of the whole policy, and how it is divided."""
+
+    false_pass: float
+    false_block: float
+    hypotheses: int = Field(ge=0, description="K: gating checks, an equivalence check counting twice")
+    looks: int = Field(ge=1)
+    attempts: int = Field(ge=1)
+
+
+class Attempt(Record):
+    """Which try of this candidate it is, against this baseline under this policy (``STATISTICS``, attempts)."""
+
+    number: int = Field(ge=1)
+    of: int = Field(ge=1, description="attempts that the policy declares")
+    stored: bool = Field(
+        default=False,
+        description="the same digests had been gated before: this is that verdict, nothing was measured",
+    )
+    decided: str = Field(description="when the verdict was reached")
+    earlier: tuple[str, ...] = Field(default=(), description="earlier tries, in words")
+
+
 class Change(Record):
     """One thing that differs between the manifests."""
 
@@ -124,6 +179,9 @@ class Decision(Record):
     on_inconclusive: Literal["hold", "block"] = "hold"
     evalsets: dict[str, Digest]
     guarantees: tuple[str, ...]
+    looks: Looks | None = None
+    budget: Budget | None = None
+    attempt: Attempt | None = None
     timing: PairedRun | None = None
     divergence: tuple[DivergenceSummary, ...] = ()
     notes: tuple[str, ...] = Field(default=(), description="what every output must say beside the verdict")

@@ -6,11 +6,13 @@ Texts here may still be hostile: each format escapes them its own way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from checkweigh import numbers
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
 from checkweigh.records.measurement import Stage, WorstToken
+from checkweigh.report.ledger import ledger
 
 HEADLINE = {
     Verdict.PASS: "PASS: the candidate may ship",
@@ -126,7 +128,10 @@ def settling(decision: Decision) -> tuple[tuple[str, int, int], ...]:
 
 
 def bounds_head(decision: Decision) -> str:
-    """``95% bounds``: with the confidence where all estimates share one."""
+    """``95% bounds``: with the confidence where all estimates share one; ``repeated bounds`` where looks set them."""
+    estimates = [r.comparison for r in decision.checks if isinstance(r.comparison, Estimate)]
+    if any(e.confidence_high is not None for e in estimates):
+        return "repeated bounds"
     found = {r.comparison.confidence for r in decision.checks if isinstance(r.comparison, Estimate)}
     return f"{found.pop() * 100:.4g}% bounds" if len(found) == 1 else "bounds"
 
@@ -163,9 +168,12 @@ def favourites(token: WorstToken) -> str:
 def notes(decision: Decision) -> tuple[str, ...]:
     """What every output must say beside the verdict: unsafe manifests, declared changes and the like."""
     said = [
-        f"UNSAFE: the manifest of {arm.name} allows {', '.join(arm.unsafe)}"
-        for arm in (decision.baseline, decision.candidate)
-        if arm.unsafe
+        *ledger(decision),
+        *(
+            f"UNSAFE: the manifest of {arm.name} allows {', '.join(arm.unsafe)}"
+            for arm in (decision.baseline, decision.candidate)
+            if arm.unsafe
+        ),
     ]
     if decision.intends:
         said.append(
@@ -211,13 +219,29 @@ def _sure(result: CheckResult) -> str:
         share = numbers.fixed(comparison.differing_share_upper * 100, 1, False)
         return f"≤ {share}% may differ"
     alpha = round(1 - comparison.confidence, 12)
-    holds = numbers.probability(comparison.p_pass, alpha)
+    if result.level == 0 and result.outcome == "inconclusive":
+        return "this look only blocks"
+    holds = numbers.probability(comparison.p_pass, alpha or None)
+    if result.level and comparison.confidence_high is not None:
+        holds += f" ({numbers.boundary(result.level)} needed)"
     if result.outcome in ("blocked", "warning"):
         p = comparison.p_worse if result.p_adjusted is None else result.p_adjusted
         return f"worse, {numbers.probability(p)}"
     if result.outcome == "passed":
         return f"holds, {holds}"
     return f"open, {holds}" if result.outcome == "inconclusive" else "gain too good"
+
+
+def _look(result: CheckResult, estimate: Estimate) -> str:
+    """What the look allowed this check."""
+    high = f"upper bound at {numbers.confidence(estimate.confidence_high or 0.0)}"
+    if not result.level:
+        return f"information {result.information:.3f}, this look only blocks; {high}"
+    z = -NormalDist().inv_cdf(result.level)
+    return (
+        f"information {result.information:.3f}, passes at {numbers.boundary(result.level)} (z {z:.3f}); lower bound at "
+        f"{numbers.confidence(estimate.confidence)}, {high}"
+    )
 
 
 def _magnitude(result: CheckResult) -> str:
@@ -245,5 +269,7 @@ def _evidence(result: CheckResult) -> str:
             )
         said.append(f"design effect {comparison.design_effect:.2f}")
         said.append(comparison.method)
+        if comparison.confidence_high is not None:
+            said.append(_look(result, comparison))
         said.extend(f"excluded: {reason}" for reason in comparison.exclusions)
     return "; ".join(said)

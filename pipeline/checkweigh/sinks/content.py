@@ -144,6 +144,7 @@ def _gate(decision: Decision) -> Run:
         f"{PREFIX}exit_code": str(int(decision.exit_code)),
         f"{PREFIX}hardware": decision.provenance.hardware,
         **{PREFIX + role: arm.name for role, arm in arms.items()},
+        **_tries(decision),
         **{f"{PREFIX}evalset.{name}": digest for name, digest in decision.evalsets.items()},
         **{PREFIX + f"{role}.{n}": d for role, arm in arms.items() for n, d in _digests(arm).items()},
     }
@@ -151,6 +152,17 @@ def _gate(decision: Decision) -> Run:
         role="gate", name=one_line(f"{decision.verdict.upper()} {decision.candidate.name}"),
         params=_texts(params), tags=_texts(tags) | _shown(decision), metrics=_all_checks(decision),
     )  # fmt: skip
+
+
+def _tries(decision: Decision) -> dict[str, str]:
+    """Which try it is, and how far it looked."""
+    found = {}
+    if decision.attempt is not None:
+        found[f"{PREFIX}attempt"] = f"{decision.attempt.number} of {decision.attempt.of}"
+    if decision.looks is not None:
+        found[f"{PREFIX}plan"] = decision.looks.plan
+        found[f"{PREFIX}looks"] = f"{len(decision.looks.made)} of {len(decision.looks.shares)}"
+    return found
 
 
 def _shown(decision: Decision) -> dict[str, str]:
@@ -202,6 +214,11 @@ def _all_checks(decision: Decision) -> dict[str, float]:
             (key(f"{against}/{result.check.id}/{name}"), value) for name, value in _check(result).items()
         )
         found |= {name: value for name, value in named if value is not None}
+    if decision.looks is not None and decision.looks.made:
+        found |= {"looks": float(len(decision.looks.made)), "items": float(decision.looks.items)}
+        found |= {"items_planned": float(decision.looks.planned)}
+        if decision.looks.saved_seconds is not None:
+            found["saved_seconds"] = decision.looks.saved_seconds
     return found | {"exit_code": float(decision.exit_code)}
 
 
@@ -214,6 +231,8 @@ def _check(result: CheckResult) -> dict[str, float | None]:
         "baseline_mean": comparison.baseline,
         "candidate_mean": comparison.candidate,
         "p_worse_adjusted": result.p_adjusted,
+        "information": result.information,
+        "pass_level": result.level,
     }
     if isinstance(comparison, Inestimable):
         return found

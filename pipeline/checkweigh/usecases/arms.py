@@ -11,12 +11,13 @@ from typing import TypeVar
 from checkweigh.divergence import SERVED
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.errors import EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
+from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
+from checkweigh.looks import Part
 from checkweigh.measure import host
 from checkweigh.measure.plan import Batch, plan
 from checkweigh.measure.quality import Arm, check_identity, run_batch
 from checkweigh.records.evalset import EvalSet
-from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
+from checkweigh.records.measurement import EngineIdentity, MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.scorers.items import ScoreItem, item_scorer
 from checkweigh.sources.pin import Resolved
 from checkweigh.sources.probes import probes
@@ -52,6 +53,7 @@ class ArmRun:
     failures: int = 0
     late: bool = False
     unfit: bool = False
+    identity: EngineIdentity | None = None
     arm: Arm | None = None
     stages: list[Stage] = field(default_factory=list)
     counted: list[Telemetry] = field(default_factory=list)
@@ -116,30 +118,38 @@ class ArmRun:
             self.failures -= 1
 
     def measure_all(self, evalsets: Sequence[EvalSet], records: dict[str, MeasurementSet]) -> None:
-        """Fill ``records`` (set -> record) until the time runs out.
-
-        A replicate above 0 is a repeated execution: it is raised to the first that is not complete yet, so that
-        nothing a finished gate has measured is read for it, and an interrupted one goes on.
-        """
-        if self.replicate:
-            identity = self.survive(lambda arm: arm.engine.identity).record_digest()
-            while all(self.store.exists(self.key(evalset, identity)) for evalset in evalsets):
-                self.replicate += 1
+        """Fill ``records`` (set -> record) with whole sets until the time runs out."""
         for evalset in evalsets:
-            record = self.measure(evalset)
+            record = self.measure(Part(evalset=evalset, look=1, of=1))
             if record is not None:
                 records[evalset.card.name] = record
 
-    def measure(self, evalset: EvalSet) -> MeasurementSet | None:
-        """The set's record, from the store or measured now; None when the time ran out (``late``)."""
-        identity = self.survive(lambda arm: arm.engine.identity)
-        key = self.key(evalset, identity.record_digest())
+    def execute_anew(self, parts: Sequence[Part]) -> None:
+        """A replicate above 0 is a repeated execution: raise it to the first that is not complete yet.
+
+        Nothing of an execution that was measured whole is read for it, and an interrupted one goes on.
+        """
+        if self.replicate:
+            identity = self.identify().record_digest()
+            while all(self.store.exists(self.key(part, identity)) for part in parts):
+                self.replicate += 1
+
+    def identify(self) -> EngineIdentity:
+        """What the arm's engine says of itself; it is started for that once."""
+        if self.identity is None:
+            self.survive(lambda arm: arm.engine.identity)
+        assert self.identity is not None
+        return self.identity
+
+    def measure(self, part: Part) -> MeasurementSet | None:
+        """The part's record, from the store or measured now; None when the time ran out (``late``)."""
+        key = self.key(part, self.identify().record_digest())
         try:
             with self.store.measuring(
                 key, wait_s=max(LOCK_WAIT_S, self.deadline - time.monotonic()),
-                waiting=lambda: self.wait_for_others(evalset.card.name),
+                waiting=lambda: self.wait_for_others(part.label),
             ):  # fmt: skip
-                record = self._stored(key) if self.store.exists(key) else self._measure(evalset, key)
+                record = self._stored(part, key) if self.store.exists(key) else self._measure(part, key)
         except HostBusy:
             if time.monotonic() < self.deadline:
                 raise
@@ -151,25 +161,26 @@ class ArmRun:
         """Say that another gate is measuring the very same."""
         self.progress(f"{self.role}: {name}: another checkweigh is measuring the same; waiting for it", 0, 0)
 
-    def _stored(self, key: MeasurementKey) -> MeasurementSet:
+    def _stored(self, part: Part, key: MeasurementKey) -> MeasurementSet:
         record = self.store.read(key)
-        self.stages.append(record.stage.model_copy(update={"stored": True, "arm": self.role}))
-        self.progress(f"{self.role}: {record.set_name} (stored)", record.planned, record.planned)
+        stage = record.stage.model_copy(update={"stored": True, "arm": self.role, "name": part.label})
+        self.stages.append(stage)
+        self.progress(f"{self.role}: {part.label} (stored)", record.planned, record.planned)
         return record
 
-    def key(self, evalset: EvalSet, identity: str) -> MeasurementKey:
-        """Where the set's record of this arm lives in the store."""
-        card = evalset.card
+    def key(self, part: Part, identity: str) -> MeasurementKey:
+        """Where the part's record of this arm lives in the store."""
+        card = part.evalset.card
         return MeasurementKey(
             pins=self.pins, identity=identity, evalset=card.digest, scorer=card.scorer,
-            hardware=host.hardware(), replicate=self.replicate, batches=self.batches,
+            hardware=host.hardware(), replicate=self.replicate, batches=part.batches or self.batches,
         )  # fmt: skip
 
-    def _measure(self, evalset: EvalSet, key: MeasurementKey) -> MeasurementSet | None:
-        started = host.now()
+    def _measure(self, part: Part, key: MeasurementKey) -> MeasurementSet | None:
+        started, evalset = host.now(), part.evalset
         batches = plan(evalset, self.resolved.manifest.engine, self.batches)
         score = item_scorer(evalset)
-        label = f"{self.role}: {evalset.card.name}"
+        label = f"{self.role}: {part.label}"
         observations: list[Observation] = []
         tokens, seconds = 0, 0.0
         for batch in batches:
@@ -184,9 +195,7 @@ class ArmRun:
             tokens += kept[1]
             seconds += kept[2]
         self.progress(label, len(observations), len(evalset.items))
-        stage = Stage(
-            name=evalset.card.name, arm=self.role, items=len(observations), tokens=tokens, seconds=seconds
-        )
+        stage = Stage(name=part.label, arm=self.role, items=len(observations), tokens=tokens, seconds=seconds)
         record = MeasurementSet(
             key=key, set_name=evalset.card.name, planned=len(evalset.items), identity=self.running().engine.identity,
             stage=stage, provenance=host.provenance(started), observations=tuple(observations),
@@ -211,11 +220,20 @@ class ArmRun:
         try:
             check_identity(arm)
             _check_probes(engine, resolved)
+            self._same(engine.identity)
         except BaseException:
             engine.__exit__(None, None, None)
             raise
         self.progress(f"{self.role}: starting the engine", 1, 1)
         return arm
+
+    def _same(self, identity: EngineIdentity) -> None:
+        """An engine that was started again must be the one that measured before."""
+        if self.identity is not None and self.identity != identity:
+            raise Broken(
+                f"the {self.role}'s engine changed while the gate ran: it reports another identity than before"
+            )
+        self.identity = identity
 
 
 def spec_of(resolved: Resolved) -> EngineSpec:

@@ -8,26 +8,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkweigh.errors import BadInput, EngineError, PinMismatch
+from checkweigh.looks import Part, merged
 from checkweigh.measure import host
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.measure.plan import Batch, plan
-from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.usecases.arms import ArmRun, Kept
 
 
 @dataclass
 class Divergences:
-    """Set -> record, and why a record that is asked for is not there."""
+    """Set -> record of what was looked at so far, and why a record that is asked for is not there."""
 
     records: dict[str, MeasurementSet] = field(default_factory=dict)
     why_absent: str = ""
 
+    def grown(self, more: Divergences) -> Divergences:
+        """With another look's parts; a set is there only when all of its parts are."""
+        whole = {
+            name: merged([record, more.records[name]])
+            for name, record in self.records.items()
+            if name in more.records
+        }
+        return Divergences(records=whole, why_absent=self.why_absent or more.why_absent)
+
 
 def measure_divergences(
-    sets: Sequence[EvalSet], runs: Mapping[str, ArmRun], measured: Mapping[str, Mapping[str, MeasurementSet]]
+    parts: Sequence[Part], runs: Mapping[str, ArmRun], measured: Mapping[str, Mapping[str, MeasurementSet]]
 ) -> Divergences:
-    """The divergence on every set that both arms were measured on. The engines run one after the other.
+    """The divergence on every part that both arms were measured on (``measured``: role -> set -> this part's record).
+    The engines run one after the other.
 
     What an engine cannot do (a head of an unknown kind) is a reason, not an error; a pin mismatch is one.
     """
@@ -36,14 +46,14 @@ def measure_divergences(
     if len(kinds) > 1:
         found.why_absent = f"it needs one kind of engine in both arms, found {' and '.join(sorted(kinds))}"
         return found
-    for evalset in sets:
-        name = evalset.card.name
+    for part in parts:
+        name = part.evalset.card.name
         if name not in measured["baseline"] or name not in measured["candidate"]:
             found.why_absent = "an arm was not measured on it"
             continue
         key = _key(measured["baseline"][name].key, measured["candidate"][name].key)
         try:
-            record = _stored_or_measured(evalset, key, runs)
+            record = _stored_or_measured(part, key, runs)
         except PinMismatch:
             raise
         except BadInput as error:
@@ -62,21 +72,20 @@ def _key(baseline: MeasurementKey, candidate: MeasurementKey) -> MeasurementKey:
     return candidate.model_copy(update={"scorer": SCORER, "against": baseline.record_digest()})
 
 
-def _stored_or_measured(
-    evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]
-) -> MeasurementSet | None:
+def _stored_or_measured(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
     candidate = runs["candidate"]
-    name = f"{evalset.card.name} KL"
+    name = f"{part.label} KL"
     with candidate.store.measuring(key, waiting=lambda: candidate.wait_for_others(name)):
         if candidate.store.exists(key):
             record = candidate.store.read(key)
-            candidate.stages.append(record.stage.model_copy(update={"stored": True, "arm": "both"}))
+            stage = record.stage.model_copy(update={"stored": True, "arm": "both", "name": name})
+            candidate.stages.append(stage)
             return record
-        return _measure(evalset, key, runs)
+        return _measure(part, key, runs)
 
 
-def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
-    started, store = host.now(), runs["candidate"].store
+def _measure(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
+    started, store, evalset = host.now(), runs["candidate"].store, part.evalset
     batches = plan(evalset, runs["candidate"].resolved.manifest.engine)
     kept: dict[int, Kept] = {}
     for batch in batches:
@@ -86,20 +95,20 @@ def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) 
     missing = [batch for batch in batches if batch.index not in kept]
     with store.states(key) as folder:
         folders = {role: folder / role for role in runs}
-        if not _pass(runs["baseline"], evalset, missing, folders, None, key):
+        if not _pass(runs["baseline"], part, missing, folders, None, key):
             return None
         runs["baseline"].close()
-        if not _pass(runs["candidate"], evalset, missing, folders, kept, key):
+        if not _pass(runs["candidate"], part, missing, folders, kept, key):
             return None
     in_order = [kept[batch.index] for batch in batches]
     observations = tuple(o for part in in_order for o in part[0])
     stage = Stage(
-        name=f"{evalset.card.name} KL", arm="both", items=len(observations),
+        name=f"{part.label} KL", arm="both", items=len(observations),
         tokens=sum(part[1] for part in in_order), seconds=sum(part[2] for part in in_order),
     )  # fmt: skip
     record = MeasurementSet(
         key=key, set_name=evalset.card.name, planned=len(evalset.items),
-        identity=runs["candidate"].survive(lambda arm: arm.engine.identity),
+        identity=runs["candidate"].identify(),
         stage=stage, provenance=host.provenance(started), observations=observations,
     )  # fmt: skip
     store.write(record)
@@ -108,11 +117,11 @@ def _measure(evalset: EvalSet, key: MeasurementKey, runs: Mapping[str, ArmRun]) 
 
 
 def _pass(
-    run: ArmRun, evalset: EvalSet, batches: Sequence[Batch], folders: Mapping[str, Path],
+    run: ArmRun, part: Part, batches: Sequence[Batch], folders: Mapping[str, Path],
     kept: dict[int, Kept] | None, key: MeasurementKey,
 ) -> bool:  # fmt: skip
     """One arm over all batches: both write their states, the candidate (``kept``) compares; False when time ran out."""
-    label, mine = f"{run.role}: {evalset.card.name} KL", folders[run.role]
+    label, mine = f"{run.role}: {part.label} KL", folders[run.role]
     mine.mkdir()
     for number, batch in enumerate(batches):
         run.progress(label, number, len(batches))

@@ -1,12 +1,13 @@
 """The main job: two manifests and a policy -> a decision, with everything behind it written down.
 
 1. Everything was read and verified (``inputs``); outputs of an earlier gate in the same place are removed.
-2. Measure both arms on every set, through the store; then time them against each other.
-3. Pair, compare, decide; write the reports.
+2. The ledger says which try of this candidate it is (``attempts``). A verdict that is known already is returned.
+3. Measure a slice on both arms, look, stop or grow; time both arms against each other (``looking``).
+4. Enter the verdict in the ledger, then write the reports.
 
-A failure of the baseline, the tool or the host is an ERROR; a candidate whose engine fails twice where the
-baseline's did not is blocked as unservable. Bad input that only a running engine shows (a pin that is not what
-is served) is raised, and leaves no decision.
+A failure of the baseline, the tool or the host is an ERROR, which spends nothing; a candidate whose engine fails
+twice where the baseline's did not is blocked as unservable. Bad input that only a running engine shows (a pin that is
+not what is served) is raised, and leaves no decision.
 """
 
 from __future__ import annotations
@@ -14,38 +15,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkweigh import report
-from checkweigh.compare import compare, compare_blocks
-from checkweigh.decide import Judgement, checks_of, decide
-from checkweigh.divergence import compare_divergence, summary
+from checkweigh.decide import Judgement
+from checkweigh.divergence import summary
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
 from checkweigh.files import full
 from checkweigh.measure import host
 from checkweigh.measure.pairs import ARMS
-from checkweigh.noise import floor_of
-from checkweigh.pairing import pair
-from checkweigh.records.calibration import Floor
-from checkweigh.records.comparison import Comparison, Inestimable
-from checkweigh.records.decision import Arm, Decision, DivergenceSummary, Verdict
-from checkweigh.records.evalset import EvalSet, Generation, Message
-from checkweigh.records.measurement import MeasurementKey, MeasurementSet, PairedRun, Scored
-from checkweigh.records.metrics import METRICS
-from checkweigh.records.policy import Check, Policy
+from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
 from checkweigh.sinks.content import ArmEvidence, Finished
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.diff import changes, comparable
+from checkweigh.sources.diff import changes
 from checkweigh.store import Store
 from checkweigh.usecases.arms import ArmRun, Progress
-from checkweigh.usecases.divergence import Divergences, measure_divergences
+from checkweigh.usecases.attempts import Try, attempt, taken
+from checkweigh.usecases.evidence import Evidence, nothing
 from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
+from checkweigh.usecases.looking import Looking
 from checkweigh.usecases.served import served, swapping
 from checkweigh.usecases.speculation import acceptance, forks
-from checkweigh.usecases.timing import Prompts, time_arms
+from checkweigh.usecases.stored import measured
 from checkweigh.usecases.units import units
 
 __all__ = ["Inputs", "gate", "read_inputs"]
@@ -53,11 +48,23 @@ __all__ = ["Inputs", "gate", "read_inputs"]
 OUTPUTS = (  # decision.json is the report package's to remove
     "attestation.json", "waiver.json", "weights.sig", "junit.xml", "summary.md", "report.html",
 )  # fmt: skip
-Records = dict[str, MeasurementSet]
 
 
 def _nobody(found: Finished) -> None:
     """Nobody else is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a gate came to: the decision, what it rests on, and whether the ledger is to keep it.
+
+    ``first``: the decision as it was when it was reached, where this one repeats it.
+    """
+
+    decision: Decision
+    evidence: Evidence
+    final: bool
+    first: Decision | None = None
 
 
 def gate(
@@ -66,41 +73,44 @@ def gate(
     progress: Progress,
     timeouts: Timeouts | None = None,
     tell: Callable[[Finished], None] = _nobody,
+    *,
+    again: bool = False,
 ) -> Decision:
     """Measure, compare, decide; writes decision.json, report.html, junit.xml and summary.md below ``out``.
 
-    ``tell`` hears of the finished gate when all of that is written.
+    ``tell`` hears of the finished gate when all of that is written. ``again``: as for ``attempts.attempt``.
     """
     started = host.now()
     _clear(out)
     runs = _runs(inputs, out, progress, timeouts)
-    records: dict[str, Records] = {"baseline": {}, "candidate": {}, "anchor": {}}
-    paired: PairedRun | None = None
-    divergences = Divergences()
     with ExitStack() as stack:
         for run in runs.values():
             stack.callback(run.close)
         try:
-            for role, run in runs.items():
-                run.measure_all(_asked(inputs, role), records[role])
-                run.close()
-            divergences = _diverge(inputs, runs, records)
-            paired = _time(inputs, runs, records, progress)
-            judgement = _judge(inputs, runs, records, divergences, paired)
-        except EngineError as error:
-            judgement = _failed(error, runs)
+            mine = stack.enter_context(attempt(inputs, progress, again=again))
+            result = _stored(inputs, mine) if mine.stored else _decided(inputs, runs, mine, progress, started)
+            if result.final and not mine.stored:
+                mine.finish(result.decision)
         except (Broken, OSError) as error:
+            looking = Looking(inputs, runs, progress)
             judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
-    decision = _decision(inputs, runs, records, divergences, paired, judgement, started)
+            decision = _decision(looking, judgement, started, None)
+            result = Result(decision=decision, evidence=nothing(inputs), final=False)
+        return _publish(inputs, result, out, tell)
+
+
+def _publish(inputs: Inputs, result: Result, out: Path, tell: Callable[[Finished], None]) -> Decision:
+    decision, records = result.decision, result.evidence.records
     pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
     report.write_all(decision, pairs, out)
+    resolved = {"baseline": inputs.baseline, "candidate": inputs.candidate}
     arms = {
         str(role): ArmEvidence(
-            manifest=runs[role].resolved.manifest, pins=runs[role].resolved.pins, records=records[role]
+            manifest=resolved[role].manifest, pins=resolved[role].pins, records=records[role]
         )
         for role in ARMS
     }
-    tell(Finished(decision=decision, arms=arms, evalsets=inputs.evalsets, pairs=pairs))
+    tell(Finished(decision=result.first or decision, arms=arms, evalsets=inputs.evalsets, pairs=pairs))
     return decision
 
 
@@ -119,7 +129,7 @@ def _clear(out: Path) -> None:
 def _runs(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None) -> dict[str, ArmRun]:
     store = Store(cache_root() / "store")
     deadline = time.monotonic() + 60 * inputs.policy.max_minutes
-    runs = {
+    return {
         role: ArmRun(
             role=role, resolved=resolved, store=store, logs=out / "logs", progress=progress,
             deadline=deadline, timeouts=timeouts,
@@ -129,155 +139,62 @@ def _runs(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | No
         )
         if resolved is not None
     }  # fmt: skip
-    if any(run.pins == runs["candidate"].pins for role, run in runs.items() if role != "candidate"):
-        runs["candidate"].replicate = 1
-    return runs
 
 
-def _asked(inputs: Inputs, role: str) -> tuple[EvalSet, ...]:
-    """The sets to measure an arm on; of the anchor only those that a check against it uses."""
-    names = {n for c in inputs.policy.checks if c.against == "anchor" for n in c.evalset}
-    return tuple(s for s in inputs.evalsets if role != "anchor" or s.card.name in names)
-
-
-def _prompts(inputs: Inputs, records: Mapping[str, Records]) -> list[tuple[Message, ...]]:
-    """Conversations to time: those that both arms answered. One that fails is a failed item, not a slow one."""
-    answered = {
-        role: {
-            (name, o.item)
-            for name, r in sets.items()
-            for o in r.observations
-            if isinstance(o.outcome, Scored)
-        }
-        for role, sets in records.items()
-        if role != "anchor"
-    }
-    return [
-        item.messages
-        for evalset in inputs.evalsets
-        for item in evalset.items
-        if isinstance(item, Generation)
-        and all((evalset.card.name, item.id) in found for found in answered.values())
-    ]
-
-
-def _time(
-    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], progress: Progress
-) -> PairedRun | None:
-    """Interleaved timing of both arms, when a check asks for it, time is left and there are prompts to time.
-
-    Both engines start anew: what an arm measured before, or did not because it was stored, shows in the memory of
-    its process.
-    """
-    wanted = any(METRICS[check.metric].estimator == "blocks" for check in inputs.policy.checks)
-    conversations = _prompts(inputs, records) if wanted else []
-    if not conversations or any(run.late for run in runs.values()):
-        return None
-    return time_arms(
-        inputs.policy,
-        runs,
-        Prompts(conversations=conversations, rows=inputs.trace, sweep=inputs.sweep),
-        progress,
+def _stored(inputs: Inputs, mine: Try) -> Result:
+    """The verdict that the same digests had, with what is still there of its evidence."""
+    decision = mine.stored
+    assert decision is not None
+    label = mine.label(stored=True, decided=decision.provenance.ended)
+    records, lost = measured(Store(cache_root() / "store"), decision)
+    notes = (*decision.notes, f"no longer in the store: {', '.join(lost)}") if lost else decision.notes
+    stages = tuple(stage.model_copy(update={"stored": True}) for stage in decision.stages)
+    decision = decision.model_copy(update={"attempt": label, "notes": notes, "stages": stages})
+    return Result(
+        decision=decision, evidence=replace(nothing(inputs), records=records), final=True, first=mine.stored
     )
 
 
-def _diverge(inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records]) -> Divergences:
-    """The divergences that checks ask for, where the two arms can be compared so."""
-    wanted = {
-        name
-        for check in inputs.policy.checks
-        if METRICS[check.metric].estimator == "divergence"
-        for name in check.evalset
-    }
-    if comparable(inputs.baseline.pins, inputs.candidate.pins)["kl"] != "yes" or not wanted:
-        return Divergences()
-    return measure_divergences([s for s in inputs.evalsets if s.card.name in wanted], runs, records)
-
-
-def _judge(
-    inputs: Inputs,
-    runs: Mapping[str, ArmRun],
-    records: Mapping[str, Records],
-    divergences: Divergences,
-    paired: PairedRun | None,
-) -> Judgement:
-    comparisons = {
-        check.id: _compare(check, inputs, runs, records, divergences, paired)
-        for check in checks_of(inputs.policy)
-    }
-    return decide(_effective(inputs, records), comparisons, inputs.candidate.manifest.intends)
-
-
-def _floor(check: Check, inputs: Inputs, records: Mapping[str, Records]) -> Floor | None:
-    """The check's noise floor, measured with the very engine that measured the baseline here."""
-    identities = {record.key.identity for record in records["baseline"].values()}
-    return floor_of(check, inputs.evalsets, [c for c in inputs.calibrations if {c.identity} == identities])
-
-
-def _unfounded(inputs: Inputs, records: Mapping[str, Records]) -> list[str]:
-    """Divergence checks that would gate and have no noise floor here."""
-    return [
-        check.id
-        for check in inputs.policy.checks
-        if METRICS[check.metric].estimator == "divergence"
-        and check.tier != "advisory"
-        and _floor(check, inputs, records) is None
-    ]
-
-
-def _effective(inputs: Inputs, records: Mapping[str, Records]) -> Policy:
-    """The policy, with divergence checks that have no noise floor here informing only (STATISTICS, verdict rule)."""
-    unfounded = _unfounded(inputs, records)
-    checks = tuple(
-        check.model_copy(update={"tier": "advisory"}) if check.id in unfounded else check
-        for check in inputs.policy.checks
+def _decided(
+    inputs: Inputs, runs: Mapping[str, ArmRun], mine: Try, progress: Progress, started: str
+) -> Result:
+    """Measure and look, as this try; ERROR and a full clock are nothing that the ledger keeps."""
+    inputs = replace(inputs, policy=inputs.policy.model_copy(update={"attempts": mine.entry.of}))
+    looking = Looking(
+        inputs, runs, progress, tell=mine.look, timing=mine.before.timing if mine.before else None
     )
-    return inputs.policy.model_copy(update={"checks": checks})
+    if mine.refused:
+        judgement = Judgement(Verdict.INCONCLUSIVE, (mine.refused,), ())
+        decision = _decision(looking, judgement, started, mine)
+        return Result(decision=decision, evidence=looking.evidence, final=False)
+    if mine.entry.number > 1 or mine.earlier:
+        progress(f"attempt {mine.entry.number} of {mine.entry.of}; {'; '.join(mine.earlier)}", 0, 0)
+    mine.begin()
+    final = True
+    try:
+        _repeat(looking, mine)
+        judgement = looking.run()
+        final = not looking.late or judgement.verdict is Verdict.BLOCK
+    except EngineError as error:
+        judgement = _failed(error, runs)
+    except (Broken, OSError) as error:
+        judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
+    decision = _decision(looking, judgement, started, mine)
+    return Result(
+        decision=decision, evidence=looking.evidence, final=final and judgement.verdict is not Verdict.ERROR
+    )
 
 
-def _compare(
-    check: Check,
-    inputs: Inputs,
-    runs: Mapping[str, ArmRun],
-    records: Mapping[str, Records],
-    divergences: Divergences,
-    paired: PairedRun | None,
-) -> Comparison:
-    alpha = inputs.policy.error_budget.false_pass
-    other = inputs.anchor if check.against == "anchor" else inputs.baseline
-    assert other is not None
-    valid = comparable(other.pins, inputs.candidate.pins)[check.metric]
-    if valid != "yes":
-        return Inestimable(reason=valid)
-    timed = METRICS[check.metric].estimator == "blocks"
-    absent = _absent(check, runs, records)
-    if absent or (timed and paired is None and any(run.late for run in runs.values())):
-        limit = f"max_minutes ({inputs.policy.max_minutes:g}) had passed before"
-        return Inestimable(reason=f"{limit} {absent or 'both arms could be timed'}")
-    if timed:
-        found = compare_blocks(check, paired, alpha=alpha)
-        if isinstance(found, Inestimable) and paired is not None and paired.notes:
-            return found.model_copy(update={"reason": "; ".join((found.reason, *paired.notes))})
-        return found
-    sets = [evalset for evalset in inputs.evalsets if evalset.card.name in check.evalset]
-    if METRICS[check.metric].estimator == "divergence":
-        return compare_divergence(
-            check, sets, divergences.records, divergences.why_absent,
-            floor=_floor(check, inputs, records), alpha=alpha,
-        )  # fmt: skip
-    sample = pair(check.metric, sets, records[check.against], records["candidate"], where=check.where)
-    return compare(check, sample, alpha=alpha)
-
-
-def _absent(check: Check, runs: Mapping[str, ArmRun], records: Mapping[str, Records]) -> str:
-    """What the check needs and an arm had no time left to measure, in words; empty when all of it is there."""
-    missing = [
-        f"{name} on the {role}"
-        for role, run in runs.items()
-        for name in check.evalset
-        if role in (check.against, "candidate") and run.late and name not in records[role]
-    ]
-    return f"{' and '.join(missing)} was measured" if missing else ""
+def _repeat(looking: Looking, mine: Try) -> None:
+    """A candidate that is what it is compared with is executed anew: a replicate that no gate has read yet."""
+    run = looking.runs["candidate"]
+    if all(other.pins != run.pins for role, other in looking.runs.items() if role != "candidate"):
+        return
+    run.replicate = mine.entry.replicate
+    if not run.replicate:
+        run.replicate = taken(mine.path) + 1
+        run.execute_anew([part for of in looking.parts.values() for part in of if part.evalset.items])
+        mine.replicate(run.replicate)
 
 
 def _failed(error: EngineError, runs: Mapping[str, ArmRun]) -> Judgement:
@@ -292,53 +209,76 @@ def _failed(error: EngineError, runs: Mapping[str, ArmRun]) -> Judgement:
     return Judgement(Verdict.ERROR, (f"{who} {what}: {error}{tail}",), ())
 
 
-def _decision(
-    inputs: Inputs, runs: Mapping[str, ArmRun], records: Mapping[str, Records], divergences: Divergences,
-    paired: PairedRun | None, judgement: Judgement, started: str,
-) -> Decision:  # fmt: skip
-    arms = {role: _arm(run, records[role]) for role, run in runs.items()}
+def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | None) -> Decision:
+    inputs, runs, evidence = looking.inputs, looking.runs, looking.evidence
+    arms = {role: _arm(run, evidence) for role, run in runs.items()}
     manifests = inputs.baseline.manifest, inputs.candidate.manifest
+    provenance = host.provenance(started)
     return Decision(
         verdict=judgement.verdict, reasons=judgement.reasons, checks=judgement.results,
         baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"), changes=changes(*manifests),
         intends=manifests[1].intends, policy=inputs.policy.record_digest(), policy_name=inputs.policy.name,
         on_inconclusive=inputs.policy.on_inconclusive,
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
-        guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=paired,
-        divergence=_summaries(inputs, divergences),
-        notes=inputs.notes
-        + tuple(
-            f"{name} informs only: no noise floor of {inputs.baseline.manifest.name} is known on this host for it; "
-            "checkweigh calibrate measures one"
-            for name in _unfounded(inputs, records)
-        )
-        + forks(*manifests)
-        + units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins)
-        + tuple(
-            note
-            for role, run in runs.items()
-            for note in acceptance(run.resolved.manifest, records[role])
-            + served(role, run.resolved.manifest, records[role], run.counted)
-            + swapping(role, run.swapped)
-        ),
-        stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=host.provenance(started),
+        guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=evidence.timing,
+        looks=None if mine is None else _looks(looking, mine), budget=_budget(looking),
+        attempt=None if mine is None else mine.label(stored=False, decided=provenance.ended),
+        divergence=_summaries(inputs, evidence), notes=_notes(looking),
+        stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=provenance,
     )  # fmt: skip
 
 
-def _summaries(inputs: Inputs, divergences: Divergences) -> tuple[DivergenceSummary, ...]:
-    found = (
-        summary(s, divergences.records[s.card.name])
-        for s in inputs.evalsets
-        if s.card.name in divergences.records
+def _notes(looking: Looking) -> tuple[str, ...]:
+    inputs = looking.inputs
+    unfounded = looking.judge.unfounded if looking.judge else ()
+    name = inputs.baseline.manifest.name
+    return (
+        *inputs.notes,
+        *(
+            f"{check} informs only: no noise floor of {name} is known on this host for it; "
+            "checkweigh calibrate measures one"
+            for check in unfounded
+        ),
+        *forks(inputs.baseline.manifest, inputs.candidate.manifest),
+        *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
+        *(
+            note
+            for role, run in looking.runs.items()
+            for note in (
+                *acceptance(run.resolved.manifest, looking.evidence.records[role]),
+                *served(role, run.resolved.manifest, looking.evidence.records[role], run.counted),
+                *swapping(role, run.swapped),
+            )
+        ),
     )
+
+
+def _looks(looking: Looking, mine: Try) -> Looks:
+    return Looks(
+        plan=mine.entry.plan, shares=looking.inputs.policy.looks, made=tuple(looking.made),
+        items=sum(looking.evidence.items.values()), planned=sum(len(s.items) for s in looking.inputs.evalsets),
+        saved_seconds=looking.saved_seconds(),
+    )  # fmt: skip
+
+
+def _budget(looking: Looking) -> Budget:
+    policy = looking.inputs.policy
+    return Budget(
+        false_pass=policy.error_budget.false_pass, false_block=policy.error_budget.false_block,
+        hypotheses=looking.hypotheses, looks=len(policy.looks), attempts=policy.attempts,
+    )  # fmt: skip
+
+
+def _summaries(inputs: Inputs, evidence: Evidence) -> tuple[DivergenceSummary, ...]:
+    records = evidence.divergences.records
+    found = (summary(s, records[s.card.name]) for s in inputs.evalsets if s.card.name in records)
     return tuple(one for one in found if one is not None)
 
 
-def _arm(run: ArmRun, records: Records) -> Arm:
-    keys: dict[str, MeasurementKey] = {name: record.key for name, record in records.items()}
+def _arm(run: ArmRun, evidence: Evidence) -> Arm:
+    identity = next((record.key.identity for record in evidence.records[run.role].values()), None)
     return Arm(
         name=run.resolved.manifest.name, manifest=run.resolved.pins.manifest, pins=run.pins,
-        measurements={name: key.record_digest() for name, key in keys.items()},
-        identity=next((key.identity for key in keys.values()), None),
+        measurements=dict(evidence.keys[run.role]), identity=identity,
         replicate=run.replicate, unsafe=run.resolved.manifest.unsafe,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkweigh.errors import StoreError
+from checkweigh.looks import shared
 from checkweigh.measure import host
 from checkweigh.noise import floor_of
 from checkweigh.pairing import pair
@@ -59,7 +60,10 @@ class Basis:
         arms = [self.records.get(role, {}) for role in ("baseline", "candidate")]
         if not all(name in arm for arm in arms):
             return None
-        sample = pair(check.metric, [evalset], *arms, where=check.where)
+        seen, records = shared(
+            evalset, *(arm[name] for arm in arms)
+        )  # a gate that stopped early has a part of it
+        sample = pair(check.metric, [seen], *({name: record} for record in records), where=check.where)
         day = arms[1][name].provenance.ended[:10]
         return (
             None

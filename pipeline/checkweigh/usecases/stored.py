@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from checkweigh.errors import BadInput
 from checkweigh.guard.policy import GuardPolicy
+from checkweigh.looks import merged
 from checkweigh.records.base import Record
 from checkweigh.records.decision import Decision
 from checkweigh.records.document import parse_json
 from checkweigh.records.evalset import Card
 from checkweigh.records.manifest import Lock, Manifest
+from checkweigh.records.measurement import MeasurementSet
 from checkweigh.records.policy import Policy
+from checkweigh.store import Store
 
 DOCUMENTS: dict[str, type[Record]] = {
     "manifest": Manifest,
@@ -34,6 +38,24 @@ def read_decision(run: Path) -> Decision:
             f"{path}: expected the decision of a finished gate, found none ({error.strerror})"
         ) from None
     return parse_json(Decision, data, str(path))
+
+
+def measured(
+    store: Store, decision: Decision
+) -> tuple[dict[str, dict[str, MeasurementSet]], tuple[str, ...]]:
+    """Role -> set -> the measurements that a decision names, and those that are gone. StoreError for a damaged one."""
+    arms = {"baseline": decision.baseline, "candidate": decision.candidate, "anchor": decision.anchor}
+    found: dict[str, dict[str, MeasurementSet]] = {}
+    lost = []
+    for role, arm in arms.items():
+        parts: dict[str, list[MeasurementSet]] = defaultdict(list)
+        for place, digest in arm.measurements.items() if arm else ():
+            if store.holds(digest):
+                parts[place.partition("@")[0]].append(store.read_digest(digest))
+            else:
+                lost.append(f"{place} on the {role}")
+        found[role] = {name: merged(records) for name, records in parts.items()}
+    return found, tuple(lost)
 
 
 def json_schema(kind: str) -> dict[str, Any]:

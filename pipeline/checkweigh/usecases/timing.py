@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh.compare import compare_blocks
-from checkweigh.decide import decide
+from checkweigh.decide import decide, only_look
 from checkweigh.errors import EngineError, EngineOutOfMemory
 from checkweigh.files import lock
 from checkweigh.measure import host
@@ -143,8 +143,8 @@ def settled(policy: Policy, blocks: tuple[Block, ...], looks: Looks) -> bool:
     run = PairedRun(
         seed=policy.seed, blocks=blocks, seconds=0.0, looks=looks, planned_looks=len(policy.timing.looks)
     )
-    alpha = policy.error_budget.false_pass
-    found = decide(policy, {check.id: compare_blocks(check, run, alpha=alpha) for check in timed})
+    levels = only_look(policy).levels
+    found = decide(policy, {check.id: compare_blocks(check, run, alpha=levels[check.id]) for check in timed})
     gating = [result for result in found.results if result.gating and result.check in timed]
     critical = [r for r in gating if r.check.tier == "critical"]
     return any(r.outcome == "blocked" for r in gating) or (

@@ -10,11 +10,15 @@ from checkweigh import canonical
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import (
     Arm,
+    Attempt,
+    Budget,
     Change,
     CheckResult,
     Decision,
     DivergenceSummary,
     DivergingToken,
+    LookMade,
+    Looks,
     Outcome,
     Verdict,
 )
@@ -269,6 +273,24 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
             "A candidate that is worse by its margin on any critical check passes with a probability of "
             "at most 5%: for each candidate, not for each year.",
             "Nothing is promised about advisory checks, or about prompts unlike those in the sets.",
+        ),
+        looks=Looks(
+            plan=digest("plan"),
+            shares=(0.5, 1.0),
+            made=(LookMade(number=1, share=0.5, items={"sample-set": 400}, verdict=verdict, seconds=212.0),)
+            if found
+            else (),
+            items=400 if found else 0,
+            planned=800,
+            saved_seconds=211.9 if found else None,
+        ),
+        budget=Budget(false_pass=0.05, false_block=0.01, hypotheses=7, looks=2, attempts=2),
+        attempt=Attempt(
+            number=2,
+            of=2,
+            stored=True,
+            decided="2026-11-24T03:21:42Z",
+            earlier=("attempt 1, 2026-11-20T03:21:42Z: inconclusive",),
         ),
         timing=timing(),
         divergence=(divergence(text),),

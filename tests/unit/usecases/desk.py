@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -153,6 +154,11 @@ class Desk:
     def stages(self) -> dict[tuple[str, str], bool]:
         """(arm, set) -> whether it came from the store."""
         return {(stage.arm, stage.name): stage.stored for stage in self.decision.stages}
+
+    def wipe(self) -> None:
+        """A home without measurements and without a ledger of attempts."""
+        for name in ("store", "attempts"):
+            shutil.rmtree(self.home / name, ignore_errors=True)
 
     def records(self) -> list[Path]:
         """Folders of the store that hold a whole record."""

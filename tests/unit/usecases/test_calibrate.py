@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_a_floor_of_something_else_is_no_floor(desk: Desk) -> None:
     assert gate(desk, manifest, divergence=1.0) == 0
     assert desk.result("kl").check.tier == "advisory", "of another protocol"
     path.write_bytes(kept)
+    shutil.rmtree(desk.home / "attempts")  # another set would be an undeclared later try
     desk.put(evalset("text", 321, name="prose"))
     assert gate(desk, manifest, divergence=1.0) == 0
     assert desk.result("kl").check.tier == "advisory", "of another set"

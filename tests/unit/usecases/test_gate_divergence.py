@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def test_a_killed_divergence_goes_on_where_it_stopped(desk: Desk) -> None:
     )
     assert desk.run(*desk.arguments(first, second)) == 0, desk.stderr
     whole = desk.decision.divergence
-    shutil.rmtree(desk.home / "store")
+    desk.wipe()
 
     process = desk.spawn(*desk.arguments(first, second))
     wait_for(lambda: len(desk.records()) == 4 and len(_unfinished(desk)) >= 3)

@@ -1,0 +1,71 @@
+"""What every output says of looks, error budget and attempts. Texts only; layout belongs to the formats."""
+
+from __future__ import annotations
+
+from checkweigh import numbers
+from checkweigh.records.decision import Decision, Verdict
+
+BIAS = (
+    "estimates after an early stop are biased away from zero (at a first look by 1.75 times in simulation); bounds are "
+    "repeated confidence bounds, which hold at every look"
+)
+
+
+def ledger(decision: Decision) -> tuple[str, ...]:
+    """One line each: how far the gate looked, its error budget, and which try it is."""
+    return tuple(line for line in (_looks(decision), _budget(decision), *_attempt(decision)) if line)
+
+
+def _looks(decision: Decision) -> str:
+    looks = decision.looks
+    if looks is None or len(looks.shares) == 1:
+        return ""
+    if not looks.made:
+        return f"None of {len(looks.shares)} looks was complete"
+    last = looks.made[-1]
+    said = (
+        f"Look {last.number} of {len(looks.shares)}: {numbers.count(looks.items)} of {numbers.count(looks.planned)} "
+        "items an arm"
+    )
+    if not looks.early:
+        return said
+    left = looks.planned - looks.items
+    cost = (
+        ""
+        if looks.saved_seconds is None
+        else f" and about {numbers.duration(looks.saved_seconds)} of computing"
+    )
+    if decision.verdict in (Verdict.PASS, Verdict.BLOCK):
+        said += f"; settled early, which saved {numbers.count(left)} items an arm{cost}"
+    return f"{said}; {BIAS}"
+
+
+def _budget(decision: Decision) -> str:
+    budget = decision.budget
+    if budget is None:
+        return ""
+    shared = [
+        f"{many} {name}"
+        for many, name in ((budget.looks, "looks"), (budget.attempts, "attempts"))
+        if many > 1
+    ]
+    split = f", shared by {' and '.join(shared)}" if shared else ""
+    return (
+        f"Error budget of the whole policy: at most {budget.false_pass:.1%} to pass a candidate worse by a margin, at "
+        f"most {budget.false_block:.1%} to block an equal one (Holm over {budget.hypotheses} tests{split})"
+    )
+
+
+def _attempt(decision: Decision) -> tuple[str, ...]:
+    found = decision.attempt
+    if found is None:
+        return ()
+    said = []
+    if found.stored:
+        said.append(
+            f"STORED VERDICT of {found.decided}: the same digests were gated before. Nothing was measured or timed "
+            "now; latency and memory are those of then"
+        )
+    if found.number > 1 or found.of > 1:
+        said.append(f"Attempt {found.number} of {found.of} declared")
+    return (*said, *(f"Earlier: {line}" for line in found.earlier))

@@ -1,0 +1,268 @@
+"""The ledger of attempts: every try of a candidate against a baseline under a policy, written before anybody sees it.
+
+::
+
+    HOME/attempts/<candidate's pins>/<candidate, baseline, policy>/01.json ...   one entry a try, with its own digest
+
+1. The same digests return the stored verdict: nothing is measured, and no error is spent twice.
+2. A try that no look was made of (killed, an error, out of time) spent nothing; it goes on, or is forgotten.
+3. A try that was cut off after a look goes on with its next look when everything is as it was, else it counts as spent.
+4. New floors judge the same measurements again: the same try.
+5. Anything else is a later try. It takes one of the policy's declared attempts, which share the error budget, and must
+   pool: every item of the earlier tries is in it again. Where nothing is left to spend, nothing is measured.
+
+Wording, names, ``attempts`` and ``max_minutes`` do not make another policy of one. The ledger is as long as the home it
+lies in: a job with a fresh home has no memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from checkweigh import canonical
+from checkweigh.errors import BadInput, StoreError
+from checkweigh.files import lock, write_atomic
+from checkweigh.looks import slices
+from checkweigh.measure import host
+from checkweigh.records.attempt import Entry
+from checkweigh.records.decision import Attempt, Decision, LookMade
+from checkweigh.records.measurement import PROTOCOL
+from checkweigh.records.policy import Policy
+from checkweigh.sources.cache import cache_root
+from checkweigh.usecases.arms import Progress
+from checkweigh.usecases.inputs import Inputs
+from checkweigh.usecases.timing import TIMING_WAIT_S
+
+WORDING = {"name", "because", "attempts", "max_minutes"}
+
+
+@dataclass(kw_only=True)
+class Try:
+    """One try on its way. ``stored``: the verdict is known already; ``refused``: why it may not be made.
+
+    ``entry`` is what the ledger holds of it, ``earlier`` what was tried before. ``before``: what the same try came to
+    under other noise floors.
+    """
+
+    path: Path
+    entry: Entry
+    earlier: tuple[str, ...] = ()
+    refused: str = ""
+    stored: Decision | None = None
+    before: Decision | None = None
+
+    def look(self, made: LookMade) -> None:
+        """Enter a look, before anything follows from it. A look that was entered before is not entered twice."""
+        if made.number > len(self.entry.looks):
+            self._write(self.entry.model_copy(update={"looks": (*self.entry.looks, made)}))
+
+    def begin(self) -> None:
+        """Freeze the plan: from here on it is in the ledger."""
+        self._write(self.entry)
+
+    def replicate(self, number: int) -> None:
+        """Enter which execution of the candidate is measured."""
+        self._write(self.entry.model_copy(update={"replicate": number}))
+
+    def finish(self, decision: Decision) -> None:
+        """Enter the verdict, before anybody sees it."""
+        self._write(self.entry.model_copy(update={"decision": decision}))
+
+    def label(self, *, stored: bool, decided: str) -> Attempt:
+        """What every output says of it."""
+        return Attempt(
+            number=self.entry.number, of=self.entry.of, stored=stored, decided=decided, earlier=self.earlier
+        )  # fmt: skip
+
+    def _write(self, entry: Entry) -> None:
+        data = entry.model_dump(mode="json")
+        write_atomic(self.path, canonical.dumps({"digest": canonical.digest(data), "body": data}).encode())
+        self.entry = entry
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """What is gated, in digests."""
+
+    inputs: Inputs
+
+    @cached_property
+    def pins(self) -> dict[str, str]:
+        arms = {"baseline": self.inputs.baseline, "candidate": self.inputs.candidate}
+        found = {role: arm.pins.record_digest() for role, arm in arms.items()}
+        anchor = self.inputs.anchor
+        return found if anchor is None else found | {"anchor": anchor.pins.record_digest()}
+
+    @cached_property
+    def policy(self) -> str:
+        return canonical.digest(rules(self.inputs.policy))
+
+    @property
+    def folder(self) -> Path:
+        mine = canonical.digest({**self.pins, "policy": self.policy})
+        return cache_root() / "attempts" / _hex(self.pins["candidate"]) / _hex(mine)
+
+    @cached_property
+    def data(self) -> str:
+        sets = {s.card.name: s.card.digest for s in self.inputs.evalsets}
+        intends = list(self.inputs.candidate.manifest.intends)
+        return canonical.digest(
+            {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host.hardware(),
+             "protocol": PROTOCOL}
+        )  # fmt: skip
+
+    @cached_property
+    def judged(self) -> str:
+        return canonical.digest([self.data, sorted(c.record_digest() for c in self.inputs.calibrations)])
+
+    def plan(self, number: int) -> str:
+        """Digest of everything that is fixed before the first look."""
+        policy = self.inputs.policy
+        order = {
+            s.card.name: [[item.id for item in part] for part in slices(s, policy.looks, policy.seed)]
+            for s in self.inputs.evalsets
+        }
+        return canonical.digest(
+            {
+                "data": self.data,
+                "attempt": [number, policy.attempts],
+                "looks": list(policy.looks),
+                "order": order,
+            }
+        )
+
+    @cached_property
+    def items(self) -> dict[str, tuple[str, ...]]:
+        return {
+            s.card.name: tuple(_hex(canonical.digest(item.model_dump(mode="json"))) for item in s.items)
+            for s in self.inputs.evalsets
+        }
+
+
+def rules(policy: Policy) -> dict[str, object]:
+    """The policy without its wording: what two policies have in common that decide the same."""
+    data = policy.model_dump(mode="json", exclude=WORDING)
+    return {
+        **data,
+        "checks": [{k: v for k, v in check.items() if k != "because"} for check in data["checks"]],
+    }
+
+
+@contextmanager
+def attempt(inputs: Inputs, progress: Progress, *, again: bool = False) -> Iterator[Try]:
+    """This gate's try, held for as long as it lasts; another gate of the same waits for it.
+
+    ``again``: measure anew what may be (timing, a candidate that could not be served), as a later try. Raises HostBusy,
+    StoreError for a damaged entry, BadInput when ``again`` has nothing to repeat or nothing left to spend.
+    """
+    gated = _Gated(inputs)
+    with lock(
+        gated.folder.with_suffix(".lock"),
+        timeout_s=60 * inputs.policy.max_minutes + TIMING_WAIT_S,
+        what="gates the same candidate",
+        waiting=lambda: progress(
+            "another checkweigh is gating the same candidate; waiting for its verdict", 0, 0
+        ),
+    ):
+        yield _try(gated, _entries(gated.folder), again)
+
+
+def _try(gated: _Gated, entries: Sequence[Entry], again: bool) -> Try:
+    """Which try it is (1 to 5 above)."""
+    spent = [entry for entry in entries if entry.spent]
+    same = next((e for e in reversed(entries) if e.data == gated.data), None)
+    others = _others(gated.folder)
+    if same is not None and same.spent and not again:
+        path = gated.folder / f"{same.number:02d}.json"
+        words = (*(e.words for e in spent if e.number < same.number), *others)
+        if same is not spent[-1]:
+            why = f"{same.words}, which {spent[-1].words} has replaced: only the last verdict stands"
+            return Try(path=path, entry=same, earlier=words, refused=why)
+        if same.decision is not None and same.judged == gated.judged:
+            return Try(path=path, entry=same, earlier=words, stored=same.decision)
+        entry = same.model_copy(update={"judged": gated.judged, "decision": None})
+        return Try(path=path, entry=entry, earlier=words, before=same.decision)
+    number = len(spent) + 1
+    entry = Entry(
+        number=number, of=gated.inputs.policy.attempts, plan=gated.plan(number), data=gated.data, judged=gated.judged,
+        items=gated.items, replicate=same.replicate if same else 0, begun=host.now(),
+    )  # fmt: skip
+    refused = _refused(gated, spent)
+    if again and (not spent or refused):
+        raise BadInput(
+            f"--again: {refused or 'this candidate was not gated before: there is nothing to repeat'}"
+        )
+    return Try(
+        path=gated.folder / f"{number:02d}.json", entry=entry, refused=refused,
+        earlier=(*(e.words for e in spent), *others),
+    )  # fmt: skip
+
+
+def _refused(gated: _Gated, spent: Sequence[Entry]) -> str:
+    """Why a later try may not be made; empty when it may."""
+    of = gated.inputs.policy.attempts
+    left = 1.0 - sum(1.0 / e.of for e in spent)
+    if spent and left < 1.0 / of - 1e-9:
+        tried = "; ".join(e.words for e in spent)
+        return (
+            f"the policy declares {of} attempt{'s' if of > 1 else ''} and its error budget for this candidate is "
+            f"spent ({tried}). Trying until it passes is no evidence: change the candidate, or declare attempts in the "
+            "policy before the next one is gated"
+        )
+    for entry in spent:
+        for name, had in entry.items.items():
+            lost = set(had) - set(gated.items.get(name, ()))
+            if lost:
+                return (
+                    f"{len(lost)} items of set {name} that attempt {entry.number} was decided on are not in it any "
+                    "more: new items pool with the earlier ones, they never replace them"
+                )
+    return ""
+
+
+def taken(path: Path) -> int:
+    """The highest replicate that any gate of the candidate at ``path`` has measured or is measuring."""
+    folders = [folder for folder in path.parent.parent.iterdir() if folder.is_dir()]
+    return max((entry.replicate for folder in folders for entry in _entries(folder)), default=0)
+
+
+def _others(folder: Path) -> tuple[str, ...]:
+    """What to say of this candidate's tries against other baselines or under other policies."""
+    tried = [path for path in folder.parent.glob("*/[0-9]*.json") if path.parent != folder]
+    if not tried:
+        return ()
+    many = f"{len(tried)} earlier tries" if len(tried) > 1 else "1 earlier try"
+    return (
+        f"{many} of this candidate against other baselines or under other policies, which spent budgets of their own",
+    )
+
+
+def _entries(folder: Path) -> list[Entry]:
+    """The tries so far. A damaged entry is an error: read as absent, it would give a candidate another try."""
+    found = []
+    for path in sorted(folder.glob("[0-9]*.json")):
+        try:
+            data = json.loads(path.read_bytes())
+            if data["digest"] != canonical.digest(data["body"]):
+                raise ValueError("it is not the file that was written")
+            entry = Entry.model_validate_json(json.dumps(data["body"]))
+            if f"{entry.number:02d}" != path.stem:
+                raise ValueError("it is not the file of its number")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{path}: damaged entry in the ledger of attempts ({error}); without it nobody knows how often this "
+                "candidate was tried"
+            ) from error
+        found.append(entry)
+    if [entry.number for entry in found] != list(range(1, len(found) + 1)):
+        raise StoreError(f"{folder}: an entry of the ledger of attempts is missing")
+    return found
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:16]

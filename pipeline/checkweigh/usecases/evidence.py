@@ -1,0 +1,86 @@
+"""What a gate has measured so far: it grows by looks, and whole looks only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from checkweigh.looks import Part, merged, parts_of, restricted
+from checkweigh.records.evalset import EvalSet
+from checkweigh.records.measurement import MeasurementSet, PairedRun
+from checkweigh.usecases.divergence import Divergences
+from checkweigh.usecases.inputs import Inputs
+
+Records = dict[str, MeasurementSet]
+ROLES = ("baseline", "candidate", "anchor")
+
+
+def _nothing() -> dict[str, Records]:
+    return {role: {} for role in ROLES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """``records``: role -> set -> what was looked at so far; ``keys``: role -> part -> key of its measurement.
+
+    ``sets`` are the sets as the look sees them. ``untimed`` says why there is no ``timing``.
+    """
+
+    sets: tuple[EvalSet, ...]
+    records: Mapping[str, Records] = field(default_factory=_nothing)
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {role: {} for role in ROLES})
+    divergences: Divergences = field(default_factory=Divergences)
+    timing: PairedRun | None = None
+    untimed: str = "timing was not measured"
+
+    def grown(
+        self, parts: tuple[Part, ...], more: Mapping[str, Records], divergences: Divergences
+    ) -> Evidence:
+        """With another look's parts and what was measured on them."""
+        records: dict[str, Records] = {}
+        keys: dict[str, dict[str, str]] = defaultdict(dict)
+        names = {part.evalset.card.name: part for part in parts}
+        for role in ROLES:
+            had, new = self.records[role], more[role]
+            whole = {n: merged([had[n], r]) if n in had else r for n, r in new.items()}
+            records[role] = {**had, **whole}
+            found = {_place(names[n]): r.key.record_digest() for n, r in new.items()}
+            keys[role] = {**self.keys[role], **found}
+        first = not any(self.records.values())
+        return replace(
+            self, sets=_together(self.sets, parts), records=records, keys=keys,
+            divergences=divergences if first else self.divergences.grown(divergences),
+        )  # fmt: skip
+
+    @property
+    def items(self) -> dict[str, int]:
+        """Set -> items an arm that were looked at."""
+        return {s.card.name: len(s.items) for s in self.sets}
+
+
+def _place(part: Part) -> str:
+    """Name of a part's measurement in a decision."""
+    name = part.evalset.card.name
+    return name if part.of == 1 else f"{name}@{part.look}"
+
+
+def _together(seen: tuple[EvalSet, ...], parts: tuple[Part, ...]) -> tuple[EvalSet, ...]:
+    """The sets as they are with these parts, in the order of the parts."""
+    known = {s.card.name: s.items for s in seen}
+    return tuple(
+        p.evalset.model_copy(update={"items": (*known.get(p.evalset.card.name, ()), *p.evalset.items)})
+        for p in parts
+        if p.evalset.items or p.evalset.card.name in known
+    )
+
+
+def whole_parts(inputs: Inputs) -> dict[str, tuple[Part, ...]]:
+    """Set -> the part of each look."""
+    policy = inputs.policy
+    return {s.card.name: parts_of(s, policy.looks, policy.seed) for s in inputs.evalsets}
+
+
+def nothing(inputs: Inputs) -> Evidence:
+    """Before the first look."""
+    return Evidence(sets=tuple(restricted(s, ()) for s in inputs.evalsets))

@@ -1,0 +1,213 @@
+"""The loop of a gate: measure a slice on every arm, look, stop when the verdict is settled, else grow.
+
+1. The slices are fixed before the first look (``looks``). An arm measures its part of every set, then the next one.
+2. A block stops the gate at once: nothing is timed any more, because nothing that timing says could change it.
+3. Timing is measured once, whole: at the first look where everything else would pass, or at the last one. After it the
+   gate stops, whatever it said: more items make no arm faster.
+4. Time that runs out in the middle of a slice leaves what the looks before it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from checkweigh.decide import Judgement, holds_back, hypotheses
+from checkweigh.looks import Part
+from checkweigh.records.decision import LookMade, Verdict
+from checkweigh.records.measurement import PairedRun, Stage
+from checkweigh.records.metrics import METRICS
+from checkweigh.sources.diff import comparable
+from checkweigh.usecases.arms import ArmRun, Progress
+from checkweigh.usecases.divergence import Divergences, measure_divergences
+from checkweigh.usecases.evidence import ROLES, Records, nothing, whole_parts
+from checkweigh.usecases.inputs import Inputs
+from checkweigh.usecases.judging import Judge
+from checkweigh.usecases.timed import conversations, wanted
+from checkweigh.usecases.timing import Prompts, time_arms
+
+BLOCKED_FIRST = "not timed: the verdict was settled without it"
+
+
+def _nobody(look: LookMade) -> None:
+    """Nobody keeps a ledger."""
+
+
+@dataclass
+class Looking:
+    """One gate on its way. ``tell`` hears of each look before anything follows from it.
+
+    ``timing``: of this very try, when it is judged again.
+    """
+
+    inputs: Inputs
+    runs: Mapping[str, ArmRun]
+    progress: Progress
+    tell: Callable[[LookMade], None] = _nobody
+    timing: PairedRun | None = None
+    made: list[LookMade] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.evidence = nothing(self.inputs)
+        self.parts = whole_parts(self.inputs)
+        self.judge: Judge | None = None
+
+    @property
+    def of(self) -> int:
+        """Looks that the policy declares."""
+        return len(self.inputs.policy.looks)
+
+    @property
+    def late(self) -> bool:
+        """Whether time ran out before everything that was asked was measured."""
+        return any(run.late for run in self.runs.values())
+
+    def run(self) -> Judgement:
+        """Look until the verdict is settled, time has run out, or the plan is at its end."""
+        for number in range(1, self.of + 1):
+            before = sum(stage.seconds for stage in self._computed())
+            if not self._grow(number):
+                return self._out_of_time(number)
+            judgement = self._judged(number)
+            blocked = judgement.verdict is Verdict.BLOCK
+            if self.late and not blocked:
+                return judgement
+            stops = not blocked and self._ready(number, judgement)
+            if stops and wanted(self.inputs.policy):
+                self._time()
+                judgement = self._judged(number)
+            self._note(number, judgement, before)
+            if blocked:
+                return self._untimed(judgement)
+            if stops:
+                return judgement
+            self.progress(f"look {number} of {self.of}: not settled; the sample grows", 0, 0)
+        raise AssertionError("the last look stops")
+
+    def _grow(self, number: int) -> bool:
+        """Measure the parts of a look; False when time ran out in a later look, whose parts are then left out."""
+        parts = tuple(of[number - 1] for of in self.parts.values())
+        found: dict[str, Records] = {role: {} for role in ROLES}
+        divergences = Divergences()
+        try:
+            self._measure(parts, found)
+            if number > 1 and self.late:
+                return False
+            divergences = self._diverge(parts, found)
+        except BaseException:
+            self.evidence = self.evidence.grown(
+                parts, found, divergences
+            )  # what the decision on a failure names
+            raise
+        self.evidence = self.evidence.grown(parts, found, divergences)
+        if self.judge is None:
+            mine = frozenset(record.key.identity for record in found["baseline"].values())
+            self.judge = Judge(self.inputs, self.runs, mine)
+        return True
+
+    def _measure(self, parts: tuple[Part, ...], found: dict[str, Records]) -> None:
+        """Every arm on its parts, one arm after the other; ``found`` is filled as far as it goes."""
+        for role, run in self.runs.items():
+            for part in parts:
+                if part.evalset.items and self._asked(role, part):
+                    record = run.measure(part)
+                    if record is not None:
+                        found[role][part.evalset.card.name] = record
+            run.close()
+
+    def _asked(self, role: str, part: Part) -> bool:
+        """Of the anchor only those sets that a check against it uses."""
+        names = {n for c in self.inputs.policy.checks if c.against == "anchor" for n in c.evalset}
+        return role != "anchor" or part.evalset.card.name in names
+
+    def _diverge(self, parts: tuple[Part, ...], found: Mapping[str, Records]) -> Divergences:
+        """The divergences that checks ask for, where the two arms can be compared so."""
+        names = {
+            name
+            for check in self.inputs.policy.checks
+            if METRICS[check.metric].estimator == "divergence"
+            for name in check.evalset
+        }
+        arms = {role: run for role, run in self.runs.items() if role != "anchor"}
+        if comparable(self.inputs.baseline.pins, self.inputs.candidate.pins)["kl"] != "yes" or not names:
+            return Divergences()
+        asked = [p for p in parts if p.evalset.card.name in names and p.evalset.items]
+        return measure_divergences(asked, arms, found)
+
+    def _judged(self, number: int) -> Judgement:
+        assert self.judge is not None
+        return self.judge.at(number, self.evidence)
+
+    def _ready(self, number: int, judgement: Judgement) -> bool:
+        """Whether the time to time has come: nothing else holds back a pass, or this is the last look."""
+        others = [r for r in judgement.results if METRICS[r.check.metric].estimator != "blocks"]
+        passing = any(r.gating and r.check.tier == "critical" for r in others) and not any(
+            map(holds_back, others)
+        )
+        return passing or number == self.of
+
+    def _time(self) -> None:
+        """Interleaved timing of both arms. Both engines start anew: what an arm measured before, or did not because it
+        was stored, shows in the memory of its process."""
+        said = conversations(self.evidence)
+        timing = self.timing
+        if timing is None and said and not self.late:
+            prompts = Prompts(conversations=said, rows=self.inputs.trace, sweep=self.inputs.sweep)
+            timing = time_arms(self.inputs.policy, self.runs, prompts, self.progress)
+        self.evidence = replace(self.evidence, timing=timing)
+
+    def _untimed(self, judgement: Judgement) -> Judgement:
+        """A block before anything was timed, saying so in the checks on timing."""
+        if not wanted(self.inputs.policy):
+            return judgement
+        self.evidence = replace(self.evidence, untimed=BLOCKED_FIRST)
+        return self._judged(self.made[-1].number)
+
+    def _out_of_time(self, number: int) -> Judgement:
+        """What the looks before say; growing further was not possible."""
+        self.evidence = replace(
+            self.evidence, untimed="max_minutes had passed before both arms could be timed"
+        )
+        judgement = self._judged(number - 1)
+        limit = (
+            f"max_minutes ({self.inputs.policy.max_minutes:g}) had passed before look {number} of {self.of}"
+        )
+        return replace(judgement, reasons=(f"{limit} was complete", *judgement.reasons))
+
+    def _note(self, number: int, judgement: Judgement, before: float) -> None:
+        look = LookMade(
+            number=number, share=self.inputs.policy.looks[number - 1], items=self.evidence.items,
+            verdict=judgement.verdict, seconds=max(0.0, sum(stage.seconds for stage in self._computed()) - before),
+        )  # fmt: skip
+        self.made.append(look)
+        self.tell(look)
+
+    def _computed(self) -> list[Stage]:
+        return [stage for run in self.runs.values() for stage in run.stages if not stage.stored]
+
+    @property
+    def hypotheses(self) -> int:
+        """K of the block test."""
+        if self.judge is not None:
+            return self.judge.hypotheses
+        return max(1, hypotheses(self.inputs.policy, self.inputs.candidate.manifest.intends))
+
+    def saved_seconds(self) -> float | None:
+        """What the looks that were not made would have cost, at the speed of those that were; None when all were.
+
+        Parts that are stored already would have cost nothing. Timing and the starts of engines are left out.
+        """
+        left = [part for of in self.parts.values() for part in of[len(self.made) :] if part.evalset.items]
+        if not self.made or len(self.made) == self.of:
+            return None
+        saved = 0.0
+        for role, run in self.runs.items():
+            for part in left:
+                record = self.evidence.records[role].get(part.evalset.card.name)
+                if record is not None and not run.store.exists(run.key(part, record.key.identity)):
+                    saved += record.stage.seconds / max(1, record.stage.items) * len(part.evalset.items)
+        for part in left:
+            record = self.evidence.divergences.records.get(part.evalset.card.name)
+            if record is not None:
+                saved += record.stage.seconds / max(1, record.stage.items) * len(part.evalset.items)
+        return saved
