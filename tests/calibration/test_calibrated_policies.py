@@ -175,18 +175,6 @@ def test_known_failure_the_shipped_pooled_score(runs: int, fails: Claim) -> None
     assert of_shipped("task-score", -1.5, runs).ship < 0.005
 
 
-def test_known_failure_a_thin_plan_stays_open(runs: int, fails: Claim) -> None:
-    """K = 30 at m/se = 3.5: an equal candidate stays open 40% of the time. ``plan`` asks for 4 and more."""
-    still_open = hits(rates(30, 3.5, 0.0, runs).inconclusive, runs)
-    fails(still_open, 0.30, 0.50, 0.10)
-
-
-def test_known_failure_a_thin_plan_blocks_too_seldom(runs: int, fails: Claim) -> None:
-    """K = 30 at m/se = 3.5: half a margin beyond is blocked 93% of the time."""
-    missed = 1 - hits(rates(30, 3.5, -1.5, runs).block, runs)
-    fails(missed, 0.03, 0.12, 0.05)
-
-
 @pytest.mark.parametrize(("checks", "ratio"), CELLS)
 def test_known_failure_half_a_margin_is_blocked_now_and_then(
     checks: int, ratio: float, runs: int, fails: Claim
