@@ -10,6 +10,9 @@ from tests.unit.usecases.test_gate_store import steady
 
 from checkweigh.records.decision import Verdict
 from checkweigh.records.policy import ADAPTIVE
+from checkweigh.sources.evalsets import find_evalset, roots
+from checkweigh.sources.pin import quiet
+from checkweigh.store import Store
 
 WIDE = {"failure_margin": 0.1}
 
@@ -191,6 +194,20 @@ def test_a_candidate_that_dies_in_a_later_look_is_unservable(looks: Desk) -> Non
     assert looks.decision.checks == ()
     suite = ET.parse(looks.out / "junit.xml").getroot()
     assert int(suite.get("failures") or 0) > 0
+
+
+def test_what_a_stopped_gate_measured_is_found_as_one(looks: Desk) -> None:
+    """Parts of one execution come together; a plan tells the noise by the items that both arms have."""
+    looks.policy(PERPLEXITY, looks=[0.25, 0.5, 1.0], **WIDE)
+    assert looks.gate() == 0
+    items = looks.decision.looks.items  # type: ignore[union-attr]
+    source = find_evalset("prose", roots(looks.folder / "gates/test.yaml"), quiet)
+    store, arm = Store(looks.home / "store"), looks.decision.baseline
+    (found,) = store.find(pins=arm.pins, evalset=source.card.digest, scorer=source.card.scorer)
+    assert found.planned == len({o.item for o in found.observations}) == items
+    paths = [part for role in ("baseline", "candidate") for part in (f"--{role}", f"{role}.yaml")]
+    assert looks.run("plan", "--policy", "gates/test.yaml", *paths) == 0, looks.stderr
+    assert "measured: baseline against candidate" in " ".join(looks.stderr.split())
 
 
 def test_the_adaptive_looks_are_those_of_the_design() -> None:
