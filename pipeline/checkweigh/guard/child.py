@@ -38,6 +38,7 @@ class Plan:
     endpoint: Endpoint
     log: Path
     check: Callable[[Endpoint, str], Awaitable[None]] = _unchecked
+    last: tuple[str, ...] = ()  # run after its end: a container outlives its client
 
 
 class Child:
@@ -57,8 +58,9 @@ class Child:
         with plan.log.open("ab") as log:
             at = log.tell()
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", keeper.__file__, str(grace_s), *plan.argv, stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, stderr=log, env=dict(plan.env), start_new_session=True,
+                sys.executable, "-I", keeper.__file__, str(grace_s), json.dumps(plan.last), *plan.argv,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, env=dict(plan.env),
+                start_new_session=True,
             )  # fmt: skip
         assert process.stdout is not None
         try:

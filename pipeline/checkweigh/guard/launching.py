@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from checkweigh.engines import container
 from checkweigh.engines.endpoint import Client, Endpoint
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import command as mock_command
@@ -47,9 +48,15 @@ def vllm_plan(spec: EngineSpec, log: Path) -> Callable[[], Plan]:
         template.parent.mkdir(parents=True, exist_ok=True)
         template.write_text(spec.chat_template, encoding="utf-8")
         port, key = free_port(), secrets.token_urlsafe(32)
+        argv, passed = command(spec, python, port, template), variables(spec.manifest, key)
+        last: list[str] = []
+        if spec.image is not None:
+            name = f"checkweigh-{secrets.token_hex(8)}"
+            argv, last = container.around(spec, argv, passed, name, template), container.ending(name)
         return Plan(
-            argv=tuple(command(spec, python, port, template)),
-            env=environment(variables(spec.manifest, key)),
+            argv=tuple(argv),
+            last=tuple(last),
+            env=environment(passed),
             endpoint=_endpoint(port, spec.manifest.name, key),
             log=log,
             check=check,
