@@ -97,9 +97,7 @@ def test_nf4_is_blocked_on_perplexity(workplace: Path, monkeypatch: pytest.Monke
         "quantization.method",
         "quantization.type",
     }
-    assert decision.timing is not None
-    assert len(decision.timing.blocks) == 8
-    assert all(memory > 2**28 for memory in decision.timing.peak_memory.values())
+    assert decision.timing is None, "what quality blocks is not timed"
     (divergence,) = decision.divergence
     assert divergence.documents == SLICES["prose"]
     assert 0.15 < divergence.typical < 0.5, "nats a token; .28 on the whole set"
@@ -118,6 +116,9 @@ def test_the_baseline_passes_against_itself_from_two_executions(
     assert all(stages["baseline", name] for name in SLICES), "the baseline was stored by the gate before"
     assert not any(stages["candidate", name] for name in SLICES)
     assert decision.candidate.replicate == 1
+    assert decision.timing is not None
+    assert len(decision.timing.blocks) == 8
+    assert all(memory > 2**28 for memory in decision.timing.peak_memory.values())
     assert decision.divergence[0].largest == 0, "the same batches give the same distributions, to the bit"
     assert not set(decision.baseline.measurements.values()) & set(decision.candidate.measurements.values())
 
