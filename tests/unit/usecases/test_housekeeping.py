@@ -71,6 +71,9 @@ def test_what_is_damaged_is_named_swept_and_measured_again(gated: Desk, how: str
     assert folder.exists()
     assert [s["path"] for s in store(gated, "gc")] == [str(folder)]
     assert not folder.exists()
+    assert gated.gate() == 0, "the verdict stands"
+    assert "no longer in the store" in " ".join(gated.decision.notes)
+    shutil.rmtree(gated.home / "attempts")
     assert gated.gate() == 0, gated.stderr
     assert len(store(gated, "ls")) == 4
 
