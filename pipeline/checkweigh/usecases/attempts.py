@@ -81,7 +81,10 @@ class Try:
 
     def _write(self, entry: Entry) -> None:
         data = entry.model_dump(mode="json")
-        write_atomic(self.path, canonical.dumps({"digest": canonical.digest(data), "body": data}).encode())
+        # In the order of the fields, so that a stored decision is written again to the byte.
+        body = {"digest": canonical.digest(data), "body": data}
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        write_atomic(self.path, text.encode())
         self.entry = entry
 
 
