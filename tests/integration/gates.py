@@ -102,6 +102,7 @@ class Bench(Desk):
         """The last decision as it stands on disk, without what time, and nothing else, may change."""
         data = json.loads((self.out / "decision.json").read_bytes())
         del data["provenance"], data["timing"], data["attempt"]["decided"], data["attempt"]["stored"]
+        del data["attempt"]["first"]
         for look in data["looks"]["made"]:
             del look["seconds"]
         for stage in data["stages"]:

@@ -198,9 +198,11 @@ def test_with_a_key_only_a_signed_pass_promotes(registry: Registry, desk: Desk) 
     _, other = keys(desk.folder, "ed25519", name="other")
     assert registry.promote("--key", str(other)) == 1
     assert "key: signed by another key" in desk.stderr
-    earlier = (desk.out / "attestation.json").read_bytes()
-    assert desk.run(*desk.arguments(champion, candidate, "--attest", str(private))) == 0
-    (desk.out / "attestation.json").write_bytes(earlier)
+    another = desk.manifest("another", {"noise_seed": 4})
+    assert desk.run(*desk.arguments(champion, another, "--attest", str(private))) == 0
+    replayed = (desk.out / "attestation.json").read_bytes()
+    assert desk.run(*desk.arguments(champion, candidate)) == 0
+    (desk.out / "attestation.json").write_bytes(replayed)
     assert registry.promote("--key", str(public)) == 1
     assert "decision: signed was" in desk.stderr
     assert registry.aliases() == {"champion": "1"}

@@ -151,6 +151,9 @@ class Attempt(Record):
         description="the same digests had been gated before: this is that verdict, nothing was measured",
     )
     decided: str = Field(description="when the verdict was reached")
+    first: Digest | None = Field(
+        default=None, description="stored: the decision as it was when it was reached"
+    )
     earlier: tuple[str, ...] = Field(default=(), description="earlier tries, in words")
 
 
@@ -187,6 +190,12 @@ class Decision(Record):
     notes: tuple[str, ...] = Field(default=(), description="what every output must say beside the verdict")
     stages: tuple[Stage, ...] = ()
     provenance: Provenance
+
+    @property
+    def reached(self) -> str:
+        """Digest of the decision when its verdict was reached: what MLflow knows the gate by."""
+        first = self.attempt.first if self.attempt else None
+        return first or self.record_digest()
 
     @property
     def exit_code(self) -> ExitCode:

@@ -73,10 +73,11 @@ class Try:
         """Enter the verdict, before anybody sees it."""
         self._write(self.entry.model_copy(update={"decision": decision}))
 
-    def label(self, *, stored: bool, decided: str) -> Attempt:
-        """What every output says of it."""
+    def label(self, decided: str, *, first: str | None = None) -> Attempt:
+        """What every output says of it. ``first``: digest of the stored decision that it repeats."""
         return Attempt(
-            number=self.entry.number, of=self.entry.of, stored=stored, decided=decided, earlier=self.earlier
+            number=self.entry.number, of=self.entry.of, stored=first is not None, decided=decided, first=first,
+            earlier=self.earlier,
         )  # fmt: skip
 
     def _write(self, entry: Entry) -> None:

@@ -145,7 +145,7 @@ def _stored(inputs: Inputs, mine: Try) -> Result:
     """The verdict that the same digests had, with what is still there of its evidence."""
     decision = mine.stored
     assert decision is not None
-    label = mine.label(stored=True, decided=decision.provenance.ended)
+    label = mine.label(decision.provenance.ended, first=decision.record_digest())
     records, lost = measured(Store(cache_root() / "store"), decision)
     notes = (*decision.notes, f"no longer in the store: {', '.join(lost)}") if lost else decision.notes
     stages = tuple(stage.model_copy(update={"stored": True}) for stage in decision.stages)
@@ -222,7 +222,7 @@ def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | 
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
         guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=evidence.timing,
         looks=None if mine is None else _looks(looking, mine), budget=_budget(looking),
-        attempt=None if mine is None else mine.label(stored=False, decided=provenance.ended),
+        attempt=None if mine is None else mine.label(provenance.ended),
         divergence=_summaries(inputs, evidence), notes=_notes(looking),
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=provenance,
     )  # fmt: skip

@@ -107,7 +107,7 @@ def promote(run: Path, policy: Path, where: Where, *, first: bool = False, key: 
     text = f"{candidate.name}: {decision.verdict.value} against {decision.baseline.name} by {decision.policy_name}"
     return _moved(
         _ask(where.target, "promote", model=where.model, alias=where.alias, first=first, tags=tags,
-             decision=decision.record_digest(), baseline=decision.baseline.pins, description=one_line(text))
+             decision=decision.reached, baseline=decision.baseline.pins, description=one_line(text))
     )  # fmt: skip
 
 
