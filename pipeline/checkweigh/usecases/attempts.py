@@ -113,7 +113,9 @@ class _Gated:
 
     @cached_property
     def data(self) -> str:
-        sets = {s.card.name: s.card.digest for s in self.inputs.evalsets}
+        sets = {
+            s.card.name: [s.card.digest, s.card.scorer.model_dump(mode="json")] for s in self.inputs.evalsets
+        }
         intends = list(self.inputs.candidate.manifest.intends)
         return canonical.digest(
             {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host.hardware(),
