@@ -125,13 +125,16 @@ def test_there_is_no_network(sandbox: Sandbox) -> None:
     heard = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)
-        threading.Thread(target=lambda: heard.append(_accepted(server)), daemon=True).start()
+        listener = threading.Thread(target=lambda: heard.append(_accepted(server)), daemon=True)
+        listener.start()
         port = server.getsockname()[1]
         run = sandbox.run(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)")
         assert not run.passed
         assert "refused" in run.output or "unreachable" in run.output
         assert heard == []
         socket.create_connection(("127.0.0.1", port)).close()  # the server would have answered
+        listener.join()
+        assert heard == [True]
 
 
 def _accepted(server: socket.socket) -> bool:
