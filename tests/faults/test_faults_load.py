@@ -102,7 +102,7 @@ def test_fault_01_overload_keeps_its_goodput_and_its_queue(seconds: float, tmp_p
 
 def test_without_the_guard_the_same_load_ruins_the_goodput() -> None:
     with in_process(SLOW) as mock:
-        replies = asyncio.run(open_loop(mock.endpoint.root, CAPACITY * 5, 2.5, lambda i: body(f"box {i}", 8)))
+        replies = asyncio.run(open_loop(mock.endpoint.root, CAPACITY * 5, 4, lambda i: body(f"box {i}", 8)))
     assert goodput(replies, SLO_S) * 5 < 0.6, "the mock queues without bound: the fault is real"
 
 
@@ -201,7 +201,10 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
             time.sleep(0.25)
         mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=0.3))
         run.until(lambda: not arm.gate.paused, 3)
-        assert [line.split(":")[0] for line in run.said[said:]] == ["saturated", "no longer saturated"]
+        words = [line.split(":")[0] for line in run.said[said:]]
+        if words[0] == "no longer saturated":  # of its start, when nothing had been scraped yet
+            del words[0]
+        assert words == ["saturated", "no longer saturated"]
         assert all(r.ok for r in load(run, 20, 0.5))
 
 
