@@ -1,11 +1,13 @@
-"""The real model, resolved and verified once; it stays in the user's cache from run to run."""
+"""What several modules share: the real model, verified once and kept in the user's cache; an MLflow server a module."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.conftest import missing
+from tests.mlflow_server import Api, Gateway, gateway, running
 
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import SourceError
@@ -33,3 +35,17 @@ def smollm2(resolved: Resolved) -> EngineSpec:
         tokenizer_dir=resolved.tokenizer_dir,
         chat_template=resolved.chat_template,
     )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A real MLflow server."""
+    with running(tmp_path_factory.mktemp("mlflow")) as api:
+        yield api
+
+
+@pytest.fixture
+def gate_way(server: Api) -> Iterator[Gateway]:
+    """A way to that server which can be cut."""
+    with gateway(server.url) as found:
+        yield found

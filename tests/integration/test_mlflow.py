@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.conftest import WriteManifest
-from tests.mlflow_server import Api, Gateway, free_port, gateway, kept, named, running
+from tests.mlflow_server import Api, Gateway, free_port, kept, named
 from tests.unit.report import sample
 from tests.unit.usecases.desk import LONGER, PERPLEXITY, SCORE, TIMING, TPOT, Desk
 
@@ -28,18 +27,6 @@ from checkweigh.sources.pin import verify
 
 PASSWORD = "hunter2/p@ss"
 SLOW = {"token_latency_s": 0.001}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with running(tmp_path_factory.mktemp("mlflow")) as api:
-        yield api
-
-
-@pytest.fixture
-def gate_way(server: Api) -> Iterator[Gateway]:
-    with gateway(server.url) as found:
-        yield found
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import WriteManifest
-from tests.mlflow_server import Api, Gateway, free_port, gateway, named, running
+from tests.mlflow_server import Api, Gateway, free_port, named
 from tests.signing import keys
 from tests.unit.usecases.desk import PERPLEXITY, Desk
 
@@ -18,18 +17,6 @@ from checkweigh.sinks.child import LIMIT
 
 MORE = {"noise_seed": 3}
 WORSE = {"bias_nats": 0.5}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with running(tmp_path_factory.mktemp("mlflow")) as api:
-        yield api
-
-
-@pytest.fixture
-def gate_way(server: Api) -> Iterator[Gateway]:
-    with gateway(server.url) as found:
-        yield found
 
 
 @pytest.fixture

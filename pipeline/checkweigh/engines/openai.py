@@ -155,8 +155,7 @@ class AttachedEngine:
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """As ``VllmEngine``: the likeliest tokens."""
-        asked = [replace(request, top_k=vllm_divergence.TOP_K) for request in batch]
-        return [vllm_divergence.write(result, folder) for result in self.score(asked)]
+        return vllm_divergence.states(self.score, batch, folder)
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path

@@ -256,8 +256,7 @@ class VllmEngine:
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Write the likeliest tokens at each position of each raw text: all that a server says of a distribution."""
-        asked = [replace(request, top_k=vllm_divergence.TOP_K) for request in batch]
-        return [vllm_divergence.write(result, folder) for result in self.score(asked)]
+        return vllm_divergence.states(self.score, batch, folder)
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path

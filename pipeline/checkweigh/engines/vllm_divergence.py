@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from checkweigh.engines.backend import states_file
-from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreResult, States
+from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, ScoreResult, States
 from checkweigh.errors import BadInput, EngineError
 from checkweigh.files import write_atomic
 from checkweigh.records.measurement import WorstToken
 from checkweigh.stats.divergence import truncated_divergence
 
+Score = Callable[[Sequence[ScoreRequest]], list[ScoreResult | ItemFailure]]
 TOP_K = 20  # vLLM's own limit unless it is raised
 WORST = 3  # tokens shown of a text
 CONTEXT = 12  # tokens before them
+
+
+def states(score: Score, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
+    """``Engine.states`` of a server that scores: its likeliest tokens at each position of each text."""
+    return [write(result, folder) for result in score([replace(request, top_k=TOP_K) for request in batch])]
 
 
 def write(result: ScoreResult | ItemFailure, folder: Path) -> States | ItemFailure:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -15,6 +16,8 @@ import psutil
 import checkweigh
 from checkweigh.records.measurement import Provenance
 
+# What the embedded engine computes with; a stored number or verdict of other versions is of something else.
+COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes")
 PACKAGES = ("torch", "transformers", "tokenizers", "bitsandbytes", "datasets", "numpy", "scipy", "pydantic")
 
 
@@ -39,19 +42,18 @@ def _processor() -> str:
 
 
 def swap_activity() -> int:
-    """Bytes that this host has moved to and from swap since it started; 0 where it does not say (no Linux)."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-        pages = sum(int(line.split()[1]) for line in lines if line.startswith(("pswpin ", "pswpout ")))
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def swapped() -> int:
     """Bytes that this host has moved to and from swap since it started."""
     found = psutil.swap_memory()
     return int(found.sin + found.sout)
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def now() -> str:
@@ -62,14 +64,8 @@ def now() -> str:
 def provenance(started: str) -> Provenance:
     """Where and when, as of now."""
     commit, dirty = _git()
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return Provenance(
-        tool=checkweigh.__version__, commit=commit, dirty=dirty, packages=packages,
+        tool=checkweigh.__version__, commit=commit, dirty=dirty, packages=versions(PACKAGES),
         hardware=hardware(), started=started, ended=now(),
     )  # fmt: skip
 

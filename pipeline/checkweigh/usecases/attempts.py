@@ -119,7 +119,7 @@ class _Gated:
         intends = list(self.inputs.candidate.manifest.intends)
         return canonical.digest(
             {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host.hardware(),
-             "protocol": PROTOCOL}
+             "protocol": PROTOCOL, "packages": host.versions(host.COMPUTING)}
         )  # fmt: skip
 
     @cached_property

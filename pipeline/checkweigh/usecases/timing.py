@@ -61,7 +61,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
             settled=lambda blocks, looks: settled(policy, blocks, looks),
             progress=lambda done, total: progress("timing, both arms", done, total),
         )
-        swapped = host.swapped()
+        swapped = host.swap_activity()
         while True:
             turn, alone = _turns(runs)
             try:
@@ -70,7 +70,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
                 runs[error.arm or "baseline"].failed(error)
                 continue
             notes = [*run.notes, *short_tails(policy), *([BY_RESTARTS] if alone else [])]
-            if moved := host.swapped() - swapped:
+            if moved := host.swap_activity() - swapped:
                 notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
             return run.model_copy(update={"notes": tuple(notes)})
 

@@ -96,6 +96,21 @@ def test_a_later_try_that_was_not_declared_is_not_made(desk: Desk) -> None:
     assert desk.gate({"bias_nats": 0.0}) == 0, "another candidate has a budget of its own"
 
 
+def test_a_verdict_of_other_libraries_does_not_come_back(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No manifest pins what the embedded engine computes with: of another version, an old pass says nothing."""
+    desk.policy(PERPLEXITY)
+    assert desk.gate() == 0, desk.stderr
+    upgraded = tmp_path / "upgraded/bitsandbytes-99.0.dist-info"
+    upgraded.mkdir(parents=True)
+    (upgraded / "METADATA").write_text("Metadata-Version: 2.1\nName: bitsandbytes\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(str(upgraded.parent))
+    assert desk.gate() == 3, desk.stderr
+    assert desk.decision.verdict is Verdict.INCONCLUSIVE
+    assert "error budget for this candidate is spent" in desk.reasons
+
+
 def test_declared_attempts_share_the_budget_and_are_labelled(desk: Desk) -> None:
     desk.policy(PERPLEXITY, attempts=2)
     assert desk.gate({"bias_nats": 0.0485}) == 3
