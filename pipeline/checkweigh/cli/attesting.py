@@ -44,7 +44,6 @@ def admit(
     """Verify at deploy time that these bytes passed that policy. Exit 0 admitted, 1 refused, 2 bad input, 4 broken."""
     import json
 
-    from checkweigh.report.safe import one_line
     from checkweigh.usecases.admission import Proof
     from checkweigh.usecases.admission import admit as run
     from checkweigh.usecases.durations import duration
@@ -57,11 +56,8 @@ def admit(
         found = run(manifest, proof, bar.update)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
-    for refusal in found.refusals:
-        say(f"refused: {one_line(str(refusal), 1000)}")
-    for note in found.notes:
-        say(f"note: {one_line(note, 1500)}")
-    say(f"{'ADMITTED' if found.admitted else 'REFUSED'}: {one_line(str(manifest))}")
+    for line in found.lines(manifest):
+        say(line)
     raise typer.Exit(found.exit_code)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from checkweigh.cli.common import app, bars, say
+
+if TYPE_CHECKING:
+    from checkweigh.usecases.admission import Proof
 
 
 @app.command()
@@ -30,6 +33,22 @@ def serve(
     host: Annotated[str, typer.Option(help="beyond loopback only with API keys")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     logs: Annotated[Path, typer.Option(metavar="DIR", help="the engines' logs")] = Path("runs/serve"),
+    require_attestation: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="F", help="serve only what this attestation.json admits; one a manifest"),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="K", envvar="CHECKWEIGH_PUBLIC_KEY", help="PEM of the public key, for that"),
+    ] = None,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="P", help="the gate's policy, for that; one, or one a manifest"),
+    ] = None,
+    max_age: Annotated[
+        list[str] | None,
+        typer.Option(metavar="D", help="such as 12h or 30d (default), for that; one, or one a manifest"),
+    ] = None,
 ) -> None:
     """Serve one manifest or two, guarded, until SIGTERM: then running requests are finished. Says where on stdout."""
     import json
@@ -40,9 +59,13 @@ def serve(
 
     if len(manifests) > 2:
         raise BadInput(f"serve: expected one manifest or two, found {len(manifests)}")
+    if not require_attestation and (policy or max_age):
+        raise BadInput("--policy and --max-age: expected --require-attestation with them, found none")
+    proofs = _proofs(len(manifests), require_attestation or [], key, policy or [], max_age or ["30d"])
     asked = Serving(
-        manifests=tuple(manifests), limits=limits, split=split, shadow=shadow, host=host, port=port, logs=logs
-    )
+        manifests=tuple(manifests), limits=limits, split=split, shadow=shadow, host=host, port=port, logs=logs,
+        proofs=proofs,
+    )  # fmt: skip
     bar = bars()
 
     def tell(url: str) -> None:
@@ -51,6 +74,32 @@ def serve(
 
     bar.__enter__()
     raise typer.Exit(run(asked, bar.update, lambda line: say(f"checkweigh: {line}"), tell))
+
+
+def _proofs(
+    wanted: int, attestations: list[Path], key: Path | None, policies: list[Path], ages: list[str]
+) -> tuple[Proof, ...]:
+    """One a manifest, in their order; none where no attestation is named. Raises BadInput."""
+    if not attestations:
+        return ()
+    from checkweigh.errors import BadInput
+    from checkweigh.usecases.admission import Proof
+    from checkweigh.usecases.durations import duration
+
+    if key is None or not policies:
+        raise BadInput("--require-attestation: expected --key and --policy with it")
+    if len(attestations) != wanted:
+        raise BadInput(f"--require-attestation: expected one a manifest, {wanted}, found {len(attestations)}")
+    for option, values in (("--policy", policies), ("--max-age", ages)):
+        if len(values) not in (1, wanted):
+            raise BadInput(f"{option}: expected one, or one a manifest, found {len(values)}")
+    return tuple(
+        Proof(
+            attestation=attestations[i], key=key, policy=policies[i % len(policies)],
+            max_age=duration("--max-age", ages[i % len(ages)]),
+        )
+        for i in range(wanted)
+    )  # fmt: skip
 
 
 @app.command("mock-engine")

@@ -17,6 +17,7 @@ from checkweigh.errors import BadInput, ExitCode, PinMismatch
 from checkweigh.records.attestation import Attested, Waiver
 from checkweigh.records.manifest import Pins
 from checkweigh.records.policy import Policy
+from checkweigh.report.safe import one_line
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import quiet, read_pinned, verify_bytes
 
@@ -56,6 +57,14 @@ class Admission:
     def exit_code(self) -> ExitCode:
         """0 admitted, 1 refused."""
         return ExitCode.PASS if self.admitted else ExitCode.BLOCK
+
+    def lines(self, manifest: Path) -> list[str]:
+        """For people: every refusal, every note, the answer."""
+        return [
+            *(f"refused: {one_line(str(refusal), 1000)}" for refusal in self.refusals),
+            *(f"note: {one_line(note, 1500)}" for note in self.notes),
+            f"{'ADMITTED' if self.admitted else 'REFUSED'}: {one_line(str(manifest))}",
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import listen
@@ -29,13 +30,16 @@ from checkweigh.sources.render import Renderer
 from checkweigh.usecases.arms import spec_of
 from checkweigh.usecases.stored import read_decision
 
+if TYPE_CHECKING:
+    from checkweigh.usecases.admission import Proof  # needs the extra `attest`, which serving alone does not
+
 Say = Callable[[str], None]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What the command line says. ``split``: shares of baseline and candidate, in percent."""
+    """What the command line says. ``split``: shares of baseline and candidate, in percent. ``proofs``: one each."""
 
     manifests: tuple[Path, ...]
     limits: Path | None
@@ -44,6 +48,7 @@ class Serving:
     host: str
     port: int
     logs: Path
+    proofs: tuple[Proof, ...] = ()
 
 
 def read_limits(path: Path | None) -> GuardPolicy:
@@ -56,12 +61,21 @@ def read_limits(path: Path | None) -> GuardPolicy:
 def serve(asked: Serving, progress: Progress, say: Say, tell: Callable[[str], None]) -> ExitCode:
     """Serve until SIGTERM or SIGINT, then drain. ``tell`` hears the address once it is listened on.
 
-    1. Read the policy and verify the manifests. 2. Hold them against the host; refuse what is unsafe.
-    3. Say what is in force. 4. Serve. PASS after a stop that was asked for; BROKEN when an engine had given up.
+    1. Read the policy; where proofs are required, admit by them: BLOCK, with every reason said, before anything starts.
+    2. Verify the manifests. 3. Hold them against the host; refuse what is unsafe.
+    4. Say what is in force. 5. Serve. PASS after a stop that was asked for; BROKEN when an engine had given up.
     """
     share = _share(asked)
     policy = read_limits(asked.limits)
+    admitted = _admitted(asked, progress, say)
+    if admitted is None:
+        return ExitCode.BLOCK
     resolved = [verify(path, progress) for path in asked.manifests]
+    for one, pins in zip(resolved, admitted, strict=False):
+        if one.pins.record_digest() != pins:
+            raise BadInput(
+                f"{one.path}: expected the pins that were admitted, found others: it changed meanwhile"
+            )
     setup = _setup(asked, policy, resolved, share)
     keyless = not policy.surface.keys
     if asked.host not in LOOPBACK and keyless:
@@ -81,6 +95,19 @@ def serve(asked: Serving, progress: Progress, say: Say, tell: Callable[[str], No
         if arm.supervisor is not None and arm.supervisor.gave_up
     ]  # fmt: skip
     return ExitCode.BROKEN if gave_up else ExitCode.PASS
+
+
+def _admitted(asked: Serving, progress: Progress, say: Say) -> list[str] | None:
+    """The digests of the pins admitted, none where no proof is required. None: something was refused."""
+    if not asked.proofs:
+        return []
+    from checkweigh.usecases.admission import admit
+
+    found = [admit(path, proof, progress) for path, proof in zip(asked.manifests, asked.proofs, strict=True)]
+    for path, one in zip(asked.manifests, found, strict=True):
+        for line in one.lines(path):
+            say(line)
+    return [one.pins.record_digest() for one in found] if all(one.admitted for one in found) else None
 
 
 async def _run(guard: Guard, asked: Serving, model: str, tell: Callable[[str], None]) -> None:
