@@ -179,8 +179,9 @@ def report(
     from checkweigh.usecases.stored import read_decision
 
     decision = read_decision(run)
-    show(decision, run if run.is_dir() else run.parent, as_json)
-    if waived := waiver_said(run, decision):
+    waived = waiver_said(run, decision)
+    show(decision, run if run.is_dir() else run.parent, as_json, waived)
+    if waived:
         say(one_line(waived, 2500))
     raise typer.Exit(decision.exit_code)
 
@@ -197,11 +198,15 @@ def schema(
     print(json.dumps(json_schema(kind), indent=2))
 
 
-def show(decision: Decision, out: Path, as_json: bool) -> None:
+def show(decision: Decision, out: Path, as_json: bool, waived: str | None = None) -> None:
+    """A decision; what is said of a waiver is a key that no decision has, so that nobody reads one without it."""
+    import json
+
     from checkweigh.report.terminal import print_decision
 
     if as_json:
-        print(decision.model_dump_json(indent=2))
+        told = decision.model_dump(mode="json") | ({"waived": waived} if waived else {})
+        print(json.dumps(told, indent=2))
     print_decision(decision, console())
     if (out / "report.html").is_file():
         say(f"report: {out / 'report.html'}")

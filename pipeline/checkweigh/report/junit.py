@@ -11,6 +11,7 @@ no estimate, supporting                   ``<error type="inconclusive">``: it ho
 inconclusive, supporting, with estimate   ``<skipped>``: such a check can block but is not needed for a pass
 advisory or declared, whatever it says    passes, and system-out says that it gates nothing
 the testcase ``verdict``                  passes for PASS only; failure for BLOCK, else error
+waived later (``waived.suite``)           stays what it is; a property of the suite, and system-out
 ========================================  =====================================================
 """
 
@@ -39,6 +40,11 @@ def junit(decision: Decision) -> str:
         suite.set(key, str(value))
     root = ET.Element("testsuites", {key: str(value) for key, value in counts.items()})
     root.append(suite)
+    return document(root)
+
+
+def document(root: ET.Element) -> str:
+    """The file of a tree."""
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from checkweigh.errors import ExitCode
+from checkweigh.report.junit import document
 from checkweigh.report.markdown import fenced, plain, titled
 from checkweigh.report.safe import one_line, visible
 
@@ -37,7 +38,10 @@ _WORST = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one changed document, or of the question what changed; ``reports`` is a gate's directory."""
+    """What came of one changed document, or of the question what changed.
+
+    ``reports`` is a gate's directory; ``waived`` what a waiver of its verdict says.
+    """
 
     path: str
     status: str
@@ -48,6 +52,7 @@ class Outcome:
     text: str
     detail: str = ""
     reports: str | None = None
+    waived: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +143,8 @@ def _row(outcome: Outcome) -> str:
     sign, word = _WORD[outcome.exit_code]
     need = outcome.need if outcome.baseline is None else f"{outcome.need} against {outcome.baseline}"
     cells = [plain(outcome.path, 100), plain(outcome.status), plain(need, 150)]
-    return f"| {' | '.join(cells)} | {sign} {word}: {plain(outcome.text, 200)} |"
+    waived = f" **{plain(outcome.waived, 300)}**" if outcome.waived else ""
+    return f"| {' | '.join(cells)} | {sign} {word}: {plain(outcome.text, 200)}{waived} |"
 
 
 def _without_marker(summary: str) -> str:
@@ -159,10 +165,11 @@ def junit(run: Run) -> str:
         else:
             tag = "failure" if outcome.exit_code is ExitCode.BLOCK else "error"
             ET.SubElement(case, tag, type=word, message=one_line(outcome.text)).text = body
+            if outcome.waived:
+                ET.SubElement(case, "system-out").text = one_line(outcome.waived, 2500)
     suite.set("tests", str(len(suite)))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
     suite.set("errors", str(len(suite.findall("testcase/error"))))
     root = ET.Element("testsuites")
     root.append(suite)
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    return document(root)

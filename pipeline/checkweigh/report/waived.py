@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 from checkweigh.errors import BadInput
 from checkweigh.files import write_atomic
+from checkweigh.report.junit import document
 from checkweigh.report.markdown import plain
 from checkweigh.report.safe import one_line
 
@@ -17,13 +19,13 @@ _OPEN, _CLOSE = "<!-- waiver -->", "<!-- /waiver -->"
 
 
 def write_waived(out: Path, sentence: str) -> None:
-    """Put the sentence below the verdict of report.html and summary.md. BadInput when one of them is not a report."""
+    """Put the sentence into report.html, summary.md and junit.xml. BadInput when one of them is not a report."""
     texts = {}
-    for name, change in (("report.html", page), ("summary.md", comment)):
+    for name, change in (("report.html", page), ("summary.md", comment), ("junit.xml", suite)):
         path = out / name
         try:
             texts[path] = change(path.read_text(encoding="utf-8"), sentence)
-        except (OSError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, ValueError, ET.ParseError) as error:
             why = getattr(error, "strerror", None) or error
             raise BadInput(
                 f"{path}: expected the report of a finished gate, which must show it ({why})"
@@ -49,6 +51,27 @@ def comment(text: str, sentence: str) -> str:
     if rest.lstrip("\n").startswith(_OPEN):
         rest = _without(rest)
     return f"{head}{line}\n\n{note}\n{rest.lstrip()}"
+
+
+def suite(text: str, sentence: str) -> str:
+    """The JUnit file with the waiver as a property, and beside every case that it lets ship; none of them passes."""
+    root = ET.fromstring(text)
+    found = root.find("testsuite")
+    if found is None:
+        raise ValueError("it has no test suite")
+    said = one_line(sentence, _LONGEST)
+    for old in found.findall("properties"):
+        found.remove(old)
+    properties = ET.Element("properties")
+    ET.SubElement(properties, "property", name="waived", value=said)
+    found.insert(0, properties)
+    for case in found.findall("testcase"):
+        if case.find("failure") is None and case.find("error") is None:
+            continue
+        for old in case.findall("system-out"):
+            case.remove(old)
+        ET.SubElement(case, "system-out").text = said
+    return document(root)
 
 
 def _split(text: str) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.document import parse_json
 from checkweigh.report.waived import write_waived
 from checkweigh.sources.pin import Resolved, read_pinned
+from checkweigh.usecases.ci import show_waived
 from checkweigh.usecases.stored import read_decision
 
 ATTESTATION = "attestation.json"
@@ -105,6 +106,7 @@ def waive(run: Path, manifest: Path, reason: str, owner: str, lasts: timedelta, 
     )  # fmt: skip
     sealed = seal(of_waiver(made, lock.pins), key)
     write_waived(out, made.sentence())
+    show_waived(out, made.sentence())
     write_atomic(out / WAIVER, sealed)
     return made
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import checkweigh
@@ -103,6 +103,27 @@ def pin_all(manifests: Sequence[Path], say: Say, progress: Progress) -> ExitCode
             say(f"{file}: written anew; add it to the commit")
             code = ExitCode.BLOCK
     return code
+
+
+def show_waived(reports: Path, sentence: str) -> None:
+    """Say a waiver in the results of the run of CI that a gate's directory belongs to. BadInput if it cannot."""
+    out = reports.resolve().parent.parent
+    name = f"{reports.resolve().parent.name}/{reports.resolve().name}"
+    try:
+        value = json.loads((out / RESULTS).read_bytes())
+        known = [outcome["reports"] for outcome in value["outcomes"]]
+        if name not in known:
+            return
+        outcomes = [Outcome(**o | {"exit_code": ExitCode(o["exit_code"])}) for o in value["outcomes"]]
+        kept = {key: value[key] for key in ("key", "base", "merge_base", "head", "policy", "link")}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{out / RESULTS}: expected the results of `ci gate`, which must show it ({error})"
+        ) from None
+    told = tuple(replace(o, waived=sentence) if o.reports == name else o for o in outcomes)
+    _write(Run(**kept, outcomes=told), out)
 
 
 def link() -> str | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import junitparser
 import pytest
+from junitparser import Error, Failure
 from tests.signing import keys
 from tests.unit.attest.conftest import Door
 
@@ -15,10 +18,12 @@ from checkweigh.attest.envelope import seal
 from checkweigh.attest.keys import private_key
 from checkweigh.attest.statement import of_waiver
 from checkweigh.cli import main
-from checkweigh.errors import BadInput
+from checkweigh.errors import BadInput, ExitCode
 from checkweigh.records.attestation import Waiver
 from checkweigh.records.decision import Decision, Verdict
+from checkweigh.report.pull_request import Outcome, Run
 from checkweigh.sources.pin import verify
+from checkweigh.usecases import ci
 from checkweigh.usecases.attesting import waive
 
 DAY = timedelta(days=1)
@@ -77,6 +82,93 @@ def test_reports_show_it_once_and_harmlessly(door: Door) -> None:
     left = [line for line in comment.splitlines() if line and "aive" not in line and "WAIVED" not in line]
     assert left == [line for line in before[1].splitlines() if line], "nothing else changed"
     assert len(page) - len(before[0]) < 600
+
+
+def junit_cases(path: Path) -> dict[str, junitparser.TestCase]:
+    (suite,) = junitparser.JUnitXml.fromfile(str(path))
+    return {case.name: case for case in suite}
+
+
+@pytest.mark.usefixtures("blocked")
+def test_junit_shows_it_beside_what_it_lets_ship_and_nothing_passes_by_it(door: Door) -> None:
+    path = door.out / "junit.xml"
+    before = junit_cases(path)
+    bad = {name for name, case in before.items() if any(isinstance(r, Failure | Error) for r in case.result)}
+    assert {"verdict", "log-perplexity"} <= bad
+    written(door, owner="Bob")
+    written(door)
+    (suite,) = junitparser.JUnitXml.fromfile(str(path))
+    (told,) = suite.properties()
+    assert told.name == "waived"
+    assert told.value.startswith("WAIVED by Ann until")
+    after = junit_cases(path)
+    assert {name for name, case in after.items() if "WAIVED by Ann" in (case.system_out or "")} == bad
+    assert [(n, c.result, c.is_passed) for n, c in after.items()] == [
+        (n, c.result, c.is_passed) for n, c in before.items()
+    ]
+    assert "Bob" not in path.read_text()
+    assert "<script>alert" not in path.read_text()
+
+
+@pytest.mark.usefixtures("blocked")
+def test_json_says_it_where_the_decision_alone_cannot(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    record = (door.out / "decision.json").read_bytes()
+    assert main(["report", str(door.out), "--json"]) == 1
+    assert "waived" not in json.loads(capsys.readouterr().out)
+    written(door)
+    assert main(["report", str(door.out), "--json"]) == 1
+    value = json.loads(capsys.readouterr().out)
+    assert value.pop("waived").startswith("WAIVED by Ann until")
+    assert value == json.loads(record)
+    assert (door.out / "decision.json").read_bytes() == record, "what was signed stays"
+
+
+def ci_run(door: Door) -> Path:
+    """Results of `ci gate`, of which the door's gate is one of two."""
+    reports = door.folder / "ci" / "gates" / "00-candidate.yaml"
+    reports.parent.mkdir(parents=True)
+    door.out.rename(reports)
+    door.out = reports
+    common = {"status": "modified", "need": "gate", "because": "weights", "baseline": "candidate.yaml"}
+    outcomes = tuple(
+        Outcome(path=path, exit_code=ExitCode.BLOCK, text="worse", reports=f"gates/{reports}", **common)
+        for path, reports in (("candidate.yaml", "00-candidate.yaml"), ("other.yaml", "01-other"))
+    )
+    run = Run(key="checkweigh", base="main", merge_base=None, head=None, policy="p", outcomes=outcomes)
+    ci._write(run, door.folder / "ci")
+    return door.folder / "ci"
+
+
+@pytest.mark.usefixtures("blocked")
+def test_the_results_of_ci_show_it_which_are_the_job_summary_and_the_comment(door: Door) -> None:
+    out = ci_run(door)
+    assert not any("WAIVED" in (out / name).read_text() for name in ("comment.md", "junit.xml", "ci.json"))
+    written(door, owner="Bob")
+    written(door)
+    body = (out / "comment.md").read_text()
+    assert body.startswith("<!-- checkweigh-ci:checkweigh -->\n## ⛔ checkweigh: block")
+    (row,) = [line for line in body.splitlines() if line.startswith("| candidate")]
+    assert "WAIVED by Ann until" in row
+    assert body.count("WAIVED by Ann") == 2, "in the row and in the gate's own summary"
+    assert "**bold**" not in body
+    assert "@octocat" not in body
+    cases = junit_cases(out / "junit.xml")
+    assert "WAIVED by Ann" in (cases["candidate.yaml: gate"].system_out or "")
+    assert "WAIVED" not in (cases["other.yaml: gate"].system_out or "")
+    assert not any(case.is_passed for case in cases.values())
+    value = json.loads((out / "ci.json").read_text())
+    assert value["exit_code"] == 1
+    assert [o["waived"][:13] for o in value["outcomes"]] == ["WAIVED by Ann", ""]
+    assert "Bob" not in body + (out / "ci.json").read_text() + (out / "junit.xml").read_text()
+
+
+@pytest.mark.usefixtures("blocked")
+def test_nothing_is_waived_where_the_results_of_ci_would_not_show_it(door: Door) -> None:
+    out = ci_run(door)
+    (out / "ci.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"ci\.json"):
+        written(door)
+    assert not (door.out / "waiver.json").exists()
 
 
 def forged(**changes: Any) -> Callable[[Door], set[str]]:
@@ -181,9 +273,10 @@ def test_a_waiver_needs_a_reason_an_owner_and_an_end(door: Door, changes: dict[s
 
 
 @pytest.mark.usefixtures("blocked")
-def test_nothing_is_waived_where_a_report_would_not_show_it(door: Door) -> None:
-    (door.out / "summary.md").unlink()
-    with pytest.raises(BadInput, match=r"summary\.md"):
+@pytest.mark.parametrize("name", ["summary.md", "junit.xml"])
+def test_nothing_is_waived_where_a_report_would_not_show_it(door: Door, name: str) -> None:
+    (door.out / name).write_text("cut sho")
+    with pytest.raises(BadInput, match=name):
         written(door)
     assert not (door.out / "waiver.json").exists()
     assert "WAIVED" not in (door.out / "report.html").read_text()
