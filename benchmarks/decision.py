@@ -5,9 +5,10 @@
 Paired samples are in memory; estimation, Holm and the verdict run through the gate's own code. Each kind of estimator
 is timed apart as well. With ``--peers`` MLflow's paired comparison, statgate's gate and NeMo Evaluator's compare get
 the same values in the same run on the same core, in an environment of their own, which is made like this (MLflow's
-comparison is of 3.18; NeMo Evaluator 0.3 asks for a newer Python than it needs here):
+comparison is of 3.18; NeMo Evaluator 0.3 asks for a newer Python than it needs here; llm-evalgate, which knows only
+pass and fail, is for ``zoo/peers.py``):
 
-    python -m venv PEERS && PEERS/bin/pip install statgate mlflow
+    python -m venv PEERS && PEERS/bin/pip install statgate==0.1.1 llm-evalgate==0.6.0 mlflow
     PEERS/bin/pip install --no-deps mlflow==3.18.0
     PEERS/bin/pip install --ignore-requires-python nemo-evaluator==0.3.0
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from decision_peers import QUIET
 
 from checkweigh.compare import compare
 from checkweigh.decide import decide
@@ -38,7 +40,6 @@ from checkweigh.stats.bootstrap import cluster_bootstrap
 
 KINDS = {"score": 16, "accuracy": 8, "log_perplexity": 8, "log_length": 8}  # metric -> checks
 LIMIT_S = 2.0
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
 PEERS_CANNOT = {
     "mlflow": "no margin, no clusters, no correction over metrics, no verdict; ratios of sums only as means of "
     "documents. Timed are the statistics of each metric, not reading traces",

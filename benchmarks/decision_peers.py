@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
+# The environment of a peer's process: it reports to nobody, and computes on one core.
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
 MARGIN = 0.02
+SEED = 42  # as in statgate's documentation, which asks for one in CI
 Answer = Callable[[np.ndarray, np.ndarray], Callable[[], Any]]
 
 
@@ -28,7 +31,10 @@ def mlflow_pair(baseline: np.ndarray, candidate: np.ndarray) -> Callable[[], Any
 
     def run() -> Any:
         found = _compare_paired_values("metric", baseline, candidate, value_type="numeric")
-        return {"method": found.method, "p": found.p_value, "low": found.ci_low, "high": found.ci_high}
+        return {
+            "status": found.status, "method": found.method, "p": found.p_value, "difference": found.diff,
+            "low": found.ci_low, "high": found.ci_high,
+        }  # fmt: skip
 
     return run
 
@@ -41,10 +47,18 @@ def statgate_pair(baseline: np.ndarray, candidate: np.ndarray) -> Callable[[], A
         [EvalRecord(case_id=f"i{i}", score=float(v)) for i, v in enumerate(values)]
         for values in (baseline, candidate)
     ]
-    return lambda: str(evaluate_gate(*arms, GateSettings(metric="score", margin=MARGIN)).verdict)
+
+    def run() -> Any:
+        found = evaluate_gate(*arms, GateSettings(metric="score", margin=MARGIN, seed=SEED))
+        return {
+            "verdict": str(found.verdict), "p": found.p_value, "difference": found.mean_diff,
+            "low": found.interval.low, "high": found.interval.high,
+        }  # fmt: skip
+
+    return run
 
 
-def nemo_pair(baseline: np.ndarray, candidate: np.ndarray) -> Callable[[], Any]:
+def nemo_pair(baseline: np.ndarray, candidate: np.ndarray, **settings: float) -> Callable[[], Any]:
     """NeMo Evaluator's ``compare_results``: McNemar for 0 and 1, else a permutation test of the mean."""
     from nemo_evaluator.engine.comparison import compare_results
 
@@ -54,8 +68,12 @@ def nemo_pair(baseline: np.ndarray, candidate: np.ndarray) -> Callable[[], Any]:
     ]
 
     def run() -> Any:
-        found = compare_results(*arms)
-        return {"test": found["test_used"], "verdict": found["verdict"]}
+        found = compare_results(*arms, **settings)
+        test = {"mcnemar": "mcnemar", "permutation": "permutation_test"}[found["test_used"]]
+        return {
+            "test": found["test_used"], "p": found[test]["p_value"], "verdict": found["verdict"],
+            "reasons": found["verdict_reasons"],
+        }  # fmt: skip
 
     return run
 
