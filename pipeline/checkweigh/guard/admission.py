@@ -75,6 +75,8 @@ class Gate:
             self._shed(entry, 503, "its deadline has passed", now)
         elif not self.paused and not len(self.queues) and self._fits(entry, aged=False):
             self._enter(entry)
+        elif not entry.waits:
+            self._shed(entry, 429, "there is no room", now)
         elif self.queues.full(entry.tier):
             self._shed(entry, 429, f"the {entry.tier} queue is full", now)
         elif not self.queues.full():

@@ -12,7 +12,7 @@ import aiohttp
 from checkweigh.engines.endpoint import Endpoint
 from checkweigh.guard import scrape
 from checkweigh.guard.admission import Gate
-from checkweigh.guard.breaker import Breaker, Permit, State
+from checkweigh.guard.breaker import Breaker, Permit
 from checkweigh.guard.child import Plan
 from checkweigh.guard.policy import GuardPolicy
 from checkweigh.guard.pressure import Memory, Saturation
@@ -93,7 +93,7 @@ class Arm:
     def ready(self) -> bool:
         """Whether a request sent now has a chance."""
         up = self.supervisor is None or self.supervisor.phase is Phase.READY
-        return up and not self.draining and not self.breaker.held and self.breaker.state is not State.OPEN
+        return up and not self.draining and not self.breaker.shut(time.monotonic())
 
     def why_not(self) -> str:
         """Why it is not ready; empty when it is."""

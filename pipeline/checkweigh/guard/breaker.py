@@ -89,8 +89,11 @@ class Breaker:
 
     def refuses(self, now: float) -> bool:
         """Whether ``allow`` would give nothing; changes nothing."""
-        early = self.state is State.OPEN and now < self._reopen
-        return bool(self._holds) or early or self._probing is not None
+        return self.shut(now) or self._probing is not None
+
+    def shut(self, now: float) -> bool:
+        """Held, or open and too early for a probe. Beyond that a request is needed: nothing else can be the probe."""
+        return bool(self._holds) or (self.state is State.OPEN and now < self._reopen)
 
     def hold(self, by: str, why: str) -> None:
         """Keep open whatever happens, until ``by`` releases it (memory is critical, the process is down)."""

@@ -38,6 +38,7 @@ class Visit:
     arrived: float = field(default_factory=time.monotonic)
     at: float = field(default_factory=time.time)
     route: Route = field(default_factory=lambda: Route("baseline", "baseline"))
+    copy: bool = False  # a shadow: nobody sees its answer
     degraded: str = ""
     max_tokens: int = 0
     queue_s: float = 0.0
@@ -84,26 +85,28 @@ class Desk:
         """Answer; raises Refusal for what is refused before an answer has begun."""
         visit.route = self.router.route(visit.session)
         arm = self.arms[visit.route.served]
-        if visit.route.shadow:
-            self._copy(visit)
         try:
             await self._at(arm, visit, _Client(visit, send))
         except asyncio.CancelledError:
             visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client left"
             raise
-        except Refusal as refusal:
-            visit.status, visit.reason = refusal.status, refusal.message
-            raise
         finally:
             self._account(arm, visit)
 
     async def close(self) -> None:
-        """End what nobody waits for."""
+        """End what nobody waits for: the shadows."""
         for task in self._shadows:
             task.cancel()
         await asyncio.gather(*self._shadows, return_exceptions=True)
 
     async def _at(self, arm: Arm, visit: Visit, client: _Client) -> None:
+        try:
+            await self._guarded(arm, visit, client)
+        except Refusal as refusal:
+            visit.status, visit.reason = refusal.status, refusal.message
+            raise
+
+    async def _guarded(self, arm: Arm, visit: Visit, client: _Client) -> None:
         now = time.monotonic()
         if self.draining or arm.breaker.refuses(now):
             visit.outcome = "shed"
@@ -117,6 +120,8 @@ class Desk:
                 visit.outcome = "shed"
                 raise Refusal(503, "The engine is not available.", code="unavailable",
                               retry_after=arm.breaker.retry_after(time.monotonic()))  # fmt: skip
+            if visit.route.shadow:
+                self._copy(visit)
             try:
                 await self._ask(arm, visit, entry, client)
             except UpstreamError as error:
@@ -149,11 +154,13 @@ class Desk:
         wait = wait if visit.deadline_s is None else min(wait, visit.deadline_s)
         expected = arm.gate.outputs.expected(visit.max_tokens)
         started = time.monotonic()
-        self.metrics.own_s.observe(started - visit.arrived)
+        if not visit.copy:
+            self.metrics.own_s.observe(started - visit.arrived)
         entry, shed = await arm.admit(
             lambda settle: Entry(
                 tier=visit.tier, cost=asked.prompt_tokens + expected, scoring=asked.scoring, asked=started,
                 deadline=visit.arrived + wait, settle=settle, expected=expected,
+                waits=not visit.copy,
             )
         )  # fmt: skip
         visit.queue_s = time.monotonic() - started
@@ -220,19 +227,24 @@ class Desk:
         return _Begun(refusal) if client.begun else refusal
 
     def _copy(self, visit: Visit) -> None:
-        """Send the same to the candidate, whose answer nobody sees; dropped where it would have to wait."""
+        """Send the same to the candidate, whose answer nobody sees. It never waits, and is the first to be shed."""
         arm = self.arms["candidate"]
-        if self.draining or not arm.ready or arm.gate.paused or len(arm.gate.queues):
-            return
         copy = Visit(
             id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=None,
-            route=Route("candidate", "candidate", shadow=True),
+            route=Route("candidate", "candidate"), copy=True,
         )  # fmt: skip
+        if why := self._short():
+            copy.outcome, copy.status, copy.reason = "shed", 503, why
+            self._account(arm, copy)
+            return
 
         async def run() -> None:
             try:
                 with suppress(Refusal):
                     await self._at(arm, copy, _Client(copy, _nobody))
+            except asyncio.CancelledError:
+                copy.outcome, copy.status, copy.reason = "shed", 503, "the guard is stopping"
+                raise
             finally:
                 self._account(arm, copy)
 
@@ -240,12 +252,22 @@ class Desk:
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
+    def _short(self) -> str:
+        """Why no copy is sent: both engines stand on one host, so that either being short is reason enough."""
+        for name, arm in self.arms.items():
+            if why := arm.why_not():
+                return f"{name}: {why}"
+            if arm.gate.paused or arm.degraded or len(arm.gate.queues):
+                return f"{name}: it is full"
+        return ""
+
     def _account(self, arm: Arm, visit: Visit) -> None:
         metrics, total = self.metrics, time.monotonic() - visit.arrived
-        metrics.requests.labels(arm.name, visit.tier, visit.outcome).inc()
-        if visit.outcome == "shed":
-            metrics.sheds.labels(visit.tier, str(visit.status)).inc()
-        metrics.queue_s.labels(visit.tier).observe(visit.queue_s)
+        metrics.requests.labels(arm.name, "shadow" if visit.copy else visit.tier, visit.outcome).inc()
+        if not visit.copy:
+            if visit.outcome == "shed":
+                metrics.sheds.labels(visit.tier, str(visit.status)).inc()
+            metrics.queue_s.labels(visit.tier).observe(visit.queue_s)
         if visit.ttft_s is not None:
             metrics.first_s.labels(arm.name).observe(visit.ttft_s)
             metrics.total_s.labels(arm.name).observe(total)
@@ -258,7 +280,7 @@ class Desk:
         self.log.add(
             Request(
                 at=visit.at, id=visit.id, session=hashed(visit.session), tier=visit.tier,
-                assigned=visit.route.assigned, served=visit.route.served, shadow=visit.route.shadow,
+                assigned=visit.route.assigned, served=visit.route.served, shadow=visit.copy,
                 stream=visit.asked.stream, outcome=visit.outcome, status=visit.status, reason=visit.reason,
                 degraded=visit.degraded, queue_s=visit.queue_s, ttft_s=visit.ttft_s, tpot_s=visit.tpot_s,
                 total_s=total, prompt_tokens=visit.asked.prompt_tokens, output_tokens=visit.tokens,

@@ -112,7 +112,8 @@ class Guard:
         self.draining.set()
 
     async def _drained(self) -> None:
-        """Wait for what is inside, at most the policy's time."""
+        """Wait for what is inside, at most the policy's time; not for shadows."""
+        await self.desk.close()
         end = time.monotonic() + self._setup.policy.supervision.drain_s
         while (
             any(arm.gate.inside or len(arm.gate.queues) for arm in self.arms.values())

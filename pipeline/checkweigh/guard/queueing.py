@@ -29,6 +29,7 @@ class Entry:
     asked: float
     deadline: float  # of the wait
     settle: Callable[[Shed | None], None] = field(repr=False)  # None: let in
+    waits: bool = True  # False: let in at once or shed
     inside: bool = False
     produced: int = 0
     expected: int = 0  # tokens of the reply that the cost contains

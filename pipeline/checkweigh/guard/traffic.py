@@ -28,7 +28,7 @@ class Request(Record):
     tier: TierName
     assigned: Arm
     served: Arm
-    shadow: bool
+    shadow: bool  # a copy whose answer nobody sees, beside the client's own line of the same id
     stream: bool
     outcome: Outcome
     status: int
