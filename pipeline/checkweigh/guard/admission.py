@@ -129,8 +129,11 @@ class Gate:
             self.turn(now)
 
     def share(self) -> float:
-        """The larger of tokens and requests inside, as a share of what may be."""
-        return max(self.tokens / self.budget, self.inside / self.slots)
+        """The larger of tokens and requests inside, as a share of what may be; 1 when somebody waits.
+
+        Reserves of other tiers keep one tier's load from ever filling everything: its queue tells.
+        """
+        return 1.0 if len(self.queues) else max(self.tokens / self.budget, self.inside / self.slots)
 
     def _enter(self, entry: Entry) -> None:
         entry.inside = True

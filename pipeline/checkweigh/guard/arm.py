@@ -184,7 +184,8 @@ class Arm:
             self.gate.turn(now)
             limits, share = self.policy.degradation, self.gate.share()
             if limits.max_tokens is not None:
-                self.degraded = full or share >= (limits.leave if self.degraded else limits.enter)
+                known = self.saturation.last is not None  # before the first look there is no pressure to see
+                self.degraded = (full and known) or share >= (limits.leave if self.degraded else limits.enter)
 
     async def _scrape(self) -> None:
         limits = self.policy.saturation

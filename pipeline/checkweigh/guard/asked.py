@@ -60,6 +60,8 @@ class Asked:
     def upstream(self, model: str, max_tokens: int) -> bytes:
         """The body for the engine: the model's name there, an explicit length, and usage at a stream's end."""
         body = self.body | {"model": model, "max_tokens": max_tokens}
+        if max_tokens < self.max_tokens and "min_tokens" in body:
+            body["min_tokens"] = min(body["min_tokens"], max_tokens)
         body.pop("max_completion_tokens", None)
         body.pop("store", None)
         body.pop("metadata", None)

@@ -271,7 +271,7 @@ class Desk:
         if visit.ttft_s is not None:
             metrics.first_s.labels(arm.name).observe(visit.ttft_s)
             metrics.total_s.labels(arm.name).observe(total)
-        if visit.degraded:
+        if visit.degraded and visit.first is not None:
             metrics.degraded.labels(arm.name).inc()
         self._heard(visit)
         if not self.log.wanted:

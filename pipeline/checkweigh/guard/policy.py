@@ -188,7 +188,7 @@ class Degradation(Record):
 
     max_tokens: int | None = Field(default=None, ge=1, description="replies are cut to this")
     tiers: tuple[Tier, ...] = ("standard", "bulk")
-    enter: Share = Field(default=0.8, description="share of the budget in use at which it begins")
+    enter: Share = Field(default=0.8, description="share of the budget in use at which it begins, or a queue")
     leave: Share = Field(default=0.6, description="share below which it ends")
 
     @model_validator(mode="after")
