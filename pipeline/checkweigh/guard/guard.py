@@ -76,6 +76,7 @@ class Guard:
         self._hooks: set[asyncio.Task[None]] = set()
         self._read_host = setup.read_host or Host().read
         self._tasks: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Future[None] | None = None
         self.draining = asyncio.Event()
 
     def _arm(self, name: ArmName, source: Source) -> Arm:
@@ -129,7 +130,9 @@ class Guard:
         for task in (*self._tasks, *self._hooks):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._hooks, return_exceptions=True)
-        self.log.flush()
+        if self._writing is not None:
+            await self._writing
+        self.log.write(self.log.take())
 
     async def _watch_host(self) -> None:
         swapping = False
@@ -146,8 +149,17 @@ class Guard:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(0.2)
-            self.log.flush()
-            self.metrics.lost_lines.set(self.log.lost)
+            if not (lines := self.log.take()):
+                continue
+            before = self.log.error
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self.log.write, lines))
+            await asyncio.shield(
+                self._writing
+            )  # a disk that hangs holds back no request, a stop loses no line
+            if (error := self.log.error) and not before:
+                self._say(f"the traffic log cannot be written ({error}): lines are lost until it can")
+            elif before and not error:
+                self._say(f"the traffic log is written again; {self.log.lost} lines were lost so far")
 
     def _heard(self, visit: Visit) -> None:
         """Every finished visit: the alarms."""
@@ -192,6 +204,7 @@ class Guard:
     def _gauges(self) -> None:
         metrics, now = self.metrics, time.monotonic()
         metrics.weight.set(self.router.weight)
+        metrics.lost_lines.set(self.log.lost)
         metrics.alarm.set(bool(self.router.killed))
         metrics.deviation.set(self.beyond is not None and bool(self.beyond.deviating))
         for name, arm in self.arms.items():

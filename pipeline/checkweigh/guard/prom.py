@@ -24,7 +24,7 @@ class Metrics:
             "checkweigh_degraded", "answers that were cut shorter", ("arm",), registry=own
         )
         self.lost_lines = Gauge(
-            "checkweigh_traffic_lines_lost", "log lines that could not be written", registry=own
+            "checkweigh_traffic_lines_lost", "log lines that could not be written, ever", registry=own
         )
         self.queue_s = Histogram(
             "checkweigh_queue_seconds", "wait before the engine", ("tier",), buckets=_SECONDS, registry=own

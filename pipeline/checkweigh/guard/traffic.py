@@ -2,12 +2,18 @@
 
 A line is written for every request that named a served path, sheds included: an analysis by assigned arm must see
 them. Lines wait in memory for a moment; what cannot be written is counted, and the next line says how many are gone.
+A file holds whole lines only: what a full disk cut off, or a killed guard, is taken back before anything is added.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +22,7 @@ from checkweigh.guard.policy import Traffic
 from checkweigh.guard.routing import Arm
 from checkweigh.records.base import Record
 
+_MOST = 10_000  # lines that wait; a disk that hangs must not fill the memory
 Outcome = Literal["ok", "shed", "refused", "upstream_error", "timeout", "client_gone"]
 
 
@@ -53,13 +60,19 @@ def hashed(text: str) -> str:
 
 
 class Log:
-    """An append-only file and its rotated elders ``PATH.1`` (the youngest) to ``PATH.keep``."""
+    """An append-only file and its rotated elders ``PATH.1`` (the youngest) to ``PATH.keep``.
+
+    ``add`` and ``take`` by one thread, ``write`` by any.
+    """
 
     def __init__(self, limits: Traffic) -> None:
         self._limits = limits
         self._path = None if limits.path is None else Path(limits.path)
         self._waiting: list[Request] = []
-        self.lost = 0
+        self._one = threading.Lock()
+        self._whole = False  # the file's last line is known to be
+        self._spilled = self._failed = self._told = 0
+        self.error = ""  # why nothing can be written; empty: it can
 
     @property
     def wanted(self) -> bool:
@@ -71,28 +84,85 @@ class Log:
         """Whether prompts and replies are kept as they are."""
         return self.wanted and self._limits.prompts == "text"
 
-    def add(self, request: Request) -> None:
-        """Remember a line until the next ``flush``."""
-        if self._path is not None:
-            self._waiting.append(request)
+    @property
+    def lost(self) -> int:
+        """Lines that could not be written, ever."""
+        return self._spilled + self._failed
 
-    def flush(self) -> None:
-        """Write what waits. A disk that refuses costs the lines, not the service."""
-        if self._path is None or not self._waiting:
+    def add(self, request: Request) -> None:
+        """Remember a line until it is taken."""
+        if self._path is None:
             return
-        lines, self._waiting = self._waiting, []
-        first = lines[0].model_copy(update={"lost_before": self.lost}) if self.lost else lines[0]
-        data = "".join(json.dumps(line.model_dump()) + "\n" for line in (first, *lines[1:]))
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.exists() and self._path.stat().st_size + len(data) > self._limits.max_bytes:
-                self._rotate(self._path)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(data)
-        except OSError:
-            self.lost += len(lines)
+        if len(self._waiting) < _MOST:
+            self._waiting.append(request)
         else:
-            self.lost = 0
+            self._spilled += 1
+
+    def take(self) -> list[Request]:
+        """What waits, to be written."""
+        lines, self._waiting = self._waiting, []
+        return lines
+
+    def write(self, lines: Sequence[Request]) -> None:
+        """Write them. A disk that refuses costs the lines, not the service."""
+        if self._path is None:
+            return
+        with self._one:
+            done = 0
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                while done < len(lines):
+                    done += self._append(self._path, lines[done:])
+            except OSError as error:
+                self._failed += len(lines) - done
+                self.error = error.strerror or type(error).__name__
+            else:
+                self.error = ""
+
+    def _append(self, path: Path, lines: Sequence[Request]) -> int:
+        """Write what the file has room for, all of it or none; how many lines. Without room it is rotated."""
+        with path.open("ab", buffering=0) as file:
+            if not self._whole:
+                self._mend(path, file.fileno())
+            size = full = os.fstat(file.fileno()).st_size
+            lost, kept = self.lost, list[bytes]()
+            for line in lines:
+                gone = 0 if kept else lost - self._told
+                one = json.dumps(line.model_dump() | {"lost_before": gone}).encode() + b"\n"
+                if full and full + len(one) > self._limits.max_bytes:
+                    break
+                kept.append(one)
+                full += len(one)
+            if kept:
+                self._put(file.fileno(), b"".join(kept), size)
+                self._told = lost
+        if not kept:
+            self._rotate(path)
+        return len(kept)
+
+    def _put(self, file: int, data: bytes, size: int) -> None:
+        """Everything, or nothing: what a full disk took of it is cut off again."""
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(file, left) :]
+        except OSError:
+            self._whole = False
+            with suppress(OSError):
+                os.ftruncate(file, size)
+            raise
+
+    def _mend(self, path: Path, file: int) -> None:
+        """Cut off half a line that a killed guard left."""
+        own = os.fstat(file)
+        if stat.S_ISREG(own.st_mode) and own.st_size:
+            with path.open("rb") as found:
+                found.seek(-1, os.SEEK_END)
+                if found.read() != b"\n":
+                    found.seek(0)
+                    os.ftruncate(file, found.read().rfind(b"\n") + 1)
+                    self._failed += 1
+        self._whole = True
 
     def _rotate(self, path: Path) -> None:
         for i in range(self._limits.keep, 0, -1):
