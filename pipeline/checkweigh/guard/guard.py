@@ -64,11 +64,7 @@ class Guard:
         self.log = Log(policy.traffic)
         self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
         self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
-        own = policy.routing
-        self._slower = {
-            name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
-            for name in ("ttft", "tpot")
-        }
+        self._slower = self._watches()
         norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
         self.beyond = None if norm is None else Beyond(
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
@@ -78,6 +74,13 @@ class Guard:
         self._tasks: list[asyncio.Task[None]] = []
         self._writing: asyncio.Future[None] | None = None
         self.draining = asyncio.Event()
+
+    def _watches(self) -> dict[str, Slower]:
+        own = self._setup.policy.routing
+        return {
+            name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
+            for name in ("ttft", "tpot")
+        }
 
     def _arm(self, name: ArmName, source: Source) -> Arm:
         def say(line: str) -> None:
@@ -167,8 +170,10 @@ class Guard:
             return  # a degraded answer is not compared
         arm = "candidate" if visit.route.served == "candidate" else "baseline"
         if "candidate" in self.arms:
+            if not self.router.killed and any(watch.fired for watch in self._slower.values()):
+                self._slower = self._watches()  # revived by the operator: watched anew
             for name, value in (("ttft", visit.ttft_s - visit.queue_s), ("tpot", visit.tpot_s)):
-                if value is not None and self._slower[name].add(arm, value):
+                if value is not None and self._slower[name].add(arm, value) and not self.router.killed:
                     why = f"{name} {self._slower[name].fired}"
                     self.router.kill(why)
                     self._alarm(f"candidate switched off: {why}")
