@@ -46,7 +46,8 @@ def test_all_templates_are_known_here() -> None:
     names = {path.relative_to(ROOT / "workflows").as_posix() for path in FILES}
     assert names == {
         "argo-rollouts/analysis-template.yaml", "flagger/canary.yaml", "github/action.yml", "github/gate.yml",
-        "gitlab/checkweigh.gitlab-ci.yml", "kubernetes/admission.yaml", "kubernetes/serving.yaml",
+        "gitlab/checkweigh.gitlab-ci.yml", "kubernetes/admission.yaml", "kubernetes/envoy.yaml",
+        "kubernetes/gateway.yaml", "kubernetes/serving.yaml",
         "pre-commit/hooks.yaml",
     }  # fmt: skip
 
