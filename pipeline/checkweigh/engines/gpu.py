@@ -1,8 +1,27 @@
-"""NVIDIA's own account of a process's memory on its devices, and how busy they are."""
+"""NVIDIA's own account of the devices, of a process's memory on them, and how busy they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def names() -> tuple[str, ...]:
+    """What the host's devices are called; empty where there is no driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except ImportError:
+        return ()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def usage(pids: Sequence[int]) -> tuple[int, float] | None:

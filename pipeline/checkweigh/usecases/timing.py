@@ -53,17 +53,17 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
         what="is timing on this host",
         waiting=lambda: progress("timing: another checkweigh is timing on this host; waiting for it", 0, 0),
     ):
-        rules = Rules(
-            timing=policy.timing,
-            deadline=min(
-                time.monotonic() + policy.timing.max_seconds, *(runs[role].deadline for role in ARMS)
-            ),
-            settled=lambda blocks, looks: settled(policy, blocks, looks),
-            progress=lambda done, total: progress("timing, both arms", done, total),
-        )
         swapped = host.swap_activity()
         while True:
             turn, alone = _turns(runs)
+            rules = Rules(  # after the starts: a server on a GPU compiles for longer than it is timed
+                timing=policy.timing,
+                deadline=min(
+                    time.monotonic() + policy.timing.max_seconds, *(runs[role].deadline for role in ARMS)
+                ),
+                settled=lambda blocks, looks: settled(policy, blocks, looks),
+                progress=lambda done, total: progress("timing, both arms", done, total),
+            )
             try:
                 run = _run(turn, prompts, rules, policy.seed)
             except EngineError as error:

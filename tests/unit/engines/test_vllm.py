@@ -227,6 +227,12 @@ def test_a_setting_that_it_does_not_know_is_bad_input(start: Start) -> None:
         ("RuntimeError: kernels are missing", EngineDied, "kernels are missing"),
         ("torch.OutOfMemoryError: CUDA out of memory", EngineOutOfMemory, "out of memory"),
         ("ValueError: No available memory for the cache blocks.", EngineOutOfMemory, "No available memory"),
+        (
+            "ValueError: Free memory on device cuda:0 (19.2/79.2 GiB) on startup is less than desired GPU memory "
+            "utilization (0.75, 59.4 GiB).",
+            EngineOutOfMemory,
+            "Free memory on device",
+        ),
         ("ModuleNotFoundError: No module named 'torch'", EngineDied, "its environment is broken"),
     ],
 )

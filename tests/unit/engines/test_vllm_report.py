@@ -48,6 +48,16 @@ ABILITIES = Abilities(
 )
 
 
+def test_the_cache_of_a_version_without_the_metric_is_read_from_its_log() -> None:
+    metrics = METRICS.replace('kv_cache_size_tokens="46592",', "")
+    assert read_report(VERSION, MODELS, metrics, LOG).kv_tokens is None
+    log = (
+        LOG
+        + "\n(EngineCore pid=1) INFO 11-27 17:48:13 [kv_cache_utils.py:1733] GPU KV cache size: 1,070,576 tokens"
+    )
+    assert read_report(VERSION, MODELS, metrics, log).kv_tokens == 1070576
+
+
 def test_a_report_is_read() -> None:
     report = read_report(VERSION, MODELS, METRICS, LOG)
     assert (report.version, report.model, report.max_sequence) == ("0.32.0", "tiny", 2048)

@@ -71,8 +71,21 @@ class Run(ArmRun):
         return self.begin()
 
 
-def rules() -> Policy:
-    return policy(check(), TPOT, timing={"pairs": 8, "requests": 2, "output_tokens": 4, "max_seconds": 60})
+def rules(max_seconds: float = 60) -> Policy:
+    timing = {"pairs": 8, "requests": 2, "output_tokens": 4, "max_seconds": max_seconds}
+    return policy(check(), TPOT, timing=timing)
+
+
+def test_the_time_for_timing_is_not_spent_on_starting_engines(conversations: list[Messages]) -> None:
+    host = Memory(2)
+
+    def slowly() -> Arm:
+        time.sleep(2.0)
+        return host.start()
+
+    runs = {str(role): Run(role, slowly) for role in ARMS}
+    found = time_arms(rules(max_seconds=3), runs, Prompts(conversations=conversations), lambda *_: None)
+    assert len(found.blocks) == 8
 
 
 @pytest.mark.parametrize(("room", "restarts"), [(2, False), (1, True)])
