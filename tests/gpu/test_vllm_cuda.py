@@ -1,6 +1,7 @@
-"""vLLM on an NVIDIA GPU. Not run where this was written: there was none. benchmarks/gpu/run.sh makes its environment.
+"""vLLM on an NVIDIA GPU. benchmarks/gpu/run.sh makes its environment.
 
-``CHECKWEIGH_GPU_LOCK`` names the lock of an installed vllm; without it the tests are skipped, visibly.
+``CHECKWEIGH_GPU_LOCK`` names the lock of an installed vllm, or ``CHECKWEIGH_GPU_PYTHON`` an interpreter that has one;
+without either the tests are skipped, visibly.
 """
 
 from __future__ import annotations
@@ -21,32 +22,42 @@ from checkweigh.engines.vllm import VllmEngine  # noqa: E402
 from checkweigh.measure.quality import Arm, check_identity  # noqa: E402
 from checkweigh.records.evalset import Message  # noqa: E402
 from checkweigh.records.manifest import Manifest  # noqa: E402
-from checkweigh.sources.enginelock import read_engine_lock  # noqa: E402
+from checkweigh.sources.environment import packages_of  # noqa: E402
 from checkweigh.sources.pin import verify  # noqa: E402
 from checkweigh.usecases.arms import spec_of  # noqa: E402
 
 LOCK = os.environ.get("CHECKWEIGH_GPU_LOCK")
+PYTHON = os.environ.get("CHECKWEIGH_GPU_PYTHON")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
-    pytest.mark.skipif(LOCK is None, reason="CHECKWEIGH_GPU_LOCK names no lock of an installed vllm"),
+    pytest.mark.skipif(
+        not (LOCK or PYTHON), reason="neither CHECKWEIGH_GPU_LOCK nor CHECKWEIGH_GPU_PYTHON is set"
+    ),
 ]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    assert LOCK is not None
-    lock = Path(LOCK).resolve()
+    where = (
+        {"interpreter": str(Path(PYTHON).absolute())} if PYTHON else {"lock": str(Path(LOCK or "").resolve())}
+    )
     spec: EngineSpec = spec_of(verify(ROOT / "manifests" / "smollm2-135m.yaml"))
     document = spec.manifest.model_dump(mode="json")
     document["engine"] |= {
-        "kind": "vllm", "version": read_engine_lock(lock).version, "device": "cuda",
-        "environment": {"lock": str(lock)}, "args": {"enforce_eager": True},
+        "kind": "vllm", "device": "cuda", "environment": where, "args": {"enforce_eager": True},
+        "env": {"VLLM_USE_FLASHINFER_SAMPLER": "0"},
     }  # fmt: skip
     manifest = Manifest.model_validate_json(json.dumps(document))
+    found = packages_of(ROOT / "manifest.yaml", manifest.engine)
+    assert found is not None
+    manifest = manifest.model_copy(
+        update={"engine": manifest.engine.model_copy(update={"version": found.version})}
+    )
     log = tmp_path_factory.mktemp("vllm") / "log"
-    with VllmEngine(replace(spec, manifest=manifest, lock=lock), log=log) as running:
+    arm = replace(spec, manifest=manifest, lock=found.lock, python=found.python)
+    with VllmEngine(arm, log=log) as running:
         yield running
 
 
