@@ -150,15 +150,12 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level)
 
 def _unusable_blocks(check: Check, run: PairedRun, values: Floats) -> str:
     """Why the blocks cannot say anything about the check; empty when they can."""
-    requests, shares = sum(b.requests for b in run.blocks), METRICS[check.metric].unit == "share"
-    needed = max(MIN_BLOCKS, check.min_clusters)
+    shares = METRICS[check.metric].unit == "share"
     swamped = sum(b.baseline.get("saturated", 0.0) > 0 for b in run.blocks)
-    if len(values) < needed:
-        return f"{len(values)} pairs of blocks, {needed} needed"
+    if len(values) < MIN_BLOCKS:
+        return f"{len(values)} pairs of blocks, {max(MIN_BLOCKS, check.min_clusters)} needed"
     if swamped and check.metric != "peak_memory":
         return f"the baseline was over-saturated in {swamped} blocks: a load that it cannot carry compares nothing"
-    if requests < check.min_items:
-        return f"{requests} requests, {check.min_items} needed"
     if not np.isfinite(values).all() or (values < 0).any() or (not shares and (values == 0).any()):
         return f"'{block_key(check)}' is missing or not positive in some blocks"
     if shares and any(check.metric not in b.unlike for b in run.blocks):
@@ -168,10 +165,30 @@ def _unusable_blocks(check: Check, run: PairedRun, values: Floats) -> str:
     return ""
 
 
+def _too_few(check: Check, run: PairedRun) -> str:
+    """What the check asks for and the blocks do not have, in words; empty when they have it."""
+    requests = sum(b.requests for b in run.blocks)
+    if len(run.blocks) < check.min_clusters:
+        return f"{len(run.blocks)} pairs of blocks, {check.min_clusters} needed"
+    return f"{requests} requests, {check.min_items} needed" if requests < check.min_items else ""
+
+
 def _blocks_evidence(
     check: Check, run: PairedRun, values: Floats, alpha: float
 ) -> tuple[Evidence, Evidence | None, tuple[str, ...]]:
-    """Evidence of the block test, of the pass test, and what kept the two apart (STATISTICS, "Failed items")."""
+    """Evidence of the block test, of the pass test, and what kept the two apart (STATISTICS, "Failed items").
+
+    Fewer pairs than the policy asks for cannot pass. They may block: a slow candidate is what makes a run too long, and
+    where the arms are equal how many pairs fit into the time does not know which arm is which.
+    """
+    block, passing, notes = _both_tests(check, run, values, alpha)
+    short = _too_few(check, run)
+    return (block, None, (*notes, f"{short}: no pass")) if short else (block, passing, notes)
+
+
+def _both_tests(
+    check: Check, run: PairedRun, values: Floats, alpha: float
+) -> tuple[Evidence, Evidence | None, tuple[str, ...]]:
     margin = margin_of(check)
     if METRICS[check.metric].unit == "share":
         counts = np.array([b.unlike[check.metric] for b in run.blocks], dtype=np.float64)

@@ -185,11 +185,16 @@ def _outcome(
 
 
 def holds_back(result: CheckResult) -> bool:
-    """Whether this check, as it stands, keeps the gate from passing."""
+    """Whether this check, as it stands, keeps the gate from passing.
+
+    A supporting check need not pass, but there must have been evidence on which it could.
+    """
+    found = result.comparison
+    unable = isinstance(found, Inestimable) or (isinstance(found, Estimate) and found.low is None)
     return result.gating and (
         result.outcome in ("anomalous", "blocked")
         or (result.check.tier == "critical" and result.outcome not in ("passed", "warning"))
-        or (result.check.tier == "supporting" and isinstance(result.comparison, Inestimable))
+        or (result.check.tier == "supporting" and unable)
     )
 
 

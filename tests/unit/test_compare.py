@@ -217,9 +217,19 @@ def test_timing_compares_logs_of_ratios() -> None:
 )
 def test_timing_that_cannot_be_compared(run: PairedRun | None, why: str) -> None:
     assert why in reason(compare_blocks(timing(), run, alpha=0.05))
-    assert "35 requests, 40 needed" in reason(
-        compare_blocks(timing(min_items=40), blocks(1, pairs=7), alpha=0.05)
-    )
+
+
+@pytest.mark.parametrize("needs", [{"min_clusters": 20}, {"min_items": 80}])
+def test_fewer_pairs_than_asked_for_may_block_and_never_pass(needs: dict[str, int]) -> None:
+    """A slow candidate is what makes a run too long: it must not get away with it."""
+    for ratio, worse in ((3.0, True), (1.0, False)):
+        found = estimated(compare_blocks(timing(**needs), blocks(ratio, pairs=15), alpha=0.05))
+        assert (found.low, found.p_pass, found.pairs) == (None, 1.0, 15)
+        assert (found.p_worse < 0.001) is worse
+        assert "needed: no pass" in found.exclusions[-1]
+    whole = estimated(compare_blocks(timing(**needs), blocks(1.0, pairs=20), alpha=0.05))
+    assert whole.low is not None
+    assert whole.p_pass < 0.05
 
 
 def test_clusters_widen_the_interval() -> None:

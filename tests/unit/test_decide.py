@@ -101,6 +101,15 @@ def test_supporting_checks_block_but_need_not_pass() -> None:
     assert decide(rules, fine | {"second": bad}).verdict is Verdict.BLOCK
 
 
+def test_a_supporting_check_that_no_evidence_could_pass_holds_the_gate_back() -> None:
+    rules = policy(check(), check(id="second", tier="supporting"))
+    fine = {"quality": estimate(0.0), FAILURES: estimate(0.0)}
+    unable = estimate(0.0).model_copy(update={"low": None, "p_pass": 1.0})
+    judgement = decide(rules, fine | {"second": unable})
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "second" in judgement.reasons[0]
+
+
 def test_advisory_checks_never_gate_and_are_not_counted() -> None:
     rules = policy(check(), check(id="second", tier="advisory"))
     judgement = decide(rules, {"quality": estimate(0.0), "second": estimate(-0.5), FAILURES: estimate(0.0)})
@@ -219,7 +228,7 @@ def test_latency_by_blocks_under_shared_drift(ratio: float, verdict: Verdict) ->
     assert decide(rules, {"tpot": comparison}).verdict is verdict
 
 
-def test_too_few_or_broken_blocks_say_nothing() -> None:
+def test_too_few_blocks_cannot_pass_and_broken_ones_say_nothing() -> None:
     timing = check(
         id="tpot",
         metric="tpot",
@@ -230,11 +239,14 @@ def test_too_few_or_broken_blocks_say_nothing() -> None:
         min_clusters=20,
     )
     rules = policy(timing)
-    few = run(1.0, pairs=19)
+    few = compare_blocks(rules.checks[0], run(1.0, pairs=19), alpha=0.05)
+    assert decide(rules, {"tpot": few, FAILURES: estimate(0.0)}).verdict is Verdict.INCONCLUSIVE
+    slow = compare_blocks(rules.checks[0], run(2.0, pairs=19), alpha=0.05)
+    assert decide(rules, {"tpot": slow, FAILURES: estimate(0.0)}).verdict is Verdict.BLOCK
     blocks = run(1.0).blocks
     zero = blocks[0].model_copy(update={"candidate": {"tpot.p50": 0.0}})
     absent = blocks[0].model_copy(update={"candidate": {}})
-    for broken in (few, *(run(1.0).model_copy(update={"blocks": (b, *blocks[1:])}) for b in (zero, absent))):
+    for broken in (run(1.0).model_copy(update={"blocks": (b, *blocks[1:])}) for b in (zero, absent)):
         assert isinstance(compare_blocks(rules.checks[0], broken, alpha=0.05), Inestimable)
 
 
