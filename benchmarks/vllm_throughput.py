@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas
 from scipy.stats import binom
 
 from checkweigh.engines.endpoint import VLLM_IDS, Client, Endpoint, StreamRequest
@@ -39,6 +40,14 @@ BENCH = (
     "import argparse; from vllm.benchmarks.serve import add_cli_args, main; p = argparse.ArgumentParser(); "
     "add_cli_args(p); main(p.parse_args())"
 )
+PANDAS = (
+    "pandas",
+    "pandas.libs",
+    "dateutil",
+    "six.py",
+    "pytz",
+    "tzdata",
+)  # bench serve reads prompts with it
 
 
 def prompts(count: int) -> list[str]:
@@ -67,16 +76,23 @@ def theirs(
     """Output tokens a second as ``bench serve`` reports them."""
     result = folder / "theirs.json"
     result.unlink(missing_ok=True)
-    subprocess.run(
+    ours = Path(pandas.__file__).parents[1]
+    for name in PANDAS:  # the engine's environment is locked, and has none
+        if (ours / name).exists() and not (folder / name).exists():
+            (folder / name).symlink_to(ours / name)
+    ran = subprocess.run(
         [python, "-c", BENCH, "--backend", "openai", "--base-url", endpoint.root, "--endpoint", "/v1/completions",
          "--model", endpoint.model, "--tokenizer", tokenizer, "--dataset-name", "custom", "--dataset-path", data,
          "--custom-output-len", str(options.tokens), "--skip-chat-template", "--disable-shuffle",
          "--num-prompts", str(options.requests), "--max-concurrency", str(options.concurrency), "--ignore-eos",
          "--temperature", "0", "--disable-tqdm", "--save-result", "--result-dir", folder, "--result-filename",
          result.name],
-        env={**os.environ, "OPENAI_API_KEY": endpoint.key or "", "HF_HUB_OFFLINE": "1"}, check=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300,
+        env={**os.environ, "OPENAI_API_KEY": endpoint.key or "", "HF_HUB_OFFLINE": "1",
+             "PYTHONPATH": str(folder)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300, text=True,
     )  # fmt: skip
+    if ran.returncode:
+        raise SystemExit(f"bench serve failed:\n{ran.stderr[-2000:]}")
     found = json.loads(result.read_text())
     if (
         found["completed"] != options.requests
