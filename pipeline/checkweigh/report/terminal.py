@@ -127,9 +127,12 @@ def _checks(decision: Decision, pen: _Pen, width: int) -> Table:
         heads.append("how sure")
     gap = 2 if width >= _WIDE + 16 else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="underline")
-    table.add_column(heads[0], overflow="fold", min_width=8)
+    table.add_column(heads[0], overflow="fold", min_width=16)
     for head in heads[1:]:
-        table.add_column(head, no_wrap=width >= _MIDDLE, overflow="fold")
+        last = head == "how sure"  # may be a sentence: it wraps before the names of the checks give way
+        table.add_column(
+            head, no_wrap=width >= _MIDDLE and not last, overflow="fold", min_width=17 if last else None
+        )
     before = ""
     for row in view.rows(decision):
         if row.tier != before:

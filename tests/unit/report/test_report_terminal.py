@@ -7,6 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from tests.unit.report import sample
 
+from checkweigh.records.comparison import Estimate
 from checkweigh.records.decision import Verdict
 from checkweigh.report import view
 from checkweigh.report.terminal import print_decision
@@ -55,6 +56,30 @@ def test_numbers_are_not_broken_over_lines(width: int) -> None:
         "worse, p < 0.0001",
     ):
         assert whole in text
+
+
+@pytest.mark.parametrize("width", [120, 100, 80])
+def test_every_check_has_its_name_beside_its_numbers_however_long_the_rest(width: int) -> None:
+    """At a look with a level of its own the last column says so, which once pushed the names off the table."""
+    decision = sample.decision(Verdict.INCONCLUSIVE)
+    checks = tuple(
+        r.model_copy(
+            update={
+                "level": 0.00557,
+                "comparison": r.comparison.model_copy(update={"confidence_high": 0.9994}),
+            }
+        )
+        if isinstance(r.comparison, Estimate)
+        else r
+        for r in decision.checks
+    )
+    file = io.StringIO()
+    print_decision(decision.model_copy(update={"checks": checks}), Console(file=file, width=width))
+    lines = file.getvalue().splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("check ")) :]
+    assert any("0.00557" in line for line in table)
+    for result in checks:
+        assert any(line.startswith(f"  {result.check.id[:14]}") for line in table), result.check.id
 
 
 def test_hostile_text_neither_escapes_nor_styles() -> None:
