@@ -1,10 +1,10 @@
-# make setup | demo | test | check | lock      Needs Python 3.11, pip and make; nothing else.
+# make setup | demo | test | check | zoo | lock      Needs Python 3.11, pip and make; nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check lock clean
+.PHONY: setup demo test check zoo lock clean
 
 setup: $(READY)
 
@@ -20,6 +20,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Defects and harmless changes through the real gate, about 75 minutes on two cores; what has not changed is not run again.
+zoo: setup
+	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo
+	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page
 
 check: setup
 	$(BIN)/ruff check .

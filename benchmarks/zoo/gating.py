@@ -1,0 +1,304 @@
+"""One specimen through the whole product: its files made, pinned, gated by the command line, and what came of it.
+
+Each specimen has a home of its own, in which nothing of another candidate lies: the baseline's measurements are linked
+into it, and taken out of it once they were made.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from benchmarks.zoo.specimens import BASELINE, Specimen
+
+from checkweigh import canonical
+from checkweigh.measure import host
+from checkweigh.pairing import pair
+from checkweigh.records.decision import Decision
+from checkweigh.records.evalset import EvalSet
+from checkweigh.records.measurement import PROTOCOL, MeasurementSet
+from checkweigh.records.metrics import METRICS
+from checkweigh.sources.cache import cache_root
+from checkweigh.sources.documents import read_policy
+from checkweigh.sources.evalsets import find_evalset, load_evalset, roots
+from checkweigh.sources.pin import read_pinned, verify
+from checkweigh.store import Store
+from checkweigh.usecases.stored import measured, read_decision
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ("packages", "derived", "datasets", "digests")  # of the user's cache: what is fetched and converted
+EXITS = {0: "pass", 1: "block", 2: "refuse", 3: "inconclusive"}
+BURNER = "while True: sum(i * i for i in range(10**6))"
+LINES = 12  # of a refusal that are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoo:
+    """Where everything lies: ``work`` for what can be thrown away, ``policy`` for what gates."""
+
+    work: Path
+    policy: Path
+    rules: Mapping[str, Any]
+
+    @property
+    def store(self) -> Path:
+        """Measurements of baselines, for every specimen."""
+        return self.work / "baseline-store"
+
+
+def rules(keep: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The default policy without what it measures of time: that is another zoo's. ``keep``: only these checks."""
+    document = yaml.safe_load((ROOT / "gates" / "default.yaml").read_text())
+    del document["timing"]
+    checks = [c for c in document["checks"] if METRICS[c["metric"]].estimator != "blocks"]
+    return document | {"name": "zoo", "checks": [c for c in checks if not keep or c["id"] in keep]}
+
+
+def zoo(work: Path, keep: tuple[str, ...] = ()) -> Zoo:
+    """A place to work in, with the policy beside links to the sets."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "policy.yaml").write_text(yaml.safe_dump(rules(keep), sort_keys=False))
+    link(ROOT / "evalsets", work / "evalsets")
+    return Zoo(work=work, policy=work / "policy.yaml", rules=rules(keep))
+
+
+def link(target: Path, place: Path) -> None:
+    """A symbolic link, made anew."""
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)
+
+
+def inputs(specimen: Specimen, rules: Mapping[str, Any]) -> str:
+    """Digest of all that decides a specimen's result: itself with its code, the baseline, the policy and its sets.
+
+    Why a margin is what it is decides nothing.
+    """
+    baseline = ROOT / "manifests" / f"{BASELINE}.yaml"
+    checks = [{key: value for key, value in check.items() if key != "because"} for check in rules["checks"]]
+    names = sorted({name for check in checks for name in check.get("evalset", ())})
+    parts: list[Any] = [
+        specimen.changes, specimen.baseline, specimen.busy, defect_source(specimen.defect), recipe_source(specimen),
+        read_pinned(baseline)[1].pins.record_digest(), checks, rules["looks"], [_set_digest(name) for name in names],
+        PROTOCOL,
+    ]  # fmt: skip
+    return canonical.digest(json.loads(json.dumps(parts)))
+
+
+@cache
+def _set_digest(name: str) -> str:
+    return load_evalset(ROOT / "evalsets" / name).card.digest
+
+
+def recipe_source(specimen: Specimen) -> list[Any]:
+    """A recipe's code and its dose."""
+    recipe: Any = specimen.recipe
+    if recipe is None:
+        return []
+    function = getattr(recipe, "func", recipe)
+    return [inspect.getsource(function), getattr(recipe, "keywords", {})]
+
+
+def defect_source(defect: str) -> list[str]:
+    """A defect's code and its dose; read, because importing it would strike this process."""
+    if not defect:
+        return []
+    text = (Path(__file__).parent / "engine" / "sitecustomize.py").read_text()
+    name = defect.split()[0]
+    found = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name]
+    return [defect, ast.get_source_segment(text, found[0]) or ""]
+
+
+def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
+    """The result of one specimen, as it is kept. ``items.json`` beside its reports holds what both arms measured."""
+    folder = zoo.work / specimen.name
+    shutil.rmtree(folder, ignore_errors=True)
+    home = _home(folder, zoo)
+    baseline, candidate = _manifests(specimen, folder)
+    environment = {
+        **os.environ,
+        "CHECKWEIGH_HOME": str(home),
+        "CHECKWEIGH_MLFLOW": "none",
+        "PYTHONPATH": _path(),
+    }
+    burners = [_spawn(BURNER) for _ in range(os.cpu_count() or 1)] if specimen.busy else []
+    started, load = time.monotonic(), os.getloadavg()[0]
+    log = folder / "log"
+    try:
+        with log.open("w") as out:
+            code = 0
+            for manifest in (baseline, candidate):
+                if code == 0 and manifest.is_relative_to(folder):
+                    code = _checkweigh(specimen, ["pin", str(manifest)], environment, out)
+            if code == 0:
+                asked = [
+                    "gate",
+                    str(baseline),
+                    str(candidate),
+                    "--policy",
+                    str(zoo.policy),
+                    "--out",
+                    str(folder),
+                ]
+                code = _checkweigh(specimen, asked, environment, out)
+    finally:
+        for burner in burners:
+            burner.kill()
+    seconds = time.monotonic() - started
+    text = log.read_text(errors="replace")
+    result = {
+        "specimen": specimen.name, "kind": specimen.kind, "dose": specimen.dose, "size": specimen.size,
+        "family": specimen.family, "what": specimen.what, "must": specimen.must, "held_out": specimen.held_out,
+        "inputs": inputs(specimen, zoo.rules), "exit": code, "verdict": EXITS.get(code, "error"),
+        "seconds": round(seconds, 1), "load_average_before": load, "traceback": "Traceback" in text,
+        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+    }  # fmt: skip
+    try:
+        if code in (0, 1, 3):
+            decision = read_decision(folder)
+            result |= judged(specimen, decision)
+            _keep_items(specimen, decision, zoo, home, folder)
+            _keep_baseline(decision, home, zoo)
+        else:
+            words = [line for line in text.splitlines() if line.strip()][-LINES:]
+            result["message"] = "\n".join(words).replace(str(ROOT), "").replace(str(zoo.work), "ZOO")
+            result["right_cause"] = bool(specimen.words) and specimen.words in result["message"]
+    finally:
+        shutil.rmtree(home)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+    result["met"] = met(specimen, result)
+    return result
+
+
+def met(specimen: Specimen, result: Mapping[str, Any]) -> bool | None:
+    """Whether the gate did what it must, for the right cause; None for an open specimen."""
+    if specimen.must == "open":
+        return None
+    asked = {"pass": ("pass",), "block": ("block", "refuse"), "refuse": ("refuse",)}[specimen.must]
+    right = specimen.must == "pass" or bool(result.get("right_cause"))
+    return result["verdict"] in asked and right and not result["traceback"]
+
+
+def judged(specimen: Specimen, decision: Decision) -> dict[str, Any]:
+    """What a decision says, and whether it blocked for a cause that fits."""
+    caught = [r.check.id for r in decision.checks if r.outcome == "blocked"]
+    fits = bool(set(caught) & set(specimen.causes))
+    fits = fits or (bool(specimen.words) and any(specimen.words in reason for reason in decision.reasons))
+    return {
+        "caught": caught, "right_cause": fits, "reasons": list(decision.reasons),
+        "looks": len(decision.looks.made) if decision.looks else 1,
+        "items": sum(stage.items for stage in decision.stages if stage.arm == "candidate"),
+        "checks": {
+            r.check.id: {
+                "outcome": r.outcome, "margin": r.margin, "comparison": r.comparison.model_dump(mode="json"),
+                "items_to_settle": r.items_to_settle, "sentence": r.sentence,
+            }
+            for r in decision.checks
+        },
+    }  # fmt: skip
+
+
+def _home(folder: Path, zoo: Zoo) -> Path:
+    """A home with what the user's cache has fetched, and the baseline's measurements."""
+    home = folder / "home"
+    home.mkdir(parents=True)
+    for name in SHARED:
+        (cache_root() / name).mkdir(parents=True, exist_ok=True)
+        link(cache_root() / name, home / name)
+    zoo.store.mkdir(exist_ok=True)
+    shutil.copytree(zoo.store, home / "store", copy_function=os.link)
+    return home
+
+
+def _manifests(specimen: Specimen, folder: Path) -> tuple[Path, Path]:
+    """The baseline's and the candidate's manifest; what is below ``folder`` is to be pinned."""
+    shipped = ROOT / "manifests" / f"{BASELINE}.yaml"
+    document = changed(yaml.safe_load(shipped.read_text()), specimen.baseline)
+    baseline, candidate = shipped, folder / "candidate.yaml"
+    if specimen.baseline:
+        baseline = folder / "baseline.yaml"
+        baseline.write_text(yaml.safe_dump(document, sort_keys=False))
+    document = changed(document, specimen.changes) | {"name": f"zoo-{specimen.name}"}
+    if specimen.recipe is not None:
+        (folder / "model").mkdir()
+        specimen.recipe(verify(shipped).model_dir, folder / "model")
+        document["model"] = {"source": "path:model"}
+    candidate.write_text(yaml.safe_dump(document, sort_keys=False))
+    return baseline, candidate
+
+
+def changed(document: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A manifest with keys of its sections changed."""
+    return {
+        **document,
+        **{section: {**document.get(section, {}), **keys} for section, keys in changes.items()},
+    }
+
+
+def _path() -> str:
+    return os.pathsep.join([str(ROOT / "pipeline"), str(ROOT)])
+
+
+def _spawn(code: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def _checkweigh(specimen: Specimen, arguments: list[str], environment: Mapping[str, str], out: Any) -> int:
+    command = ["-m", "checkweigh", *arguments]
+    if specimen.defect:
+        name = yaml.safe_load(Path(arguments[-1] if arguments[0] == "pin" else arguments[2]).read_text())[
+            "name"
+        ]
+        command = ["-m", "benchmarks.zoo.infected", name, specimen.defect, *arguments]
+    return subprocess.call(
+        [sys.executable, *command], env=dict(environment), stdout=out, stderr=out, cwd=ROOT
+    )
+
+
+def _keep_items(specimen: Specimen, decision: Decision, zoo: Zoo, home: Path, folder: Path) -> None:
+    """What both arms measured, item by item, for the peers: a row for each metric on each choice of sets."""
+    records, _ = measured(Store(home / "store"), decision)
+    rows: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+    for check in read_policy(zoo.policy).checks:
+        if (check.metric, check.evalset) in rows:
+            continue
+        sets = [_seen(find_evalset(name, roots(zoo.policy)), records["candidate"]) for name in check.evalset]
+        sample = pair(check.metric, sets, records["baseline"], records["candidate"])
+        arms = [sample.baseline, sample.candidate]
+        arms = [np.exp(arm) if check.metric == "log_length" else arm / sample.size for arm in arms]
+        baseline, candidate = ([None if np.isnan(v) else float(v) for v in arm] for arm in arms)
+        rows[check.metric, check.evalset] = {
+            "id": check.id, "metric": check.metric, "set": "+".join(check.evalset), "direction": check.direction,
+            "items": [item.id for one in sets for item in one.items], "clusters": list(sample.clusters),
+            "baseline": baseline, "candidate": candidate,
+        }  # fmt: skip
+    (folder / "items.json").write_text(
+        json.dumps({"specimen": specimen.name, "metrics": list(rows.values())})
+    )
+
+
+def _seen(evalset: EvalSet, records: Mapping[str, MeasurementSet]) -> EvalSet:
+    """The part of a set that was measured."""
+    record = records.get(evalset.card.name)
+    ids = {o.item for o in record.observations} if record else set()
+    return evalset.model_copy(update={"items": tuple(item for item in evalset.items if item.id in ids)})
+
+
+def _keep_baseline(decision: Decision, home: Path, zoo: Zoo) -> None:
+    """Measurements of the baseline that are new, for the next specimen."""
+    for digest in decision.baseline.measurements.values():
+        name = digest.removeprefix("sha256:")
+        if (home / "store" / name).is_dir() and not (zoo.store / name).exists():
+            shutil.copytree(home / "store" / name, zoo.store / name)
