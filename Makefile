@@ -21,7 +21,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# Defects and harmless changes through the real gate, about 75 minutes on two cores; what has not changed is not run again.
+# Defects and harmless changes through the real gate, an estimated 75 minutes on two cores; what has not changed is not run again.
 zoo: setup
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page

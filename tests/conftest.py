@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,23 @@ def missing(what: str) -> None:
     if os.environ.get("CHECKWEIGH_REQUIRE_ALL") == "1":
         pytest.fail(f"{what} is missing, and CHECKWEIGH_REQUIRE_ALL=1")
     pytest.skip(f"{what} is missing")
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of ``size`` bytes at ``folder``, which is made."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        done = subprocess.CompletedProcess(mount, 1, "", "no mount command")
+    if done.returncode:
+        missing(f"a small file system, which only root can mount ({done.stderr.strip()})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def write_tokenizer(folder: Path) -> int:

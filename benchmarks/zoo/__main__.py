@@ -34,9 +34,10 @@ def chosen(names: list[str], family: str | None, *, quick: bool) -> list[Specime
 
 
 def fresh(specimen: Specimen, place: Zoo, path: Path) -> bool:
-    """Whether the result that is there is of these very inputs."""
+    """Whether the result that is there is of these very inputs. One that broke is tried again."""
     try:
-        return bool(json.loads(path.read_text())["inputs"] == inputs(specimen, place.rules))
+        result = json.loads(path.read_text())
+        return bool(result["verdict"] != "error" and result["inputs"] == inputs(specimen, place.rules))
     except (OSError, ValueError, KeyError):
         return False
 

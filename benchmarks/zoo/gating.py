@@ -183,12 +183,14 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
 
 
 def met(specimen: Specimen, result: Mapping[str, Any]) -> bool | None:
-    """Whether the gate did what it must, for the right cause; None for an open specimen."""
+    """Whether the gate did what it must, for the right cause; None for an open specimen on which it gave a verdict."""
+    if result["traceback"] or result["verdict"] == "error":
+        return False
     if specimen.must == "open":
         return None
     asked = {"pass": ("pass",), "block": ("block", "refuse"), "refuse": ("refuse",)}[specimen.must]
     right = specimen.must == "pass" or bool(result.get("right_cause"))
-    return result["verdict"] in asked and right and not result["traceback"]
+    return result["verdict"] in asked and right
 
 
 def judged(specimen: Specimen, decision: Decision) -> dict[str, Any]:

@@ -7,14 +7,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import missing
+from tests.conftest import small_disk
 from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
 
 from checkweigh.engines.mock.knobs import Knobs
@@ -52,16 +51,8 @@ def test_under_load_every_request_has_one_line_across_rotations(tmp_path: Path) 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        missing(f"a small file system, which only root can mount ({done.stderr.strip()})")
-    try:
+    with small_disk(tmp_path / "small", 64 << 10) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_on_a_full_disk_it_serves_says_so_and_goes_on_when_there_is_room(small: Path) -> None:

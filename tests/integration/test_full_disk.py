@@ -6,13 +6,12 @@ import json
 import os
 import random
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import WriteManifest, missing
+from tests.conftest import WriteManifest, small_disk
 from tests.integration.gates import Bench
 
 from checkweigh.records.decision import Verdict
@@ -24,19 +23,8 @@ ROOM = 8 * KIB * KIB  # of the small file system
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few megabytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        done = subprocess.CompletedProcess(mount, 1, "", "no mount command")
-    if done.returncode:
-        missing(f"a small file system, which only root can mount ({done.stderr.strip()})")
-    try:
+    with small_disk(tmp_path / "small", ROOM) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

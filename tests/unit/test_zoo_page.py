@@ -60,7 +60,9 @@ def test_what_counts_as_met(must: str, verdict: str, cause: bool, expected: bool
     assert met(_specimen(must), _result(must, verdict, right_cause=cause)) is expected
 
 
-def test_a_traceback_never_counts() -> None:
+def test_what_broke_never_counts() -> None:
+    assert met(_specimen("open"), _result("open", "error", right_cause=False)) is False
+    assert met(_specimen("open"), _result("open", "pass", right_cause=False, traceback=True)) is False
     assert met(_specimen("pass"), _result("pass", "pass", right_cause=True, traceback=True)) is False
 
 
