@@ -120,6 +120,7 @@ def test_fault_06_kill_9(vllm: Running) -> None:
 
 
 def test_fault_07_a_busy_server_is_left_alone_and_a_stopped_one_is_noticed(vllm: Running) -> None:
+    vllm.ready(START_S)
     before = restarts(vllm)
     replies = asyncio.run(open_loop(vllm.url, 12, 15, lambda i: body(f"box {i}: tell me all about it", 24)))
     assert restarts(vllm) == before
@@ -141,6 +142,7 @@ def test_fault_07_a_busy_server_is_left_alone_and_a_stopped_one_is_noticed(vllm:
 
 
 def test_fault_20_sigterm_under_load_drains(vllm: Running) -> None:
+    vllm.ready(START_S)
     engine = pid(vllm)
 
     async def go() -> tuple[list[Reply], Reply]:
