@@ -13,8 +13,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -299,8 +301,11 @@ def _seen(evalset: EvalSet, records: Mapping[str, MeasurementSet]) -> EvalSet:
 
 
 def _keep_baseline(decision: Decision, home: Path, zoo: Zoo) -> None:
-    """Measurements of the baseline that are new, for the next specimen."""
+    """Measurements of the baseline that are new, for the next specimen: whole, or not there."""
     for digest in decision.baseline.measurements.values():
         name = digest.removeprefix("sha256:")
         if (home / "store" / name).is_dir() and not (zoo.store / name).exists():
-            shutil.copytree(home / "store" / name, zoo.store / name)
+            with tempfile.TemporaryDirectory(dir=zoo.work) as half:
+                shutil.copytree(home / "store" / name, Path(half) / name)
+                with suppress(OSError):  # another specimen was first
+                    (Path(half) / name).rename(zoo.store / name)
