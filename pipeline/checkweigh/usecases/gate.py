@@ -41,6 +41,7 @@ from checkweigh.usecases.looking import Looking
 from checkweigh.usecases.served import served, swapping
 from checkweigh.usecases.speculation import acceptance, forks
 from checkweigh.usecases.stored import measured
+from checkweigh.usecases.timing import short_tails
 from checkweigh.usecases.units import units
 
 __all__ = ["Inputs", "gate", "read_inputs"]
@@ -239,6 +240,7 @@ def _notes(looking: Looking) -> tuple[str, ...]:
             "checkweigh calibrate measures one"
             for check in unfounded
         ),
+        *short_tails(inputs.policy),
         *forks(inputs.baseline.manifest, inputs.candidate.manifest),
         *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
         *(

@@ -20,7 +20,6 @@ from checkweigh.sources.diff import comparable
 from checkweigh.usecases.arms import ArmRun
 from checkweigh.usecases.evidence import Evidence
 from checkweigh.usecases.inputs import Inputs
-from checkweigh.usecases.timing import short_tails
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Judge:
             limit = f"max_minutes ({inputs.policy.max_minutes:g}) had passed before"
             return Inestimable(reason=f"{limit} {absent or 'both arms could be timed'}")
         if estimator == "blocks":
-            return _timed(check, evidence, level, inputs.policy)
+            return _timed(check, evidence, level)
         sets = [evalset for evalset in evidence.sets if evalset.card.name in check.evalset]
         if estimator == "divergence":
             found = evidence.divergences
@@ -110,12 +109,10 @@ class Judge:
         return f"{' and '.join(missing)} was measured" if missing else ""
 
 
-def _timed(check: Check, evidence: Evidence, level: Level, policy: Policy) -> Comparison:
+def _timed(check: Check, evidence: Evidence, level: Level) -> Comparison:
     if evidence.timing is None:
         return Inestimable(reason=evidence.untimed)
     found = compare_blocks(check, evidence.timing, alpha=level)
-    tails = tuple(short_tails(policy))  # of other checks
-    notes = [note for note in evidence.timing.notes if note not in tails]
-    if isinstance(found, Inestimable) and notes:
-        return found.model_copy(update={"reason": "; ".join((found.reason, *notes))})
+    if isinstance(found, Inestimable) and evidence.timing.notes:
+        return found.model_copy(update={"reason": "; ".join((found.reason, *evidence.timing.notes))})
     return found

@@ -69,7 +69,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
             except EngineError as error:
                 runs[error.arm or "baseline"].failed(error)
                 continue
-            notes = [*run.notes, *short_tails(policy), *([BY_RESTARTS] if alone else [])]
+            notes = [*run.notes, *([BY_RESTARTS] if alone else [])]
             if moved := host.swap_activity() - swapped:
                 notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
             return run.model_copy(update={"notes": tuple(notes)})
