@@ -3,8 +3,8 @@
     .venv/bin/python docs/images/make_screenshots.py [BASELINE CANDIDATE]
 
 Gates the two manifests (the shipped baseline and nf4 unless others are named), sends the gate to an MLflow server of
-its own, opens each page of ``views`` in Debian's chromium and keeps what was seen.
-It fails when a page does not show what it should. Its pictures are not kept yet: they wait for a quiet machine.
+its own, opens each page of ``views`` in Debian's chromium and keeps what was seen. It fails
+when a page does not show what it should. Fonts: fonts-liberation, and fonts-noto-color-emoji for the sign of a verdict.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--disable-background-networking", "--disable-component-update", "--no-first-run", "--disable-sync"]
 SIZE = {"width": 1280, "height": 800}
 PATIENCE_MS = 90_000  # MLflow's page is 10 MB of script, and the machine may be busy
-COLOURS = 96
+COLOURS = 256
+NO_ASSISTANT = (
+    "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"  # a panel over a quarter
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +58,12 @@ class Shown:
 def views(shown: Shown) -> dict[str, tuple[str, str]]:
     """Name -> (address, what must be seen there: a text, or a selector after ``css=``, in a frame after ``frame=``)."""
     return {
-        "mlflow-runs": (f"{shown.place}/evaluation-runs", shown.name),
+        "mlflow-runs": (f"{shown.place}/runs", shown.name),
         "mlflow-gate": (shown.page, "checkweigh.verdict"),
         "mlflow-report": (f"{shown.page}/artifacts/report.html", "frame=#verdict"),
         "mlflow-plot": (f"{shown.page}/artifacts/plots/forest.svg", "css=img[alt*=forest]"),
         "mlflow-items": (f"{shown.page}/artifacts/items.json", "worse_by"),
+        "mlflow-traces": (f"{shown.page}/traces", '"candidate":'),
     }
 
 
@@ -67,6 +71,7 @@ def look(browser: Browser, address: str, wanted: str) -> Page:
     """Open a page and wait until ``wanted`` is seen. The page, to be closed by the caller."""
     page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
     page.set_default_timeout(PATIENCE_MS)
+    page.add_init_script(NO_ASSISTANT)
     page.goto(address)
     if wanted.startswith("frame="):
         page.frame_locator("iframe").locator(wanted.removeprefix("frame=")).wait_for()
@@ -124,7 +129,7 @@ def main(arguments: list[str]) -> int:
             return 4
         decision = Decision.model_validate_json((out / "decision.json").read_bytes())
         name = json.loads((out / "decision.json").read_text())["verdict"].upper()
-        shown = shown_of(api, decision.record_digest(), f"{name} {decision.candidate.name}")
+        shown = shown_of(api, decision.reached, f"{name} {decision.candidate.name}")
         with chromium() as browser:
             for file, (address, wanted) in views(shown).items():
                 page = look(browser, address, wanted)

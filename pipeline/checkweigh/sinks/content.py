@@ -99,15 +99,20 @@ def _trace(decision: Decision, pair: ItemPair) -> Trace:
         "metric": pair.metric, "baseline": str(pair.baseline), "candidate": str(pair.candidate), "note": pair.note,
     }  # fmt: skip
     told = {name: one_line(value) for name, value in facts.items() if value}
-    prompt, one, other = (
-        "" if t is None else visible(clip(t, _VALUE))
-        for t in (pair.prompt, pair.baseline_text, pair.candidate_text)
-    )
     return Trace(
         key=canonical.digest([decision.record_digest(), pair.set_name, pair.id]),
         name=one_line(f"worse: {pair.set_name} / {pair.id}", 200),
-        prompt=prompt, baseline=one, candidate=other, facts=told,
+        prompt=visible(clip(pair.prompt, _VALUE)), facts=told,
+        baseline=_answer(pair, pair.baseline_text, pair.baseline),
+        candidate=_answer(pair, pair.candidate_text, pair.candidate),
     )  # fmt: skip
+
+
+def _answer(pair: ItemPair, text: str | None, value: float | None) -> str:
+    """What an arm made of the item: its reply; where there is none (a text, a choice), what was measured."""
+    if text is not None:
+        return visible(clip(text, _VALUE))
+    return one_line(pair.note or "failed") if value is None else f"{pair.metric} {value:.4g}"
 
 
 def key(name: str) -> str:
@@ -167,7 +172,7 @@ def _tries(decision: Decision) -> dict[str, str]:
 
 def _shown(decision: Decision) -> dict[str, str]:
     """The run's description, and which artifact is a table."""
-    parts = [p for p in summary(decision, ()).split("\n\n") if not p.startswith("<details")]
+    parts = [_spelled(p) for p in summary(decision, ()).split("\n\n") if not p.startswith("<details")]
     parts[0] = (
         parts[0].removeprefix(parts[0].partition("\n")[0]).lstrip()
         if parts[0].startswith("<!--")
@@ -181,6 +186,11 @@ def _shown(decision: Decision) -> dict[str, str]:
         room -= len(part) + 2
     tables = json.dumps([{"path": TABLE, "type": "table"}])
     return {"mlflow.note.content": "\n\n".join(note), "mlflow.loggedArtifacts": tables}
+
+
+def _spelled(markdown: str) -> str:
+    """For MLflow's Markdown (showdown), which shows the backslash before these: as entities they are text anywhere."""
+    return re.sub(r"\\(.)", lambda m: f"&#{ord(m[1])};" if m[1] in ":$^" else m[0], markdown)
 
 
 def _common(decision: Decision, role: str) -> dict[str, str]:

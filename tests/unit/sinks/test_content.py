@@ -49,6 +49,13 @@ def test_every_name_and_text_is_one_that_mlflow_takes(made: Bundle) -> None:
     assert all(len(dataset.digest) == 36 for dataset in made.datasets)
 
 
+def test_the_description_shows_no_backslash_that_is_not_in_the_text(made: Bundle) -> None:
+    note = made.runs[0].tags["mlflow.note.content"]
+    assert "perplexity&#58; " in note
+    known_to_showdown = r"\\[\\`*_{}\[\]()>#+.!~=|-]"
+    assert "\\" not in re.sub(known_to_showdown, "", note)
+
+
 def test_what_could_not_be_estimated_is_absent_not_zero(made: Bundle) -> None:
     metrics = made.runs[0].metrics
     decision = sample.decision()
@@ -82,6 +89,19 @@ def test_an_arm_shows_what_was_pinned(made: Bundle) -> None:
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", params["pins.weights"])
     assert made.runs[1].tags["checkweigh.pins"] == sample.decision().baseline.pins
     assert made.runs[2].tags["checkweigh.unsafe"] == "unsafe_pickle"
+
+
+def test_a_trace_shows_a_reply_or_else_what_was_measured(made: Bundle) -> None:
+    pairs = {(p.set_name, p.id): p for p in sample.pairs()}
+    shown = [(pairs[t.facts["set"], t.facts["item"]], t) for t in made.traces]
+    assert {p.baseline_text is None for p, _ in shown} == {True, False}
+    for pair, trace in shown:
+        for text, value, told in (
+            (pair.baseline_text, pair.baseline, trace.baseline),
+            (pair.candidate_text, pair.candidate, trace.candidate),
+        ):
+            measured_value = "failed" if value is None else f"{pair.metric} {value:.4g}"
+            assert told == text or (text is None and told in (measured_value, pair.note))
 
 
 def test_an_error_has_no_numbers_and_is_told_all_the_same(write_manifest: WriteManifest) -> None:
