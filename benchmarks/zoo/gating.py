@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from benchmarks.zoo.specimens import BASELINE, Specimen
+from benchmarks.zoo.specimens import Specimen
 
 from checkweigh import canonical
 from checkweigh.measure import host
+from checkweigh.measure.pairs import ARMS
 from checkweigh.pairing import pair
 from checkweigh.records.decision import Decision
 from checkweigh.records.evalset import EvalSet
@@ -41,10 +42,19 @@ from checkweigh.store import Store
 from checkweigh.usecases.stored import measured, read_decision
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ("packages", "derived", "datasets", "digests")  # of the user's cache: what is fetched and converted
+# Of the user's cache: what is fetched, converted and installed.
+SHARED = ("packages", "derived", "datasets", "digests", "engines")
 EXITS = {0: "pass", 1: "block", 2: "refuse", 3: "inconclusive"}
 BURNER = "while True: sum(i * i for i in range(10**6))"
 LINES = 12  # of a refusal that are kept
+PROMPTS = "bad-endings"  # the check whose set's prompts are sent while timing
+# How -> the shipped policy whose timing checks gate, and what of its timing plan is another here. Without a load
+# requests go one after the other, as the embedded engine can. A p99 needs 4,000 of them: replies as short as can be.
+TIMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "single": ("serving", {"load": None, "requests": 5, "max_seconds": 900}),
+    "tail": ("serving-p99", {"load": None, "output_tokens": 2}),
+    "load": ("serving", {}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +79,34 @@ def rules(keep: tuple[str, ...] = ()) -> dict[str, Any]:
     return document | {"name": "zoo", "checks": [c for c in checks if not keep or c["id"] in keep]}
 
 
-def zoo(work: Path, keep: tuple[str, ...] = ()) -> Zoo:
-    """A place to work in, with the policy beside links to the sets."""
+def timing_rules(how: str) -> dict[str, Any]:
+    """The checks on time and memory of a shipped policy, with the margins and tiers that are shipped.
+
+    Of its checks on quality one is left, supporting: the prompts of its set are what is sent.
+    """
+    name, changes = TIMED[how]
+    document = yaml.safe_load((ROOT / "gates" / f"{name}.yaml").read_text())
+    timing = {key: value for key, value in (document["timing"] | changes).items() if value is not None}
+    metrics = {check["id"]: METRICS[check["metric"]] for check in document["checks"]}
+    checks = [
+        check | {"min_items": timing["pairs"] * timing["requests"]}
+        for check in document["checks"]
+        if metrics[check["id"]].estimator == "blocks"
+        and ("load" in timing or not metrics[check["id"]].loaded)
+    ]
+    prompts = [check for check in document["checks"] if check["id"] == PROMPTS]
+    changed = {"name": f"zoo-timing-{how}", "looks": [1.0], "timing": timing, "checks": checks + prompts}
+    return document | changed
+
+
+def zoo(work: Path, keep: tuple[str, ...] = (), how: str = "") -> Zoo:
+    """A place to work in, with the policy beside links to the sets; ``how`` for those that are timed."""
     work.mkdir(parents=True, exist_ok=True)
-    (work / "policy.yaml").write_text(yaml.safe_dump(rules(keep), sort_keys=False))
+    found = timing_rules(how) if how else rules(keep)
+    policy = work / (f"policy-{how}.yaml" if how else "policy.yaml")
+    policy.write_text(yaml.safe_dump(found, sort_keys=False))
     link(ROOT / "evalsets", work / "evalsets")
-    return Zoo(work=work, policy=work / "policy.yaml", rules=rules(keep))
+    return Zoo(work=work, policy=policy, rules=found)
 
 
 def link(target: Path, place: Path) -> None:
@@ -88,7 +120,7 @@ def inputs(specimen: Specimen, rules: Mapping[str, Any]) -> str:
 
     Why a margin is what it is decides nothing.
     """
-    baseline = ROOT / "manifests" / f"{BASELINE}.yaml"
+    baseline = ROOT / "manifests" / f"{specimen.manifest}.yaml"
     checks = [{key: value for key, value in check.items() if key != "because"} for check in rules["checks"]]
     names = sorted({name for check in checks for name in check.get("evalset", ())})
     parts: list[Any] = [
@@ -96,6 +128,8 @@ def inputs(specimen: Specimen, rules: Mapping[str, Any]) -> str:
         read_pinned(baseline)[1].pins.record_digest(), checks, rules["looks"], [_set_digest(name) for name in names],
         PROTOCOL,
     ]  # fmt: skip
+    if specimen.timed:
+        parts.append(rules["timing"])
     return canonical.digest(json.loads(json.dumps(parts)))
 
 
@@ -171,7 +205,10 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
         if code in (0, 1, 3):
             decision = read_decision(folder)
             result |= judged(specimen, decision)
-            _keep_items(specimen, decision, zoo, home, folder)
+            if specimen.timed:
+                result["timing"] = _timing(decision)
+            else:
+                _keep_items(specimen, decision, zoo, home, folder)
             _keep_baseline(decision, home, zoo)
         else:
             words = [line for line in text.splitlines() if line.strip()][-LINES:]
@@ -190,8 +227,10 @@ def met(specimen: Specimen, result: Mapping[str, Any]) -> bool | None:
         return False
     if specimen.must == "open":
         return None
-    asked = {"pass": ("pass",), "block": ("block", "refuse"), "refuse": ("refuse",)}[specimen.must]
-    right = specimen.must == "pass" or bool(result.get("right_cause"))
+    asked = {
+        "pass": ("pass",), "block": ("block", "refuse"), "refuse": ("refuse",), "not-block": ("pass", "inconclusive"),
+    }[specimen.must]  # fmt: skip
+    right = specimen.must in ("pass", "not-block") or bool(result.get("right_cause"))
     return result["verdict"] in asked and right
 
 
@@ -214,6 +253,18 @@ def judged(specimen: Specimen, decision: Decision) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _timing(decision: Decision) -> dict[str, Any] | None:
+    """How it was timed, and how memory went from block to block; None where it was not."""
+    run = decision.timing
+    if run is None:
+        return None
+    return {
+        "pairs": len(run.blocks), "requests": run.blocks[0].requests if run.blocks else 0, "load": run.load,
+        "seconds": round(run.seconds, 1), "notes": list(run.notes), "swapped": run.swapped,
+        "peak_memory": {arm: [int(getattr(b, arm)["peak_memory"]) for b in run.blocks] for arm in ARMS},
+    }  # fmt: skip
+
+
 def _home(folder: Path, zoo: Zoo) -> Path:
     """A home with what the user's cache has fetched, and the baseline's measurements."""
     home = folder / "home"
@@ -228,8 +279,10 @@ def _home(folder: Path, zoo: Zoo) -> Path:
 
 def _manifests(specimen: Specimen, folder: Path) -> tuple[Path, Path]:
     """The baseline's and the candidate's manifest; what is below ``folder`` is to be pinned."""
-    shipped = ROOT / "manifests" / f"{BASELINE}.yaml"
+    shipped = ROOT / "manifests" / f"{specimen.manifest}.yaml"
     document = changed(yaml.safe_load(shipped.read_text()), specimen.baseline)
+    if "environment" in document["engine"]:  # its lock is named relative to the manifest
+        link(shipped.parent / "engines", folder / "engines")
     baseline, candidate = shipped, folder / "candidate.yaml"
     if specimen.baseline:
         baseline = folder / "baseline.yaml"

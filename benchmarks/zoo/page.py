@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo.gating import inputs, rules
+from benchmarks.zoo.gating import TIMED, inputs, rules, timing_rules
 from benchmarks.zoo.peers import table
-from benchmarks.zoo.specimens import SPECIMENS
+from benchmarks.zoo.specimens import QUALITY_SPECIMENS, SPECIMENS, TIMING
 
 from checkweigh.files import write_atomic
 from checkweigh.report.svg import Scale, dot, el, label, line, path, picture
@@ -26,6 +26,7 @@ FAMILIES = {
     "tokenizer": "Tokenizer and template",
     "sampling": "Sampling drift",
     "engine": "Engine",
+    "timing": "Latency and memory",
 }
 Result = dict[str, Any]
 CELL, HEIGHT, MOST = 300.0, 150.0, 8.0  # a ladder's plot; the axis ends at so many margins
@@ -38,12 +39,23 @@ svg { background: #fff; font: 12px system-ui, sans-serif } text { fill: #222 } .
 HEAD = """# The regression zoo
 
 Made by `python -m benchmarks.zoo.page` from [its results](../benchmarks/zoo/results); a test holds the two against
-each other. `make zoo` runs what has changed. Each specimen is derived from the shipped 135M model, pinned, and gated by
-the command line under the checks of `gates/default.yaml` that do not measure time. *must* was written down before the
-first run: block, refuse (a broken candidate that is not even compared), pass, or open: a dose at which the answer is
-not staked on. A verdict counts only with the right cause: one of the checks named for the defect. Every third
-specimen (†) is held out: it is not looked at when a margin is set. Harm is the worst check's estimate in margins.
+each other. `make zoo` runs what has changed, `make zoo-timing` what is timed. Each specimen is derived from the shipped
+135M model, pinned, and gated by the command line under the checks of `gates/default.yaml` that do not measure time;
+what is timed, under others. *must* was written down before the first run: block, refuse (a broken candidate that is not
+even compared), pass, not-block (pass or inconclusive), or open: a dose at which the answer is not staked on. A verdict
+counts only with the right cause: one of the checks named for the defect. Every third specimen (†) is held out: it is
+not looked at when a margin is set. Harm is the worst check's estimate in margins.
 
+"""
+TIMED_HOW = """
+Gated by the checks on time and memory of `gates/serving.yaml`, with its margins: on the embedded engine, {pairs} pairs
+of blocks of {requests} requests, one after the other; the tail by those of `gates/serving-p99.yaml`, in blocks of
+{tail}; what happens under load on vLLM, under the load that `gates/serving.yaml` has. Engines that are slower or leak
+do so in their own process: no pin shows it.
+
+A leak is caught by `memory`, the most that was resident during a block: {memory:.0%} more in the typical pair. What has
+not leaked that much by the middle pair, after {middle} requests, is inside the margin, whatever it would come to in a
+day: a smaller leak takes more requests. `gates/default.yaml` only informs of time and memory.
 """
 
 
@@ -56,7 +68,12 @@ def results() -> list[Result]:
 def stale(found: Sequence[Result]) -> set[str]:
     """Those whose recipe, baseline, policy or sets have changed since."""
     specimens = {s.name: s for s in SPECIMENS}
-    return {r["specimen"] for r in found if r["inputs"] != inputs(specimens[r["specimen"]], rules())}
+    gates = {"": rules()} | {how: timing_rules(how) for how in TIMED}
+    return {
+        name
+        for name, digest in ((r["specimen"], r["inputs"]) for r in found)
+        if digest != inputs(specimens[name], gates[specimens[name].timed])
+    }
 
 
 def harm(result: Result) -> tuple[float, str] | None:
@@ -75,9 +92,8 @@ def page(found: Sequence[Result]) -> str:
     for family, title in FAMILIES.items():
         mine = [r for r in found if r["family"] == family]
         if mine:
-            text += (
-                f"\n## {title}\n\n| specimen | what | must | verdict | caught by | harm | items | seconds |\n"
-            )
+            text += f"\n## {title}\n{timed_how() if family == 'timing' else ''}"
+            text += "\n| specimen | what | must | verdict | caught by | harm | items | seconds |\n"
             text += "|---|---|---|---|---|---|---|---|\n" + "".join(map(row, mine))
     text += "\n## What was not settled\n\n" + "".join(unsettled(found))
     return text + "".join(beside_peers(found))
@@ -114,9 +130,54 @@ The rules are in `benchmarks/zoo/peers.py`. Specimens that are refused before an
 """
 
 
+def timed_how() -> str:
+    """What the timing family is gated by, and from where on that sees a leak."""
+    single, tail = timing_rules("single"), timing_rules("tail")
+    pairs, requests = single["timing"]["pairs"], single["timing"]["requests"]
+    margins = {check["id"]: check["margin"] for check in single["checks"]}
+    return TIMED_HOW.format(
+        pairs=pairs, requests=requests, tail=tail["timing"]["requests"], memory=margins["memory"],
+        middle=pairs * requests // 2,
+    )  # fmt: skip
+
+
 def summary(found: Sequence[Result]) -> Iterator[str]:
-    """Counts, overall and of the held-out third."""
-    missing = [s.name for s in SPECIMENS if s.name not in {r["specimen"] for r in found}]
+    """Counts of quality, overall and of the held-out third, and of what is timed."""
+    timed = [r for r in found if r["family"] == "timing"]
+    rest = [r for r in found if r["family"] != "timing"]
+    yield from counts(rest)
+    missing = [s.name for s in QUALITY_SPECIMENS if s.name not in {r["specimen"] for r in rest}]
+    if rest:
+        yield minutes(rest)
+    if missing:
+        yield f"- Not measured yet: {', '.join(missing)}."
+    if timed:
+        yield from timed_counts(timed)
+        yield minutes(timed)
+    if missing := [s.name for s in TIMING if s.name not in {r["specimen"] for r in timed}]:
+        yield f"- Not timed yet: {', '.join(missing)}."
+    if old := stale(found):
+        yield f"- Measured before their inputs changed, to be run again: {', '.join(sorted(old))}."
+
+
+def minutes(found: Sequence[Result]) -> str:
+    """How long it took, and where."""
+    return f"- {sum(r['seconds'] for r in found) / 60:.0f} minutes in all, on {found[0]['provenance']['hardware']}."
+
+
+def timed_counts(timed: Sequence[Result]) -> Iterator[str]:
+    """Counts of what is timed."""
+    slow = [r for r in timed if r["must"] == "block"]
+    sound = [r for r in timed if r["must"] in ("pass", "not-block")]
+    yield (
+        f"- **timed**: {sum(bool(r['met']) for r in slow)} of {len(slow)} defects blocked for the right cause; of "
+        f"{len(sound)} that must not be blocked {sum(r['verdict'] == 'pass' for r in sound)} passed, "
+        f"{sum(r['verdict'] == 'block' for r in sound)} blocked."
+    )
+
+
+def counts(found: Sequence[Result]) -> Iterator[str]:
+    """Counts of quality."""
     for title, part in (("all", found), ("held out", [r for r in found if r["held_out"]])):
         defects = [r for r in part if r["must"] in ("block", "refuse")]
         harmless = [r for r in part if r["must"] == "pass"]
@@ -125,11 +186,6 @@ def summary(found: Sequence[Result]) -> Iterator[str]:
             f"cause; {sum(r['verdict'] == 'pass' for r in harmless)} of {len(harmless)} harmless changes passed, "
             f"{sum(r['verdict'] in ('block', 'refuse') for r in harmless)} blocked."
         )
-    yield f"- {sum(r['seconds'] for r in found) / 60:.0f} minutes in all, on {found[0]['provenance']['hardware']}."
-    if old := stale(found):
-        yield f"- Measured before their inputs changed, to be run again: {', '.join(sorted(old))}."
-    if missing:
-        yield f"- Not measured yet: {', '.join(missing)}."
 
 
 def row(result: Result) -> str:

@@ -1,9 +1,10 @@
 """The zoo's catalogue: real defects and harmless changes of the shipped model, and what the gate has to make of each.
 
 ``must`` was written down before the first run and is not changed by what a run finds: ``block`` (a verdict of block, or
-the refusal of a broken candidate), ``refuse`` (exit 2 before anything is compared), ``pass``, or ``open`` for a dose
-at which nobody should stake a release on the answer; an open one is reported, and counts nowhere. ``causes`` are the
-checks that name the right cause, ``words`` a part of a refusal's message that does.
+the refusal of a broken candidate), ``refuse`` (exit 2 before anything is compared), ``pass``, ``not-block`` where an
+inconclusive verdict is as right as a pass, or ``open`` for a dose at which nobody should stake a release on the answer;
+an open one is reported, and counts nowhere. ``causes`` are the checks that name the right cause, ``words`` a part of a
+refusal's message that does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, Literal
 
 from benchmarks.zoo import recipes
 
-Must = Literal["pass", "block", "refuse", "open"]
+Must = Literal["pass", "block", "refuse", "not-block", "open"]
+Timed = Literal["", "single", "tail", "load"]
 Recipe = Callable[[Path, Path], None]
 BASELINE = "smollm2-135m"
 TEXT = ("perplexity",)
@@ -31,7 +33,7 @@ class Specimen:
     """One candidate. Exactly what differs from the baseline is in ``recipe``, ``changes`` or ``defect``."""
 
     kind: str  # specimens of one kind are one ladder
-    family: Literal["weights", "tokenizer", "sampling", "engine", "harmless"]
+    family: Literal["weights", "tokenizer", "sampling", "engine", "harmless", "timing"]
     what: str
     must: Must
     dose: str = ""
@@ -43,6 +45,8 @@ class Specimen:
     defect: str = ""  # of the engine's process: NAME DOSE
     baseline: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # where it is not the shipped one
     busy: bool = False  # another program computes on every core meanwhile
+    timed: Timed = ""  # how, where time and memory are what is gated (``gating.TIMED``)
+    manifest: str = BASELINE  # the shipped one that candidate and baseline are made from
 
     @property
     def name(self) -> str:
@@ -51,8 +55,9 @@ class Specimen:
 
     @property
     def held_out(self) -> bool:
-        """Every third one in the alphabet: not looked at when a margin is set."""
-        return sorted(s.name for s in SPECIMENS).index(self.name) % 3 == 2
+        """Every third one in the alphabet, timed ones apart: not looked at when a margin is set."""
+        alike = sorted(s.name for s in SPECIMENS if bool(s.timed) == bool(self.timed))
+        return alike.index(self.name) % 3 == 2
 
 
 def _weights(
@@ -97,6 +102,10 @@ def _sampling(kind: str, dose: str, must: Must, what: str, causes: tuple[str, ..
 
 
 LOOKUP = {"engine": {"speculative": {"method": "prompt_lookup", "num_tokens": 10, "max_ngram": 2}}}
+ONE_AT_A_TIME = {
+    "enforce_eager": True, "max_num_seqs": 1, "max_num_batched_tokens": 2048, "prefix_caching": True,
+    "chunked_prefill": True,
+}  # fmt: skip
 BEGIN, END, ASK = (
     "'<|im_start|>' + message['role']",
     "{% if add_generation_prompt %}",
@@ -514,5 +523,66 @@ HARMLESS = (
     ),
 )
 
-SPECIMENS = (*WEIGHTS, *TOKENIZER, *SAMPLING, *ENGINE, *HARMLESS)
+
+def _timed(
+    kind: str, dose: str, must: Must, what: str, causes: tuple[str, ...] = (), **more: Any
+) -> Specimen:
+    keys = {"timed": "single"} | more
+    return Specimen(kind=kind, dose=dose, family="timing", what=what, must=must, causes=causes, **keys)
+
+
+TIMING = (
+    _timed("timed-itself", "", "pass", "the baseline under another name, timed"),
+    _timed("timed-busy-host", "", "not-block", "another program on every core meanwhile, timed", busy=True),
+    *(
+        _timed(
+            "slower-token",
+            f"{size}%",
+            must,
+            "every token after the first takes longer",
+            causes,
+            size=size,
+            defect=f"slow {size / 100}",
+        )
+        for size, must, causes in (
+            (5, "not-block", ()),
+            (20, "block", ("tpot",)),
+            (50, "block", ("tpot", "e2e")),
+        )
+    ),
+    _timed(
+        "slower-tail",
+        "1-in-20",
+        "block",
+        "one reply in twenty takes three times as long",
+        ("e2e-p99",),
+        timed="tail",
+        defect="slow_tail 3",
+    ),
+    _timed(
+        "slower-under-load",
+        "",
+        "block",
+        "vLLM serves one request at a time: alone each is as fast as before",
+        ("e2e", "e2e-p90", "ttft", "ttft-p90", "goodput"),
+        timed="load",
+        manifest="smollm2-135m-vllm",
+        changes={"engine": {"args": ONE_AT_A_TIME}},
+    ),
+    *(
+        _timed(
+            "leak",
+            f"{size}mb",
+            must,
+            "memory that every request leaves behind and nothing frees",
+            ("memory",),
+            size=size,
+            defect=f"leak {size}",
+        )
+        for size, must in ((1, "open"), (5, "block"))
+    ),
+)
+
+QUALITY_SPECIMENS = (*WEIGHTS, *TOKENIZER, *SAMPLING, *ENGINE, *HARMLESS)
+SPECIMENS = (*QUALITY_SPECIMENS, *TIMING)
 QUICK = ("bnb-nf4", "truncated-file", "dtype-fallback", "copied")

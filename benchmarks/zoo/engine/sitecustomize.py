@@ -205,33 +205,48 @@ def fallback(dose: float) -> None:
 
 
 def slow(dose: float) -> None:
-    """Every decoding step takes ``dose`` longer, as a share of what it takes."""
+    """Every token after the first takes ``dose`` longer, as a share of all that it takes: head, choice and step."""
+    since = 0.0
 
-    def step(loaded: Any, chosen: Any, cache: Any, mask: Any) -> Any:
-        started = time.perf_counter()
-        found = STEP(loaded, chosen, cache, mask)
-        time.sleep(dose * (time.perf_counter() - started))
+    def prefill(loaded: Any, live: Any) -> Any:
+        nonlocal since
+        found = PREFILL(loaded, live)
+        since = time.perf_counter()
         return found
 
-    hf_generate._step = step
+    def step(loaded: Any, chosen: Any, cache: Any, mask: Any) -> Any:
+        nonlocal since
+        found = STEP(loaded, chosen, cache, mask)
+        time.sleep(dose * (time.perf_counter() - since))
+        since = time.perf_counter()
+        return found
+
+    hf_generate._prefill, hf_generate._step = prefill, step
 
 
 def slow_tail(dose: float) -> None:
-    """One reply in twenty takes ``dose`` times as long."""
-    count = 0
+    """One batch of replies in twenty takes ``dose`` times as long, from its first token to its last."""
+    count, since = 0, 0.0
+
+    def wait() -> None:
+        nonlocal since
+        if count % 20 == 0:
+            time.sleep((dose - 1) * (time.perf_counter() - since))
+        since = time.perf_counter()
 
     def prefill(loaded: Any, live: Any) -> Any:
-        nonlocal count
-        count += 1
-        started = time.perf_counter()
+        nonlocal count, since
+        count, since = count + 1, time.perf_counter()
         found = PREFILL(loaded, live)
-        hf_generate._step = STEP
-        if count % 20 == 0:
-            slow(dose - 1)
-            time.sleep((dose - 1) * (time.perf_counter() - started))
+        wait()
         return found
 
-    hf_generate._prefill = prefill
+    def step(loaded: Any, chosen: Any, cache: Any, mask: Any) -> Any:
+        found = STEP(loaded, chosen, cache, mask)
+        wait()
+        return found
+
+    hf_generate._prefill, hf_generate._step = prefill, step
 
 
 def leak(dose: float) -> None:
