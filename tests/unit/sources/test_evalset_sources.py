@@ -164,7 +164,11 @@ def test_data_that_moved(make: Make, file: str) -> None:
         ("d.jsonl", b"\n \n", "d.jsonl: expected at least one row, found an empty file"),
         ("d.jsonl", b'{"question": "a"}\n[1]\n', "d.jsonl:2: expected a JSON object, found [1]"),
         ("d.jsonl.gz", b"no gzip", "d.jsonl.gz: expected a file that can be read, found "),
-        ("d.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "d.jsonl.gz: expected a file that can be read, found "),
+        (
+            "d.jsonl.gz",
+            gzip.compress(b"{}", mtime=0)[:-9],
+            "d.jsonl.gz: expected a file that can be read, found ",
+        ),
         ("d.csv", b"question,right", "d.csv: expected a .jsonl, .jsonl.gz or .parquet file, found d.csv"),
     ],
 )
