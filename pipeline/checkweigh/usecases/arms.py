@@ -255,10 +255,20 @@ def _check_probes(engine: Engine, resolved: Resolved) -> None:
     problems = [
         Problem(
             file=str(resolved.path), line=None, path=f"probe conversation {i}",
-            expected=f"{len(pinned)} pinned token ids", found=f"{len(ids)} other ids, rendered by the engine",
+            expected=f"{len(pinned)} pinned token ids", found=_rendered(tuple(pinned), tuple(ids)),
         )
         for i, (pinned, ids) in enumerate(zip(resolved.pins.probes, found, strict=True))
         if tuple(ids) != tuple(pinned)
     ]  # fmt: skip
     if problems:
         raise PinMismatch(problems)
+
+
+def _rendered(pinned: tuple[int, ...], ids: tuple[int, ...]) -> str:
+    """What an engine made of a conversation, in words; a prompt that lost an end is named."""
+    count = len(ids)
+    if 0 < count < len(pinned):
+        for end, kept in (("last", pinned[-count:]), ("first", pinned[:count])):
+            if ids == kept:
+                return f"a prompt that the engine cut to its {end} {count}"
+    return f"{count} other ids, rendered by the engine"

@@ -39,7 +39,7 @@ class Scripted:
     lives = 0
     ended = 0
 
-    def __init__(self, spec: EngineSpec, script: list[Exception | None], spoil: bool) -> None:
+    def __init__(self, spec: EngineSpec, script: list[Exception | None], spoil: slice) -> None:
         self.text = Renderer(spec.tokenizer_dir, spec.chat_template)
         self.script, self.spoil = script, spoil
 
@@ -58,7 +58,7 @@ class Scripted:
         Scripted.ended += 1
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
-        return [self.text.render(c)[1 if self.spoil else 0 :] for c in conversations]
+        return [self.text.render(c)[self.spoil] for c in conversations]
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         ids = [self.text.encode(r.continuations[0]) for r in batch]
@@ -78,6 +78,7 @@ class Scripted:
         return Resources(resident=1, peak=1, swapped=0)
 
 
+WHOLE = slice(None)
 MakeRun = Callable[..., ArmRun]
 
 
@@ -86,7 +87,7 @@ def make_run(tmp_path: Path, write_manifest: WriteManifest) -> MakeRun:
     resolved: Resolved = verify(write_manifest("arm"))
     Scripted.lives = Scripted.ended = 0
 
-    def make(*script: Exception | None, spoil: bool = False) -> ArmRun:
+    def make(*script: Exception | None, spoil: slice = WHOLE) -> ArmRun:
         left = list(script)
 
         def launch(spec: EngineSpec, **_: Any) -> Engine:
@@ -158,9 +159,20 @@ def test_out_of_memory_while_it_serves_is_tried_again(make_run: MakeRun) -> None
     assert not run.unfit
 
 
-def test_an_engine_that_is_not_what_is_pinned_is_stopped_before_it_is_used(make_run: MakeRun) -> None:
-    run = make_run(spoil=True)
-    with pytest.raises(PinMismatch, match="probe conversation 0"):
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (slice(1, None), r"found a prompt that the engine cut to its last \d+"),
+        (slice(None, 7), "found a prompt that the engine cut to its first 7"),
+        (slice(0, 0), "found 0 other ids, rendered by the engine"),
+        (slice(None, None, -1), r"found \d+ other ids, rendered by the engine"),
+    ],
+)
+def test_an_engine_that_is_not_what_is_pinned_is_stopped_before_it_is_used(
+    make_run: MakeRun, spoil: slice, said: str
+) -> None:
+    run = make_run(spoil=spoil)
+    with pytest.raises(PinMismatch, match=f"probe conversation 0: expected .*{said}"):
         run.survive(lambda arm: "done")
     assert (Scripted.lives, Scripted.ended) == (1, 1)
     assert run.arm is None
