@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 
+from checkweigh.engines.endpoint import Client
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.breaker import State
@@ -114,6 +116,75 @@ def test_fault_06_an_exit_with_code_0_is_an_exit_nobody_asked_for(tmp_path: Path
         run.ready(20)
         assert one(run).ok
         assert any("exited with code 0 although nobody asked it to" in line for line in run.said)
+
+
+async def die_within(run: Running) -> None:
+    """The engine's core dies; its server lives on and says so, as vLLM's does for up to five seconds."""
+    endpoint = run.guard.arms["baseline"].endpoint
+    assert endpoint is not None
+    async with Client(endpoint) as knobs:
+        await knobs.post(f"{endpoint.root}/mock/knobs", {"dead": True})
+
+
+def test_fault_06_a_server_whose_core_died_is_not_ready_although_it_lives(tmp_path: Path) -> None:
+    with supervised(Knobs(token_ms=20, reply_tokens=400), tmp_path) as run:
+        run.ready()
+        old = pid(run)
+
+        async def go() -> tuple[float, list[Reply]]:
+            tasks, manager = await streams(run, 3)
+            died = time.monotonic()
+            await die_within(run)
+            replies = await asyncio.gather(*tasks)
+            await manager.__aexit__(None, None, None)
+            return time.monotonic() - died, replies
+
+        took, replies = asyncio.run(go())
+        assert took < 1, "no client hangs"
+        assert all(r.events > 0 and r.error and r.error["code"] == "upstream_broken" for r in replies)
+        run.until(lambda: not run.guard.arms["baseline"].ready, 0.5)
+        assert one(run).status == 503
+        run.ready(20)
+        assert pid(run) != old
+        assert one(run).ok
+        assert any("reports that it is dead" in line for line in run.said)
+
+
+def test_fault_06_a_core_that_dies_while_nobody_asks_is_noticed_too(tmp_path: Path) -> None:
+    with supervised(Knobs(), tmp_path) as run:
+        run.ready()
+        asyncio.run(die_within(run))
+        run.until(lambda: not run.guard.arms["baseline"].ready, 3)
+        run.ready(20)
+        assert restarts(run) == 1
+
+
+def test_fault_06_readiness_ends_before_the_keeper_has_buried_the_engine(tmp_path: Path) -> None:
+    with supervised(Knobs(token_ms=20, reply_tokens=400), tmp_path) as run:
+        run.ready()
+        supervisor = run.guard.arms["baseline"].supervisor
+        assert supervisor is not None
+        assert supervisor.child is not None
+        keeper = psutil.Process(supervisor.child.pid).parent()
+        assert keeper is not None
+
+        async def go() -> None:
+            tasks, manager = await streams(run, 2)
+            keeper.suspend()
+            os.kill(pid(run), signal.SIGKILL)
+            await asyncio.gather(*tasks)
+            await manager.__aexit__(None, None, None)
+
+        asyncio.run(go())
+        try:
+            run.until(lambda: not run.guard.arms["baseline"].ready, 0.5)
+            assert one(run).status == 503
+        finally:
+            keeper.resume()
+        run.ready(20)
+        assert any("SIGKILL" in line for line in run.said), (
+            "the exit code is the cause, not what a request met"
+        )
 
 
 def test_fault_07_a_stopped_engine_is_noticed_and_replaced(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from checkweigh.guard.pressure import Memory, Saturation
 from checkweigh.guard.queueing import Entry, Shed
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.supervisor import Phase, Supervisor
+from checkweigh.guard.upstream import UpstreamError
 
 KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn, and so vLLM, closes an idle connection
 _DEFAULT_KV = 16_384  # until the engine says, where nothing else does
@@ -144,6 +145,12 @@ class Arm:
     def permit(self) -> Permit | None:
         """The breaker's leave to send."""
         return self.breaker.allow(time.monotonic())
+
+    def failed(self, permit: Permit, error: UpstreamError) -> None:
+        """The engine failed a request. Unless it was only late, its supervisor looks at it now."""
+        self.breaker.failed(permit, time.monotonic(), str(error))
+        if self.supervisor is not None and error.status != 504:
+            self.supervisor.doubt()
 
     # Watching.
 

@@ -126,7 +126,7 @@ class Desk:
                 await self._ask(arm, visit, entry, client)
             except UpstreamError as error:
                 if error.fault:
-                    arm.breaker.failed(permit, time.monotonic(), str(error))
+                    arm.failed(permit, error)
                 raise self._broken(visit, error, client) from error
             else:
                 ended = True

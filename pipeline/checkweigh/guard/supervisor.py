@@ -21,7 +21,10 @@ from checkweigh.guard.warmup import WarmupFailed, one, warm
 
 _GIB = 1 << 30
 _LOOK_S = 0.25  # between two looks at a running process
-_WEIGH_S = 1.0  # between two looks at its memory, which cost some milliseconds
+_WEIGH_S = 1.0  # between two looks at its memory and its /health, which cost some milliseconds
+_HEALTH_S = 2.0
+_END_S = 2.0  # for a process that refuses connections to have ended, so that its exit code is the cause
+_REFUSES = "refuses connections"
 
 
 class Phase(Enum):
@@ -71,6 +74,7 @@ class Supervisor:
         self._say = say
         self._backoff = Backoff(policy.supervision, random.Random(seed))
         self._stopping = asyncio.Event()
+        self._doubted = asyncio.Event()
         self.watch = Watch(policy.supervision)
         self.phase = Phase.STARTING
         self.child: Child | None = None
@@ -121,6 +125,10 @@ class Supervisor:
             await self.child.stop()
         self.phase = Phase.STOPPED
 
+    def doubt(self) -> None:
+        """A request failed as if nobody were there: look now, not in a while."""
+        self._doubted.set()
+
     def _give_up(self, why: str) -> None:
         self.phase, self.gave_up = Phase.FAILED, True
         self.last_cause = why
@@ -136,7 +144,13 @@ class Supervisor:
             self.child = None
             return f"cannot be started ({error})"
         try:
-            return await self._live(child)
+            why = await self._live(child)
+            if self.phase is Phase.READY:  # told before it has ended, which takes a while: send nobody there
+                self.phase = Phase.DOWN
+                self._hears.down(f"the engine is down: {why}")
+            if why == _REFUSES:
+                await asyncio.wait((child.ended,), timeout=_END_S)
+            return why if child.alive or why != _REFUSES else child.cause()
         finally:
             self.phase = Phase.DOWN
             child.kill()
@@ -155,11 +169,19 @@ class Supervisor:
         self._hears.up(endpoint)
         self._say("the engine is ready")
         while True:
-            await asyncio.wait((child.ended,), timeout=_LOOK_S)
+            await self._pause(child)
             if not child.alive:
                 return child.cause()
             if why := await self._unwell(child):
                 return why
+
+    async def _pause(self, child: Child) -> None:
+        """Until the next look: at once when it ends or is doubted."""
+        doubt = asyncio.ensure_future(self._doubted.wait())
+        try:
+            await asyncio.wait((child.ended, doubt), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            doubt.cancel()
 
     async def _warmed(self, child: Child) -> str:
         self.phase = Phase.WARMING
@@ -195,8 +217,13 @@ class Supervisor:
                 await asyncio.sleep(0.1)
 
     async def _unwell(self, child: Child) -> str:
-        """Why a living process must end: a hang that a probe confirms, or too much memory."""
-        if (now := time.monotonic()) - self._weighed >= _WEIGH_S:
+        """Why a living process must end: it says so itself, a hang that a probe confirms, or too much memory."""
+        due = (now := time.monotonic()) - self._weighed >= _WEIGH_S
+        if due or self._doubted.is_set():
+            self._doubted.clear()
+            if why := await gone(child.plan.endpoint):
+                return why
+        if due:
             self._weighed, self.resident = now, await asyncio.to_thread(child.resident)
         ceiling = self._policy.memory.ceiling_gib
         if ceiling is not None and self.resident > ceiling * _GIB:
@@ -211,6 +238,24 @@ class Supervisor:
         if not self.watch.suspect(time.monotonic(), longest_prompt=0):
             return ""  # it moved while the probe waited its turn: busy, not hung
         return f"hung: no step for {self._limits.heartbeat_s:g} s and no answer to a probe"
+
+
+async def gone(endpoint: Endpoint) -> str:
+    """How it can be seen that it will serve nobody again. Empty when it may, or does not say in time: it may be busy.
+
+    vLLM answers 503 once its engine core has died, and for up to five seconds goes on to take requests, which all fail.
+    """
+    timeout = aiohttp.ClientTimeout(total=_HEALTH_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(endpoint.root + "/health") as answer,
+        ):
+            return "reports that it is dead (503 at /health)" if answer.status == 503 else ""
+    except aiohttp.ClientConnectorError as error:
+        return _REFUSES if isinstance(error.os_error, ConnectionRefusedError) else ""
+    except (aiohttp.ClientError, TimeoutError):
+        return ""
 
 
 async def probe(endpoint: Endpoint, seconds: float) -> bool:

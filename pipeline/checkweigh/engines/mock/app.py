@@ -30,6 +30,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 VERSION = "0.0.0+mock"
 _JSON = (b"content-type", b"application/json")
 _PLAIN = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_DEAD = (
+    b'data: {"error": {"message": "the engine failed", "type": "InternalServerError"}}\n\ndata: [DONE]\n\n'
+)
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
@@ -83,7 +86,7 @@ class MockApp:
     async def _health(self, body: bytes, send: Send) -> None:
         while self.schedule.knobs.deaf:
             await asyncio.sleep(0.05)
-        await _answer(send, b"")
+        await _answer(send, b"", status=503 if self.schedule.knobs.dead else 200)
 
     async def _version(self, body: bytes, send: Send) -> None:
         await _answer(send, json.dumps({"version": VERSION}).encode())
@@ -135,6 +138,9 @@ class MockApp:
         sent = False
         async with aclosing(self.schedule.run(sequence)) as updates:
             async for step in updates:
+                if self.schedule.knobs.dead:
+                    fate = Fate.ERROR
+                    break
                 if ask.stream:
                     if not sent:
                         await _start(send, 200, _EVENTS)
@@ -144,6 +150,11 @@ class MockApp:
                 if fate is not Fate.WHOLE and sequence.made * 2 >= ask.wanted:
                     await self._break(fate, ask, send)
                     return
+        if fate is Fate.ERROR:
+            if not sent:
+                raise Refused(500, "the engine failed", "InternalServerError")
+            await send({"type": "http.response.body", "body": _DEAD, "more_body": False})
+            return
         self.schedule.metrics.succeeded(ask.finish)
         if ask.stream:
             await send({"type": "http.response.body", "body": answer.closing(), "more_body": False})

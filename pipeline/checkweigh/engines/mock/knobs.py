@@ -43,6 +43,9 @@ class Knobs(Record):
     )
     hang: bool = Field(default=False, description="no token any more, while /health stays green")
     deaf: bool = Field(default=False, description="/health hangs too")
+    dead: bool = Field(
+        default=False, description="its core is gone: /health says 503, requests and streams fail"
+    )
     crash_after: int = Field(default=0, ge=0, description="ends at this request; 0: never")
     crash_code: int = Field(default=1, ge=0, le=255)
     error_share: float = Field(default=0.0, ge=0, le=1, description="answered 500")

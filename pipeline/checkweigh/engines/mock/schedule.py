@@ -72,6 +72,8 @@ class Schedule:
         if self.knobs.crash_after and self.seen >= self.knobs.crash_after:
             self._die(self.knobs.crash_code)
         draw = self._random.random()
+        if self.knobs.dead:
+            return Fate.ERROR
         for fate, share in (
             (Fate.ERROR, self.knobs.error_share),
             (Fate.TRUNCATED, self.knobs.truncate_share),
