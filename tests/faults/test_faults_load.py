@@ -38,7 +38,11 @@ from checkweigh.guard.host import Reading
 SLOW = Knobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8)
 CAPACITY = 12.5
 SLO_S = 1.5
-BOUNDED = "admission: {slots: 4, tiers: {standard: {queue: 12, deadline_s: 1.0, age_s: 5.0}}}"
+# One tier is offered, and gets all slots: of what others keep free a short test sees nothing, a minute does.
+BOUNDED = (
+    "admission: {slots: 4, tiers: {interactive: {reserve: 0.0}, bulk: {reserve: 0.0}, "
+    "standard: {queue: 12, deadline_s: 1.0, age_s: 5.0}}}"
+)
 INTERACTIVE, BULK = {"x-checkweigh-tier": "interactive"}, {"x-checkweigh-tier": "bulk"}
 
 
