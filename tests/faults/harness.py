@@ -159,7 +159,8 @@ def body(prompt: str = "weigh this box", tokens: int = 4, **fields: Any) -> dict
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
     """Connections without limit."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=240),  # machines are shared
     ) as session:
         yield session
 
