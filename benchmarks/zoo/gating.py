@@ -205,6 +205,7 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
         if code in (0, 1, 3):
             decision = read_decision(folder)
             result |= judged(specimen, decision)
+            result["reasons"] = [_without_paths(reason, zoo) for reason in result["reasons"]]
             if specimen.timed:
                 result["timing"] = _timing(decision)
             else:
@@ -212,13 +213,18 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
             _keep_baseline(decision, home, zoo)
         else:
             words = [line for line in text.splitlines() if line.strip()][-LINES:]
-            result["message"] = "\n".join(words).replace(str(ROOT), "").replace(str(zoo.work), "ZOO")
+            result["message"] = _without_paths("\n".join(words), zoo)
             result["right_cause"] = bool(specimen.words) and specimen.words in result["message"]
     finally:
         shutil.rmtree(home)
         shutil.rmtree(folder / "model", ignore_errors=True)
     result["met"] = met(specimen, result)
     return result
+
+
+def _without_paths(text: str, zoo: Zoo) -> str:
+    """A text to be kept, without the places of this machine."""
+    return text.replace(str(zoo.work), "ZOO").replace(str(ROOT), "")
 
 
 def met(specimen: Specimen, result: Mapping[str, Any]) -> bool | None:

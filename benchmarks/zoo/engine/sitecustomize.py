@@ -83,7 +83,8 @@ def padding(dose: float) -> None:
 
 def _seeing(loaded: Any) -> Any:
     def base(**inputs: Any) -> Any:
-        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+        if "attention_mask" in inputs:  # a prefix by itself has none: nothing is padded there
+            inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
         return loaded.base(**inputs)
 
     return replace(loaded, base=base)
