@@ -18,9 +18,9 @@ $(READY): pyproject.toml constraints.txt .ci/install_torch.py
 demo: setup
 	@$(BIN)/python benchmarks/demo.py
 
-# Unit tests two at a time and more; what serves and measures has the machine to itself.
+# Unit tests several at a time; what serves and measures has the machine to itself.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit tests/property tests/calibration
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/property tests/calibration
 	$(BIN)/python -m pytest tests/integration tests/faults tests/browser tests/gpu
 
 # Defects and harmless changes through the real gate, an estimated 75 minutes on two cores; what has not changed is not run again.
