@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOGETHER := tests/unit tests/property tests/calibration
 
 .PHONY: setup demo test check zoo zoo-timing zoo-aa lock clean
 
@@ -20,8 +21,8 @@ demo: setup
 
 # Unit tests several at a time; what serves and measures has the machine to itself.
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/property tests/calibration
-	$(BIN)/python -m pytest tests/integration tests/faults tests/browser tests/gpu
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TOGETHER)
+	$(BIN)/python -m pytest $(TOGETHER:%=--ignore=%)
 
 # Defects and harmless changes through the real gate, an estimated 75 minutes on two cores; what has not changed is not run again.
 zoo: setup
