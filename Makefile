@@ -24,7 +24,7 @@ test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TOGETHER)
 	$(BIN)/python -m pytest $(TOGETHER:%=--ignore=%)
 
-# Defects and harmless changes through the real gate, about 100 minutes on two cores; what has not changed is not run again.
+# Defects and harmless changes through the real gate, an estimated 100 minutes on two cores; what has not changed is not run again.
 zoo: setup
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page
@@ -35,7 +35,7 @@ zoo-timing: setup
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo --family timing
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page
 
-# The baseline against itself, about 45 minutes.
+# The baseline against itself, an estimated 45 minutes.
 zoo-aa: setup
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.aa
 

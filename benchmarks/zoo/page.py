@@ -162,7 +162,9 @@ def summary(found: Sequence[Result]) -> Iterator[str]:
 
 def minutes(found: Sequence[Result]) -> str:
     """How long it took, and where."""
-    return f"- {sum(r['seconds'] for r in found) / 60:.0f} minutes in all, on {found[0]['provenance']['hardware']}."
+    whole = sum(r["seconds"] for r in found) / 60
+    where = found[0]["provenance"]["hardware"]
+    return f"- {whole:.0f} minutes in all, each specimen's own although two may run at once, on {where}."
 
 
 def timed_counts(timed: Sequence[Result]) -> Iterator[str]:

@@ -126,7 +126,7 @@ class Supervisor:
         self.phase = Phase.STOPPED
 
     def doubt(self) -> None:
-        """A request failed as if nobody were there: look now, not in a while."""
+        """A request failed: look now, not in a while."""
         self._doubted.set()
 
     def _give_up(self, why: str) -> None:
