@@ -144,17 +144,33 @@ def recipe_source(specimen: Specimen) -> list[Any]:
     if recipe is None:
         return []
     function = getattr(recipe, "func", recipe)
-    return [inspect.getsource(function), getattr(recipe, "keywords", {})]
+    return [*_source(Path(inspect.getfile(function)), function.__name__), getattr(recipe, "keywords", {})]
 
 
 def defect_source(defect: str) -> list[str]:
     """A defect's code and its dose; read, because importing it would strike this process."""
     if not defect:
         return []
-    text = (Path(__file__).parent / "engine" / "sitecustomize.py").read_text()
-    name = defect.split()[0]
-    found = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == name]
-    return [defect, ast.get_source_segment(text, found[0]) or ""]
+    return [defect, *_source(Path(__file__).parent / "engine" / "sitecustomize.py", defect.split()[0])]
+
+
+@cache
+def _source(path: Path, name: str) -> tuple[str, ...]:
+    """The code of a module's name, and of every name of the module that it uses, directly or not."""
+    text = path.read_text()
+    code: dict[str, ast.stmt] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            code[node.name] = node
+        else:
+            names = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+            code |= {n.id: node for n in names}
+    used, todo = set[str](), [name]
+    while todo:
+        if (found := todo.pop()) in code and found not in used:
+            used.add(found)
+            todo += [n.id for n in ast.walk(code[found]) if isinstance(n, ast.Name)]
+    return tuple(ast.get_source_segment(text, code[known]) or "" for known in sorted(used))
 
 
 def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:

@@ -23,7 +23,7 @@ Recipe = Callable[[Path, Path], None]
 BASELINE = "smollm2-135m"
 TEXT = ("perplexity",)
 SCORES = ("task-score", "choices-score", "answers-score")
-LENGTHS = ("longer-replies", "shorter-replies")
+LENGTHS = ("longer-replies", "shorter-replies", "longer-open-ended", "shorter-open-ended")
 QUALITY = (*TEXT, *SCORES)
 REPLIES = ("answers-score", "task-score", "bad-endings", *LENGTHS)
 

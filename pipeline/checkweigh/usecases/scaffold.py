@@ -38,7 +38,7 @@ from checkweigh.sources.pin import lock_path, pin
 from checkweigh.sources.resolve import hub_commit, resolve
 
 Progress = Callable[[str, int, int], None]
-SETS = ("prose", "choices", "answers")
+SETS = ("prose", "choices", "answers", "open-ended")
 WORKFLOWS = {
     "workflows/github/gate.yml": ".github/workflows/checkweigh.yml",
     "workflows/github/action.yml": ".github/actions/checkweigh/action.yml",

@@ -19,7 +19,7 @@ from checkweigh.scoring.replies import CHECKS, normalise, score_reply
 from checkweigh.usecases.evalset_check import check_evalset
 
 ROOT = Path(__file__).resolve().parents[3] / "evalsets"
-ASKING = ("answers", "structured", "refusals", "turns", "long-context", "reasoning-gym", "stories")
+ASKING = ("answers", "structured", "refusals", "turns", "long-context", "reasoning-gym", "open-ended")
 PROSE = ("prose", "prose-more")
 SETS = (*PROSE, "choices", *ASKING)
 PACKAGED = (

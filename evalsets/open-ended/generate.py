@@ -1,4 +1,4 @@
-"""Generate the stories set: questions that ask for a long reply, which no other shipped set does.
+"""Generate the open-ended set: half of its questions ask for a long reply, half for one sentence.
 
 Usage as in evalsets/writing.py. tables/prompts.txt was written by hand for this set.
 """
