@@ -165,6 +165,8 @@ def _source(path: Path, name: str) -> tuple[str, ...]:
         else:
             names = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
             code |= {n.id: node for n in names}
+    if name not in code:
+        raise KeyError(f"{path} has no {name}")
     used, todo = set[str](), [name]
     while todo:
         if (found := todo.pop()) in code and found not in used:
