@@ -99,6 +99,24 @@ def test_a_deviating_p99_is_posted_once_and_not_at_every_request() -> None:
         assert hook.got == [told], "it still deviates, which was said"
 
 
+def test_replies_in_one_piece_are_not_held_against_a_norm_of_first_tokens() -> None:
+    with in_thread(Knobs(token_ms=30)) as (endpoint, _), guarded(endpoint, policy(P99)) as run:
+        ready(run)
+        replies = asyncio.run(open_loop(run.url, 20, 2, lambda i: body("box", 40, ignore_eos=True)))
+        assert all(r.ok and r.total_s > 0.6 for r in replies)
+        assert alarms(run) == []
+
+
+def test_requests_that_wait_in_vain_are_the_slowest_of_all() -> None:
+    limits = policy(P99 + "\ntimeouts: {first_s: 1.0}\nbreaker: {failures: 100000}")
+    with in_thread(Knobs()) as (endpoint, mock), guarded(endpoint, limits) as run:
+        ready(run)
+        assert all(r.ok for r in load(run, 50, 1))
+        mock.schedule.turn(Knobs(first_ms=5000))
+        assert {r.status for r in load(run, 50, 1)} == {504}
+        assert alarms(run), "no reply came late, because none came"
+
+
 @pytest.mark.parametrize(("status", "tries"), [(500, 3), (0, 1)], ids=["answers 500", "hangs"])
 def test_a_broken_receiver_delays_no_request_and_no_stop(status: int, tries: int) -> None:
     with (

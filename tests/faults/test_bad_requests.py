@@ -115,6 +115,15 @@ BAD = [
     (dumped(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]), 400),
     (dumped(model="gpt-4"), 404), (dumped(model=None), 400), (dumped(model=["mock"]), 400),
     (dumped(prompt="x" * 30000), 413),
+    # What a chat template may render counts, wherever it stands.
+    (dumped(tools=[{"type": "function", "function": {"name": "f", "description": "word " * 500}}]), 400),
+    (dumped(messages=[{"role": "user", "content": "x", "name": "word " * 500}]), 400),
+    (dumped(messages=[{"role": "assistant", "content": "x", "tool_calls": [{"function": "word " * 500}]}]), 400),
+    (dumped(messages=[{"role": "user", "content": "x", "documents": ["word"]}]), 400),
+    (dumped(messages=[{"role": "user", "content": [{"type": "text", "text": "x", "cache": "word"}]}]), 400),
+    # What the engine could not read.
+    (dumped(tools="DEEP").replace(b'"DEEP"', b"[" * 977 + b"]" * 977), 400), (dumped(temperature=10**400), 400),
+    (dumped(logit_bias={"5": 7.5}).replace(b"7.5", b"1e999"), 400),
 ]  # fmt: skip
 
 

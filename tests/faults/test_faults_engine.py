@@ -348,6 +348,30 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
         assert breaker.state is State.CLOSED
 
 
+def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
+    limits = policy("breaker: {failures: 3, open_s: 0.3}")
+    with in_thread(Knobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
+        run.ready()
+        breaker = run.guard.arms["baseline"].breaker
+        assert [one(run).status for _ in range(3)] == [502] * 3
+        mock.schedule.turn(Knobs(token_ms=100, reply_tokens=300))
+        time.sleep(0.4)
+
+        async def go() -> None:
+            async with client() as session:
+                probe = asyncio.ensure_future(send(session, run.url, body(tokens=200, stream=True)))
+                started = time.monotonic()
+                while breaker.state is not State.CLOSED:
+                    await asyncio.sleep(0.01)
+                    assert time.monotonic() - started < 5, "others would wait for the whole of its reply"
+                assert not probe.done()
+                assert (await send(session, run.url, body())).ok
+                probe.cancel()
+                await asyncio.gather(probe, return_exceptions=True)
+
+        asyncio.run(go())
+
+
 def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_alarm() -> None:
     fast = Knobs(token_ms=20, acceptance=4.0, drafted=4, reply_tokens=16)
     slow = fast.model_copy(update={"acceptance": 1.0})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -259,6 +260,28 @@ def test_fault_11_clients_that_leave_give_everything_back(clients: int) -> None:
         run.until(lambda: mock.schedule.inside == 0, 20)
         (reply,) = load(run, 10, 0.1)
         assert reply.ok
+
+
+def test_fault_11_a_client_that_does_not_read_holds_nothing() -> None:
+    limits = policy("""
+    admission: {max_tokens: 200000, default_tokens: 100000}
+    timeouts: {idle_s: 1.0}
+    """)
+    knobs = Knobs(reply_tokens=100_000, max_len=200_000)
+    with in_thread(knobs) as (endpoint, _), guarded(endpoint, limits, max_sequence=200_000) as run:
+        run.ready()
+        gate = run.guard.arms["baseline"].gate
+        data = json.dumps(body("box", 100_000, stream=True)).encode()
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", int(run.url.rsplit(":", 1)[1])))
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n"
+            deaf.sendall(head.encode() + data)
+            run.until(lambda: gate.inside == 1)
+            run.until(lambda: gate.inside == 0, 60)
+            assert gate.tokens == 0, "while its connection is open"
+            time.sleep(0.1)
+            assert deaf.recv(1), "it was being answered"
 
 
 def test_fault_14_retrying_clients_do_not_multiply_what_the_engine_gets() -> None:

@@ -14,7 +14,8 @@ from checkweigh.guard.queueing import Entry, Queues, Shed
 
 _OUTPUTS = 512  # replies remembered
 _ENOUGH = 32  # before the percentile counts
-_LOAD_S = 10.0  # over which the rate of service is measured
+_LOAD_S = 10.0  # over which the rate of service is measured, by at most
+_SERVED = 2048  # requests
 
 
 class Outputs:
@@ -51,7 +52,7 @@ class Gate:
         self._tokens: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         self._inside: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         self._scoring = 0
-        self._done: deque[tuple[float, int]] = deque()
+        self._done: deque[tuple[float, int]] = deque(maxlen=_SERVED)
 
     @property
     def tokens(self) -> int:
@@ -146,10 +147,10 @@ class Gate:
         entry.settle(Shed(status, why, self._patience(now)))
 
     def _next(self, now: float) -> Entry | None:
-        for entry, aged in self.queues.order(now):
+        for entry, aged in self.queues.order(now, self._scoring_full):
             if self._fits(entry, aged=aged):
                 return entry
-            if aged and not self._scoring_full(entry):
+            if aged:
                 return None  # nobody overtakes one that is over age
         return None
 

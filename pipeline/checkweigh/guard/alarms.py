@@ -39,14 +39,23 @@ class Slower:
     """Whether the candidate is slower than the control by more than ``margin``, in log seconds.
 
     Estimand: the difference of mean log latencies, concurrent control. Fires when the one-sided confidence sequence
-    at ``alpha`` excludes "not slower" *and* the estimate lies beyond the margin; latched. Degenerate: fewer than
-    ``least`` requests an arm, or no variance: never.
+    excludes "not slower" *and* the estimate lies beyond the margin; latched. Degenerate: fewer than ``least`` requests
+    an arm, or no variance: never.
+
+    What was good for long must not cover what is bad now, so that it begins anew once both arms have ``window``
+    requests; the k-th window has the level alpha / (k (k + 1)), which is ``alpha`` over all of them.
     """
 
-    def __init__(self, *, margin: float, alpha: float, least: int) -> None:
-        self._margin, self._alpha, self._least = margin, alpha, least
-        self._arms = {"baseline": Moments(), "candidate": Moments()}
+    def __init__(self, *, margin: float, alpha: float, least: int, window: int = 400) -> None:
+        self._margin, self._alpha, self._least, self._window = margin, alpha, least, max(window, least)
+        self._number = 0
         self.fired = ""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._number += 1
+        self._level = self._alpha / (self._number * (self._number + 1))
+        self._arms = {"baseline": Moments(), "candidate": Moments()}
 
     def add(self, arm: str, seconds: float) -> bool:
         """One request's latency; True when this one made it fire. What is not positive and finite is ignored."""
@@ -56,18 +65,24 @@ class Slower:
         base, cand = self._arms["baseline"], self._arms["candidate"]
         if self.fired or min(base.n, cand.n) < self._least:
             return False
+        self.fired = self._slower(base, cand)
+        if min(base.n, cand.n) >= self._window and not self.fired:
+            self._begin()
+        return bool(self.fired)
+
+    def _slower(self, base: Moments, cand: Moments) -> str:
+        """By how much, in words; empty when it is not shown."""
         effect = cand.mean - base.mean
         if effect < self._margin:
-            return False
+            return ""
         se = math.sqrt(base.variance_of_mean + cand.variance_of_mean)
-        lower, _ = asymptotic_sequence(effect, se, base.n + cand.n, best_at=_BEST_AT, alpha=self._alpha)
+        lower, _ = asymptotic_sequence(effect, se, base.n + cand.n, best_at=_BEST_AT, alpha=self._level)
         if not float(lower) > 0:
-            return False
-        self.fired = (
+            return ""
+        return (
             f"{math.expm1(effect):+.0%} against the baseline over {cand.n} and {base.n} requests "
             f"(at least {math.expm1(float(lower)):+.0%})"
         )
-        return True
 
 
 class Beyond:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -29,6 +28,10 @@ _TEXTS = ("user", "cache_salt", "tool_choice", "suffix")
 _OBJECTS = ("stream_options", "response_format", "logit_bias", "metadata")
 _LISTS = ("tools",)
 _OTHER = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "logprobs")
+_MESSAGE = frozenset(
+    ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal")
+)
+_DEEPEST = 64  # objects and lists in each other
 KNOWN = frozenset((*_NUMBERS, *_INTEGERS, *_BOOLEANS, *_TEXTS, *_OBJECTS, *_LISTS, *_OTHER))
 Count = Callable[[str], int]
 
@@ -94,7 +97,7 @@ def read(raw: bytes, *, chat: bool, bounds: Bounds) -> Asked:
         wanted, other = ("messages", "prompt") if chat else ("prompt", "messages")
         raise bad(wanted, f"expected {wanted}, and no {other}, on this path")
     limit = _limit(body, bounds)
-    tokens = _messages(body["messages"], bounds) if chat else _prompt(body["prompt"], bounds)
+    tokens = _messages(body, bounds) if chat else _prompt(body["prompt"], bounds)
     if tokens + limit > bounds.max_sequence:
         raise Refusal(
             400,
@@ -116,7 +119,7 @@ def read(raw: bytes, *, chat: bool, bounds: Bounds) -> Asked:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise Refusal(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
     except (ValueError, RecursionError) as error:
@@ -124,11 +127,22 @@ def _object(raw: bytes) -> dict[str, Any]:
         raise Refusal(400, f"the body is not JSON: {said}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise Refusal(400, "the body is not a JSON object", code="invalid_json")
-    return body
+    level: list[Any] = [body]
+    for _ in range(_DEEPEST):
+        inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
+        if not (level := [value for value in inner if isinstance(value, dict | list)]):
+            return body
+    raise Refusal(400, f"the body is deeper than {_DEEPEST} objects and lists", code="invalid_json")
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    if abs(value := float(digits)) == float("inf"):
+        raise ValueError("a number beyond all floats")
+    return value
 
 
 def _fields(body: dict[str, Any]) -> None:
@@ -141,7 +155,7 @@ def _fields(body: dict[str, Any]) -> None:
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise Refusal(400, f"unknown field '{name[:64]}'{hint}", code="unknown_field", param=name[:64])
         if (span := _NUMBERS.get(name)) is not None:
-            sound = type(value) in (int, float) and math.isfinite(value) and span[0] <= value <= span[1]
+            sound = type(value) in (int, float) and span[0] <= value <= span[1]
             wanted = f"a number from {span[0]} to {span[1]}"
         elif (range_ := _INTEGERS.get(name)) is not None:
             sound = type(value) is int and range_[0] <= value <= range_[1]
@@ -180,8 +194,9 @@ def _limit(body: dict[str, Any], bounds: Bounds) -> int:
     return int(body[names[0]]) if names else min(bounds.default_tokens, bounds.max_tokens)
 
 
-def _messages(messages: object, bounds: Bounds) -> int:
-    """Checks them; their tokens, with eight a message for what a chat template adds."""
+def _messages(body: dict[str, Any], bounds: Bounds) -> int:
+    """Checks them; the tokens of all that a chat template may render, with eight a message for what it adds."""
+    messages = body["messages"]
     if not isinstance(messages, list) or not messages:
         raise bad("messages", "messages: expected a list that is not empty")
     texts = []
@@ -191,7 +206,13 @@ def _messages(messages: object, bounds: Bounds) -> int:
             raise bad(at, f"{at}: expected an object")
         if message.get("role") not in _ROLES:
             raise bad(f"{at}.role", f"{at}.role: expected one of {', '.join(_ROLES)}")
+        for name in [name for name, value in message.items() if value is None and name != "content"]:
+            del message[name]
+        if unknown := sorted(set(message) - _MESSAGE):
+            raise Refusal(400, f"{at}: unknown field '{unknown[0][:64]}'", code="unknown_field", param=at)
         texts.append(_content(message, at))
+        texts += [_json(message[name]) for name in sorted(_MESSAGE - {"role", "content"}) if name in message]
+    texts += [_json(body[name]) for name in ("tools", "tool_choice") if name in body]
     return _tokens("".join(texts), bounds) + 8 * (len(messages) + 1)
 
 
@@ -200,14 +221,20 @@ def _content(message: dict[str, Any], at: str) -> str:
     if isinstance(content, str):
         return content
     if content is None and message["role"] == "assistant" and isinstance(message.get("tool_calls"), list):
-        return json.dumps(message["tool_calls"])
+        return ""
     if not isinstance(content, list) or not content:
         raise bad(f"{at}.content", f"{at}.content: expected text, or a list of parts of type text")
     for part in content:
         sound = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not sound:
-            raise bad(f"{at}.content", f"{at}.content: expected parts of type text")
+        if not sound or len(part) != 2:
+            raise bad(
+                f"{at}.content", f"{at}.content: expected parts of type text, with nothing else in them"
+            )
     return "".join(part["text"] for part in content)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _prompt(prompt: object, bounds: Bounds) -> int:

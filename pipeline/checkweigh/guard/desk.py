@@ -11,6 +11,7 @@ from typing import Any
 
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.asked import Asked, Bounds
+from checkweigh.guard.breaker import Permit
 from checkweigh.guard.policy import GuardPolicy, Tier
 from checkweigh.guard.prom import Metrics
 from checkweigh.guard.queueing import Entry
@@ -19,7 +20,7 @@ from checkweigh.guard.relay import Events, Truncated, whole
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Route, Router
 from checkweigh.guard.traffic import Log, Outcome, Request, hashed
-from checkweigh.guard.upstream import Answer, UpstreamError, Waits, ask
+from checkweigh.guard.upstream import UpstreamError, Waits, ask
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Heard = Callable[["Visit"], None]
@@ -113,7 +114,7 @@ class Desk:
             why = "The server is shutting down." if self.draining else "The engine is not available."
             raise Refusal(503, why, code="unavailable", retry_after=arm.breaker.retry_after(now))
         entry = await self._admitted(arm, visit)
-        ended = False
+        ended, answer, broken = False, None, None
         try:
             permit = arm.permit()
             if permit is None:
@@ -123,20 +124,20 @@ class Desk:
             if visit.route.shadow:
                 self._copy(visit)
             try:
-                await self._ask(arm, visit, entry, client)
+                answer = await self._ask(arm, visit, entry, permit, client)
+                ended = True
+                arm.breaker.succeeded(permit, time.monotonic())
             except UpstreamError as error:
                 if error.fault:
                     arm.failed(permit, error)
-                raise self._broken(visit, error, client) from error
-            else:
-                ended = True
-                arm.breaker.succeeded(permit, time.monotonic())
+                broken = self._broken(visit, error)
+                if not client.begun:
+                    raise broken from error
             finally:
                 arm.breaker.dropped(permit)
-        except _Begun as broken:
-            await client.broke(broken.refusal)
         finally:
             arm.leave(entry, whole=ended)
+        await self._last(visit, client, answer, broken)
 
     async def _admitted(self, arm: Arm, visit: Visit) -> Entry:
         """A place in the engine. Raises Refusal."""
@@ -172,8 +173,8 @@ class Desk:
             )  # fmt: skip
         return entry
 
-    async def _ask(self, arm: Arm, visit: Visit, entry: Entry, client: _Client) -> None:
-        """Send it and pass the answer on. Raises UpstreamError."""
+    async def _ask(self, arm: Arm, visit: Visit, entry: Entry, permit: Permit, client: _Client) -> bytes:
+        """Send it and pass a stream on; an answer in one piece is returned. Raises UpstreamError."""
         endpoint = arm.endpoint
         if endpoint is None:
             raise UpstreamError(503, "the engine is not available", code="unavailable", fault=False)
@@ -186,6 +187,8 @@ class Desk:
 
         async def data(piece: bytes, updates: int) -> None:
             arm.delivered(entry, updates)
+            if permit.probe and updates:  # a first token is proof; its reply may take minutes
+                arm.breaker.succeeded(permit, time.monotonic())
             await client.more(piece)
 
         try:
@@ -198,18 +201,29 @@ class Desk:
             raise
         visit.tokens, visit.finish, visit.reply = answer.tokens, answer.finish, answer.text
         arm.delivered(entry, max(0, answer.tokens - entry.produced))
-        await self._finish(answer, rename, client, visit)
+        with suppress(Truncated):
+            return answer.body if rename is None or visit.asked.stream else whole(answer.body, rename)[0]
+        return answer.body
 
-    async def _finish(
-        self, answer: Answer, rename: tuple[str, str] | None, client: _Client, visit: Visit
+    async def _last(
+        self, visit: Visit, client: _Client, answer: bytes | None, broken: Refusal | None
     ) -> None:
-        if not visit.asked.stream:
-            with suppress(Truncated):
-                answer.body = whole(answer.body, rename)[0] if rename is not None else answer.body
-            await client.answer(answer.body)
+        """The last bytes: the engine is done with the request, and a client that does not read holds up itself only."""
+        if broken is not None and broken.status == 499:
+            return  # it stopped reading long ago; without an end the server closes the connection
+        try:
+            async with asyncio.timeout(self.policy.timeouts.idle_s):
+                if broken is not None:
+                    await client.broke(broken)
+                elif visit.asked.stream:
+                    await client.end()
+                else:
+                    await client.answer(answer or b"")
+        except TimeoutError:
+            visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client stopped reading"
         else:
-            await client.end()
-        visit.outcome, visit.status = "ok", 200
+            if broken is None:
+                visit.outcome, visit.status = "ok", 200
 
     def _waits(self, visit: Visit) -> Waits:
         limits = self.policy.timeouts
@@ -219,12 +233,11 @@ class Desk:
             left = min(patience, max(0.001, visit.deadline_s - (time.monotonic() - visit.arrived)))
         return Waits(limits, left, stream=visit.asked.stream)
 
-    def _broken(self, visit: Visit, error: UpstreamError, client: _Client) -> Exception:
+    def _broken(self, visit: Visit, error: UpstreamError) -> Refusal:
         visit.outcome = "timeout" if error.status in (499, 504) else "upstream_error"
         visit.status, visit.reason = error.status, error.code
         retry = 1 if error.status in (502, 503) else None
-        refusal = Refusal(error.status, f"{error}.".capitalize(), code=error.code, retry_after=retry)
-        return _Begun(refusal) if client.begun else refusal
+        return Refusal(error.status, f"{error}.".capitalize(), code=error.code, retry_after=retry)
 
     def _copy(self, visit: Visit) -> None:
         """Send the same to the candidate, whose answer nobody sees. It never waits, and is the first to be shed."""
@@ -289,14 +302,6 @@ class Desk:
                 reply=visit.reply if self.log.texts else None,
             )
         )  # fmt: skip
-
-
-class _Begun(Exception):
-    """The answer had begun when it broke."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(str(refusal))
-        self.refusal = refusal
 
 
 class _Client:

@@ -166,18 +166,22 @@ class Guard:
 
     def _heard(self, visit: Visit) -> None:
         """Every finished visit: the alarms."""
-        if visit.outcome != "ok" or visit.degraded or visit.ttft_s is None:
+        late = visit.outcome == "timeout" and visit.status == 504
+        if not (late or visit.outcome == "ok") or visit.degraded:
             return  # a degraded answer is not compared
+        # The engine let it wait in vain: its first token took longer than that.
+        first = time.monotonic() - visit.arrived if visit.ttft_s is None else visit.ttft_s
         arm = "candidate" if visit.route.served == "candidate" else "baseline"
         if "candidate" in self.arms:
             if not self.router.killed and any(watch.fired for watch in self._slower.values()):
                 self._slower = self._watches()  # revived by the operator: watched anew
-            for name, value in (("ttft", visit.ttft_s - visit.queue_s), ("tpot", visit.tpot_s)):
+            for name, value in (("ttft", first - visit.queue_s), ("tpot", visit.tpot_s)):
                 if value is not None and self._slower[name].add(arm, value) and not self.router.killed:
                     why = f"{name} {self._slower[name].fired}"
                     self.router.kill(why)
                     self._alarm(f"candidate switched off: {why}")
-        if self.beyond is not None and arm == "baseline" and self.beyond.add(visit.ttft_s):
+        # The norm is of first tokens: a reply in one piece has none.
+        if self.beyond is not None and arm == "baseline" and visit.asked.stream and self.beyond.add(first):
             self._alarm(
                 f"p99 deviates from the gated baseline: {self.beyond.deviating}"
                 if self.beyond.deviating else "p99 is within the gated baseline again"

@@ -78,9 +78,13 @@ class Queues:
         """Longest wait so far, in seconds."""
         return max((now - line[0].asked for line in self._lines.values() if line), default=0.0)
 
-    def order(self, now: float) -> Iterator[tuple[Entry, bool]]:
-        """Heads in the order of service, with whether each is over age: the oldest such first, then by tier."""
-        heads = [line[0] for line in self._lines.values() if line]
+    def order(self, now: float, passed: Callable[[Entry], bool]) -> Iterator[tuple[Entry, bool]]:
+        """The first of each line that is not ``passed`` over, with whether each is over age.
+
+        In the order of service: the oldest such first, then by tier.
+        """
+        firsts = (next((e for e in line if not passed(e)), None) for line in self._lines.values())
+        heads = [entry for entry in firsts if entry is not None]
         aged = [e for e in heads if now - e.asked >= self._tiers.of(e.tier).age_s]
         for entry in sorted(aged, key=lambda e: e.asked):
             yield entry, True

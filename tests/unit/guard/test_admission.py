@@ -148,9 +148,18 @@ def test_scoring_has_a_cap_of_its_own_that_stops_nobody_else() -> None:
     for i in range(3):
         asker.offer(f"score {i}", scoring=True)
     asker.offer("chat", "bulk")
-    assert asker.inside() == ["score 0", "score 1", "chat"]
+    asker.offer("behind it in its own line")
+    assert asker.inside() == ["score 0", "score 1", "chat", "behind it in its own line"]
     asker.leave("score 0")
     assert asker.inside()[-1] == "score 2"
+
+
+def test_what_was_served_is_forgotten_in_the_end() -> None:
+    asker = Asker()
+    for i in range(5000):
+        asker.offer(str(i), now=i)
+        asker.leave(str(i), now=i)
+    assert len(asker.gate._done) < 5000, "one that is never full sheds nobody, and must not grow"
 
 
 def test_while_paused_nobody_enters_and_who_may_wait_waits() -> None:
