@@ -3,9 +3,10 @@
     python -m benchmarks.zoo.aa [--pairs 200] [--work runs/zoo/aa] [--out benchmarks/zoo/aa.json]
 
 1. Pools: choices and answers from three seeds of their generators, so that a row of a table comes in up to three
-   variants; prose with prose-more (no more prose is at hand, so that its slices share more documents).
+   variants; prose with prose-more (no more prose is at hand, so that its slices share more documents); open-ended as it
+   is, whole in every slice, for there is no more of it.
 2. Four executions of the pools, each with an engine of its own: three batch plans with other neighbours and padding, on
-   one thread and on two. Two executions of the answers at temperature .7, with two seeds.
+   one thread and on two. Two executions of answers and open-ended at temperature .7, with two seeds.
 3. Each pair: a slice as large as the shipped sets (a variant of each row, half of the works of prose), on two
    executions drawn for it, at every look of the policy. The share of values that differ is told beside.
 """
@@ -47,7 +48,8 @@ from checkweigh.sources.pin import Resolved, pin, verify
 from checkweigh.store import Store
 from checkweigh.usecases.arms import ArmRun
 
-SETS = ("prose", "choices", "answers")
+SETS = ("prose", "choices", "answers", "open-ended")
+REPLIES = SETS[2:]
 VARIANTS = 3
 EXECUTIONS = ((0, 2), (1, 2), (0, 1), (2, 1))  # seed of the batch plan, threads
 DRAWN = (0, 1)  # seeds of replies at temperature .7
@@ -57,7 +59,8 @@ Records = dict[str, MeasurementSet]
 
 def pools(work: Path) -> list[EvalSet]:
     """The larger sets, written as sets are and loaded as sets are."""
-    return [_generated(name, work) if name != "prose" else _prose(work) for name in SETS]
+    varied = {"prose": _prose(work)} | {name: _generated(name, work) for name in ("choices", "answers")}
+    return [varied.get(name) or load_evalset(ROOT / "evalsets" / name) for name in SETS]
 
 
 def _generated(name: str, work: Path) -> EvalSet:
@@ -129,7 +132,8 @@ def sliced(sets: Sequence[EvalSet], rng: np.random.Generator) -> list[EvalSet]:
     for evalset in sets:
         groups: dict[str, list[str]] = defaultdict(list)
         for cluster in sorted({item.cluster for item in evalset.items}):
-            groups[cluster if evalset.card.name == "prose" else cluster.partition(".")[2]].append(cluster)
+            alone = evalset.card.name in ("prose", "open-ended")
+            groups[cluster if alone else cluster.partition(".")[2]].append(cluster)
         if evalset.card.name == "prose":
             chosen = set(rng.permutation(sorted(groups))[: len(groups) * 207 // len(evalset.items)].tolist())
         else:
@@ -215,7 +219,7 @@ def policies(work: Path) -> tuple[Policy, Policy]:
     found = []
     for name, checks in (
         ("aa", document["checks"]),
-        ("aa-drawn", [c for c in document["checks"] if c["evalset"] == ["answers"]]),
+        ("aa-drawn", [c for c in document["checks"] if set(c["evalset"]) <= set(REPLIES)]),
     ):
         path = work / f"{name}.yaml"
         path.write_text(yaml.safe_dump(document | {"name": name, "checks": checks}, sort_keys=False))
@@ -246,19 +250,19 @@ def main() -> int:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    greedy, replies = policies(options.work)
+    greedy, of_replies = policies(options.work)
     sets = pools(options.work)
-    answers = [one for one in sets if one.card.name == "answers"]
+    replies = [one for one in sets if one.card.name in REPLIES]
     baseline = verify(ROOT / "manifests" / f"{BASELINE}.yaml")
     executions = [execute(baseline, sets, *how, f"execution {n}") for n, how in enumerate(EXECUTIONS, 1)]
     replayed = [
-        execute(drawn(options.work, seed), answers, 0, 2, f"drawn with seed {seed}") for seed in DRAWN
+        execute(drawn(options.work, seed), replies, 0, 2, f"drawn with seed {seed}") for seed in DRAWN
     ]
     found = {
         "what": "the baseline against itself, by slices", "pools": {one.card.name: len(one.items) for one in sets},
         "executions": [{"batches": b, "threads": t} for b, t in EXECUTIONS], "seconds": time.monotonic() - started,
         "greedy": trial(greedy, sets, executions, options.pairs, 1),
-        "temperature_0.7": trial(replies, answers, replayed, options.pairs, 2),
+        "temperature_0.7": trial(of_replies, replies, replayed, options.pairs, 2),
         "provenance": host.provenance(host.now()).model_dump(mode="json"),
     }  # fmt: skip
     write_atomic(options.out, (json.dumps(found, indent=1) + "\n").encode())
