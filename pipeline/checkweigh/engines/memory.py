@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ RUNTIME = 900 << 20  # Python, torch and transformers themselves; 600-850 MiB wh
 HEAD_ROWS = 64  # rows of logits that exist at once while scoring
 GIB = 1 << 30
 MAX_HEADER = 100 << 20
+GROUP = Path("/sys/fs/cgroup")  # of this process, in a container
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,13 +167,24 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def rooms(group: Path = GROUP) -> list[tuple[int, int]]:
+    """Bytes free, and in all: of this host and, where the control group this process runs in has a limit, of that.
+
+    What a group holds of files that nobody used of late counts as free, as it does for the host: it makes way.
+    """
+    host = psutil.virtual_memory()
+    found = [(int(host.available), int(host.total))]
+    with suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        idle = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+        found.append((max(0, limit - used + (int(idle.group(1)) if idle else 0)), limit))
+    return found
+
+
 def available() -> int:
     """Bytes this host, or the control group this process runs in, can still give."""
-    free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(free, 0)
+    return min(free for free, _ in rooms())
 
 
 def require_room(manifest: Manifest, model_dir: Path, free: int, draft_dir: Path | None = None) -> Estimate:

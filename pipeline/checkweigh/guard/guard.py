@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import nan
 from socket import socket
 
 import aiohttp
@@ -143,6 +144,9 @@ class Guard:
             reading = await asyncio.to_thread(self._read_host)
             for arm in self.arms.values():
                 arm.read_memory(reading.free_share, reading.gpu_free_share)
+            gpu = reading.gpu_free_share
+            self.metrics.free.set(reading.free_share)
+            self.metrics.gpu_free.set(nan if gpu is None else gpu)
             self.metrics.swap_rate.set(reading.swap_bytes)
             if (now := reading.swap_bytes > 0) and not swapping:
                 self._say(f"the host swaps ({reading.swap_bytes / 1e6:.1f} MB/s): latency will spike")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
+
+from checkweigh.engines.memory import GROUP, rooms
 
 _GIB = 1 << 30
 
@@ -15,27 +18,27 @@ _GIB = 1 << 30
 class Reading:
     """Of one moment."""
 
-    free_share: float
+    free_share: float  # of memory: the host's, or its limit's in a container where that is less
     gpu_free_share: float | None  # of the fullest GPU; None without one
     swap_bytes: float  # in and out since the last reading, a second
 
 
 class Host:
-    """Reads the host; remembers the swap counters in between."""
+    """Reads the host, and the control group it runs in; remembers the swap counters in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Path = GROUP) -> None:
+        self._group = group
         self._swapped = self._swap()
         self._at = time.monotonic()
         self._gpu = _gpus()
 
     def read(self) -> Reading:
         """Now."""
-        memory = psutil.virtual_memory()
         swapped, now = self._swap(), time.monotonic()
         rate = (swapped - self._swapped) / max(1e-3, now - self._at)
         self._swapped, self._at = swapped, now
         return Reading(
-            free_share=memory.available / memory.total,
+            free_share=free_share(self._group),
             gpu_free_share=self._gpu_free(),
             swap_bytes=max(0.0, rate),
         )
@@ -58,6 +61,11 @@ class Host:
         return min(shares, default=0.0)
 
 
+def free_share(group: Path = GROUP) -> float:
+    """Of the host's memory or of the control group's limit: the lesser."""
+    return min(free / max(1, total) for free, total in rooms(group))
+
+
 def _gpus() -> list[object]:
     """Handles of the GPUs; none without a driver."""
     try:
@@ -74,7 +82,7 @@ def _gpus() -> list[object]:
 def warnings(headroom: float) -> list[str]:
     """What should not be so on a host that serves."""
     found = []
-    swap, memory = psutil.swap_memory(), psutil.virtual_memory()
+    swap, free = psutil.swap_memory(), free_share()
     if swap.total:
         used = f", {swap.used / _GIB:.1f} GiB of it in use" if swap.used else ""
         found.append(
@@ -84,8 +92,6 @@ def warnings(headroom: float) -> list[str]:
         found.append(
             f"admission.headroom is {headroom:.0%}: below 20% a burst of long prompts preempts or kills"
         )
-    if memory.available / memory.total < 0.2:
-        found.append(
-            f"only {memory.available / memory.total:.0%} of the host's memory is free before anything starts"
-        )
+    if free < 0.2:
+        found.append(f"only {free:.0%} of the memory is free before anything starts")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -56,6 +58,14 @@ class Metrics:
         self.kv = Gauge("checkweigh_engine_kv_usage", "as the engine says", ("arm",), registry=own)
         self.resident = Gauge("checkweigh_engine_resident_bytes", "of its processes", ("arm",), registry=own)
         self.swap_rate = Gauge("checkweigh_host_swap_bytes_per_second", "in and out", registry=own)
+        self.free = Gauge(
+            "checkweigh_memory_free_share", "the host's, or its limit's in a container", registry=own
+        )
+        self.gpu_free = Gauge(
+            "checkweigh_gpu_memory_free_share", "of the fullest GPU; NaN without one", registry=own
+        )
+        for share in (self.free, self.gpu_free):
+            share.set(nan)  # until it is read
         self.weight = Gauge(
             "checkweigh_candidate_weight", "share of sessions the candidate gets", registry=own
         )

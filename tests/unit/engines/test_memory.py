@@ -108,3 +108,16 @@ def test_directories_without_a_model_are_bad_input(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(BadInput, match="no safetensors file; other formats are not loaded"):
         memory.require_room(manifest(), tmp_path, GIB)
+
+
+def test_a_control_groups_limit_is_a_room_and_its_idle_files_are_free(tmp_path: Path) -> None:
+    host = memory.rooms(tmp_path)
+    assert len(host) == 1
+    (tmp_path / "memory.max").write_text(f"{8 << 20}\n")
+    (tmp_path / "memory.current").write_text(f"{7 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\nactive_file 7\ninactive_file {2 << 20}\nfile 9\n")
+    assert memory.rooms(tmp_path)[1:] == [(3 << 20, 8 << 20)]
+    (tmp_path / "memory.current").write_text(f"{11 << 20}\n")
+    assert memory.rooms(tmp_path)[1:] == [(0, 8 << 20)]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert len(memory.rooms(tmp_path)) == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from checkweigh.engines.mock.metrics import Metrics
 from checkweigh.guard import scrape
 from checkweigh.guard.hanging import Backoff, Watch
+from checkweigh.guard.host import Host
 from checkweigh.guard.policy import Memory as MemoryLimits
 from checkweigh.guard.policy import Saturation as Limits
 from checkweigh.guard.policy import Supervision
@@ -76,6 +78,14 @@ def test_memory_has_hysteresis_and_a_reading_that_is_none_is_critical() -> None:
     assert memory.read(0.5, 0.01)
     assert memory.read(0.5, 0.03)
     assert not memory.read(0.5, 0.04)
+
+
+def test_the_free_share_is_the_lesser_of_the_host_and_a_containers_limit(tmp_path: Path) -> None:
+    assert Host(tmp_path).read().free_share > 0.001
+    for name, size in {"max": 8 << 20, "current": (8 << 20) - 1024}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{size}\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 1024\n")
+    assert Host(tmp_path).read().free_share == 2048 / (8 << 20)
 
 
 def test_metrics_of_the_mock_are_read_and_missing_ones_are_an_error() -> None:
