@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.faults.harness import Running, client, guarded
+from tests.faults.harness import Running, client, guarded, policy
+from tests.faults.test_faults_engine import QUICK
 
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.host import Reading
+from checkweigh.guard.launching import mock_plan
 
 START_S = 120.0  # machines are shared
+
+
+def test_a_containers_memory_is_held_against_the_ceiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds = "import time; held = bytearray(b'x') * (400 << 20); print('held', flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE) as inside:
+        try:
+            assert inside.stdout is not None
+            inside.stdout.readline()
+            docker = tmp_path / "docker"
+            docker.write_text(f"#!/bin/sh\necho {inside.pid}\n")
+            docker.chmod(0o755)
+            monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+            good = mock_plan(Knobs(), tmp_path / "engine.log")  # stands for the client
+            limits = policy(QUICK + "memory: {ceiling_gib: 0.35}")
+            with guarded(lambda: replace(good(), container="box"), limits) as run:
+                run.until(lambda: any("above its ceiling of 0.35" in line for line in run.said), START_S)
+        finally:
+            inside.kill()
 
 
 def gauges(run: Running) -> dict[str, float]:

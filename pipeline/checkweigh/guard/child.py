@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from checkweigh.engines import keeper
+from checkweigh.engines import container, keeper
 from checkweigh.engines.endpoint import Endpoint
 
 _TAIL = 20
@@ -39,6 +39,7 @@ class Plan:
     log: Path
     check: Callable[[Endpoint, str], Awaitable[None]] = _unchecked
     last: tuple[str, ...] = ()  # run after its end: a container outlives its client
+    container: str | None = None  # its name; ``argv`` is then the client's
 
 
 class Child:
@@ -49,6 +50,7 @@ class Child:
         self.pid = pid
         self._keeper = process
         self._log_from = log_from
+        self._first: psutil.Process | None = None  # of the engine's processes
         self.ended = asyncio.ensure_future(self._end())
 
     @classmethod
@@ -101,14 +103,22 @@ class Child:
         await asyncio.wait((self.ended,))
 
     def resident(self) -> int:
-        """Bytes of memory of the process and all below it; 0 once it has ended."""
+        """Bytes of memory of the engine's process and all below it; 0 before it is seen and once it has ended."""
         total = 0
         with suppress(psutil.Error):
-            own = psutil.Process(self.pid)
-            for process in (own, *own.children(recursive=True)):
+            for process in self._processes():
                 with suppress(psutil.Error):
                     total += process.memory_info().rss
         return total
+
+    def _processes(self) -> list[psutil.Process]:
+        """The engine's. A container's are not below its client. psutil.Error: they have ended."""
+        name = self.plan.container
+        if self._first is None:  # asked once: that costs a process
+            self._first = (
+                psutil.Process(self.pid) if name is None else next(iter(container.processes(name)), None)
+            )
+        return [] if self._first is None else [self._first, *self._first.children(recursive=True)]
 
     def cause(self) -> str:
         """In words, how it ended."""

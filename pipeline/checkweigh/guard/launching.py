@@ -49,6 +49,7 @@ def vllm_plan(spec: EngineSpec, log: Path) -> Callable[[], Plan]:
         template.write_text(spec.chat_template, encoding="utf-8")
         port, key = free_port(), secrets.token_urlsafe(32)
         argv, passed = command(spec, python, port, template), variables(spec.manifest, key)
+        name: str | None = None
         last: list[str] = []
         if spec.image is not None:
             name = f"checkweigh-{secrets.token_hex(8)}"
@@ -56,6 +57,7 @@ def vllm_plan(spec: EngineSpec, log: Path) -> Callable[[], Plan]:
         return Plan(
             argv=tuple(argv),
             last=tuple(last),
+            container=name,
             env=environment(passed),
             endpoint=_endpoint(port, spec.manifest.name, key),
             log=log,

@@ -14,10 +14,11 @@ import pytest
 from tests.unit.engines.fake_vllm import write_environment, write_script
 from tests.unit.engines.test_vllm import HELLO, QUICK, alive, make
 
-from checkweigh.engines.container import around, runtime
+from checkweigh.engines.container import around, ending, runtime
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm import VllmEngine, preflight
 from checkweigh.errors import EngineDied, SourceError
+from checkweigh.guard.launching import vllm_plan
 from checkweigh.records.manifest import Environment
 
 IMAGE = f"vllm/vllm-openai@sha256:{'ab' * 32}"
@@ -113,3 +114,12 @@ def test_what_a_container_may_see(docker: Path, tiny_model_dir: Path, tmp_path: 
     assert volumes == {f"{p}:{p}:ro" for p in (tiny_model_dir, tmp_path / "draft", tmp_path / "t")}
     assert [command[i + 1] for i, word in enumerate(command) if word == "--env"] == ["A", "B"]
     assert command[command.index(IMAGE) + 1 :] == ["-m", "m", "--host", "0.0.0.0", "--port", "7"]
+
+
+def test_the_plan_of_a_guarded_one_names_the_container(
+    docker: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    plan = vllm_plan(spec_in(docker, tiny_model_dir), tmp_path / "log")()
+    assert plan.container is not None
+    assert plan.argv[plan.argv.index("--name") + 1] == plan.container
+    assert plan.last == tuple(ending(plan.container))
