@@ -250,7 +250,7 @@ def test_fault_09_a_crash_loop_ends_and_says_so(tmp_path: Path) -> None:
         run.until(lambda: phase(run) is Phase.FAILED, 60)
         assert time.monotonic() - started > 0.05 + 0.1, "it waited between"
         assert restarts(run) == 2
-        assert "3 times within 300 s: it stays down" in run.said[-1]
+        assert "3 times within 300 s of readiness: it stays down" in run.said[-1]
         count = len(run.said)
         time.sleep(1.0)
         assert phase(run) is Phase.FAILED

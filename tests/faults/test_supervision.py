@@ -5,22 +5,45 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.faults.harness import Running, client, guarded, policy
-from tests.faults.test_faults_engine import QUICK
+from tests.faults.test_faults_engine import QUICK, phase, pid, restarts
 
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.host import Reading
 from checkweigh.guard.launching import mock_plan
+from checkweigh.guard.supervisor import Phase
 
 START_S = 120.0  # machines are shared
+
+
+def test_starting_takes_no_time_of_the_crash_window(tmp_path: Path) -> None:
+    limits = policy(QUICK.replace("crashes: 20", "crashes: 3, crash_window_s: 0.2"))
+    with guarded(mock_plan(Knobs(crash_after=1), tmp_path / "engine.log"), limits) as run:
+        run.until(lambda: phase(run) is Phase.FAILED, START_S)
+        assert restarts(run) == 2
+
+
+def test_readiness_makes_crashes_forgotten(tmp_path: Path) -> None:
+    limits = policy(QUICK.replace("crashes: 20", "crashes: 2, crash_window_s: 0.2"))
+    with guarded(mock_plan(Knobs(), tmp_path / "engine.log"), limits) as run:
+        for _ in range(3):
+            run.ready(START_S)
+            time.sleep(0.5)
+            old = pid(run)
+            os.kill(old, signal.SIGKILL)
+            run.until(lambda old=old: pid(run) != old, START_S)  # type: ignore[misc]
+        run.ready(START_S)
+        assert restarts(run) == 3
 
 
 def test_a_containers_memory_is_held_against_the_ceiling(

@@ -17,10 +17,14 @@ class Backoff:
         self._crashes: deque[float] = deque()
         self.restarts = 0
 
-    def crashed(self, now: float) -> float | None:
-        """Seconds to wait: doubled for each crash in the window, half to all of it; None: too many, stay down."""
-        self._crashes.append(now)
-        while self._crashes[0] < now - self._limits.crash_window_s:
+    def crashed(self, ready_s: float) -> float | None:
+        """Seconds to wait: doubled for each crash in the window, half to all of it; None: too many, stay down.
+
+        ``ready_s``: seconds of readiness so far, of all lives. Starts take no time of it: an engine that loads for
+        minutes and crashes soon after is in a loop too.
+        """
+        self._crashes.append(ready_s)
+        while self._crashes[0] < ready_s - self._limits.crash_window_s:
             self._crashes.popleft()
         if len(self._crashes) >= self._limits.crashes:
             return None

@@ -122,7 +122,9 @@ class Supervision(Record):
     backoff_s: Seconds = Field(default=0.5, description="before a restart; doubles, with jitter")
     backoff_max_s: Seconds = 30.0
     crashes: int = Field(default=5, ge=1, description="within crash_window_s; then it stays down")
-    crash_window_s: Seconds = 300.0
+    crash_window_s: Seconds = Field(
+        default=300.0, description="of readiness: while it starts, no crash is forgotten"
+    )
     heartbeat_s: Seconds = Field(
         default=10.0, description="without a step while requests run: a probe is sent"
     )

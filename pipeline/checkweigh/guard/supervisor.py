@@ -82,6 +82,7 @@ class Supervisor:
         self._weighed = 0.0
         self.last_cause = ""
         self._was_ready = False
+        self._ready_s = 0.0  # of all lives that have ended
         self.gave_up = False
 
     @property
@@ -105,10 +106,10 @@ class Supervisor:
             if self._stopping.is_set():
                 break
             self._hears.down(f"the engine is down: {self.last_cause}")
-            wait = self._backoff.crashed(time.monotonic())
+            wait = self._backoff.crashed(self._ready_s)
             tail = "" if self.child is None else self.child.tail()
             if wait is None:
-                times = f"{self._limits.crashes} times within {self._limits.crash_window_s:g} s"
+                times = f"{self._limits.crashes} times within {self._limits.crash_window_s:g} s of readiness"
                 self._give_up(f"{self.last_cause}; {times}: it stays down\n{tail}")
                 return
             self.phase = Phase.DOWN
@@ -159,21 +160,23 @@ class Supervisor:
     async def _live(self, child: Child) -> str:
         endpoint = child.plan.endpoint
         if (
-            why := await self._within(
-                child, self._healthy(endpoint), self._limits.start_s, "to become healthy"
-            )
-        ) or (why := await self._warmed(child)):
+            (why := await self._within(child, self._healthy(endpoint), self._limits.start_s, "to become healthy"))
+            or (why := await self._warmed(child))
+        ):  # fmt: skip
             return why
         self.phase, self._was_ready = Phase.READY, True
-        self.watch.started(time.monotonic())
+        self.watch.started(began := time.monotonic())
         self._hears.up(endpoint)
         self._say("the engine is ready")
-        while True:
-            await self._pause(child)
-            if not child.alive:
-                return child.cause()
-            if why := await self._unwell(child):
-                return why
+        try:
+            while True:
+                await self._pause(child)
+                if not child.alive:
+                    return child.cause()
+                if why := await self._unwell(child):
+                    return why
+        finally:
+            self._ready_s += time.monotonic() - began
 
     async def _pause(self, child: Child) -> None:
         """Until the next look: at once when it ends or is doubted."""

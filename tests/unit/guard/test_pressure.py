@@ -136,4 +136,4 @@ def test_backoff_doubles_with_jitter_and_gives_up() -> None:
         assert wait is not None
         assert full / 2 <= wait <= full
     assert backoff.restarts == 3
-    assert backoff.crashed(500.0) is not None, "long ago does not count"
+    assert backoff.crashed(500.0) is not None, "long ago, ready since, does not count"
