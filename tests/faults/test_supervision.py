@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.faults.harness import Running, client, guarded, policy
-from tests.faults.test_faults_engine import QUICK, phase, pid, restarts
+from tests.faults.test_faults_engine import QUICK, one, phase, pid, restarts
 
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
+from checkweigh.errors import SourceError
+from checkweigh.guard.arm import Arm
+from checkweigh.guard.child import Plan
 from checkweigh.guard.host import Reading
 from checkweigh.guard.launching import mock_plan
 from checkweigh.guard.supervisor import Phase
@@ -44,6 +48,57 @@ def test_readiness_makes_crashes_forgotten(tmp_path: Path) -> None:
             run.until(lambda old=old: pid(run) != old, START_S)  # type: ignore[misc]
         run.ready(START_S)
         assert restarts(run) == 3
+
+
+def test_a_plan_that_fails_at_a_restart_is_tried_again_and_leaves_the_other_arm_alone(tmp_path: Path) -> None:
+    made, entered, release, waited = 0, threading.Event(), threading.Event(), []
+    good = mock_plan(Knobs(), tmp_path / "engine.log")
+
+    def plan() -> Plan:
+        nonlocal made
+        made += 1
+        if made == 2:
+            entered.set()
+            waited.append(release.wait(60))
+            raise SourceError("expected the image on this host, found none")
+        return good()
+
+    with in_thread(Knobs()) as (endpoint, _), guarded(endpoint, policy(QUICK), candidate=plan) as run:
+        run.ready(START_S)
+        candidate = run.guard.arms["candidate"].supervisor
+        assert candidate is not None
+        assert candidate.child is not None
+        os.kill(candidate.child.pid, signal.SIGKILL)
+        assert entered.wait(START_S)
+        assert one(run).ok, "while the plan is made"
+        release.set()
+        run.until(lambda: made == 3, START_S)
+        run.ready(START_S)
+        assert one(run).ok
+        assert any("cannot be started (expected the image" in line for line in run.said)
+    assert waited == [True], "serving went on meanwhile"
+
+
+def test_a_stop_while_the_plan_is_made_starts_nothing(tmp_path: Path) -> None:
+    entered, release = threading.Event(), threading.Event()
+    log = tmp_path / "engine.log"
+
+    def plan() -> Plan:
+        entered.set()
+        release.wait(60)
+        return mock_plan(Knobs(), log)()
+
+    async def stop_early() -> None:
+        arm = Arm("baseline", policy(QUICK), plan, print, slots=1)
+        assert arm.supervisor is not None
+        running = asyncio.ensure_future(arm.supervisor.run())
+        await asyncio.to_thread(entered.wait)
+        await arm.close()
+        release.set()
+        await asyncio.wait_for(running, 20)
+
+    asyncio.run(stop_early())
+    assert not log.exists()
 
 
 def test_a_containers_memory_is_held_against_the_ceiling(

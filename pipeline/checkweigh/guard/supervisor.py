@@ -13,7 +13,7 @@ from typing import Protocol
 import aiohttp
 
 from checkweigh.engines.endpoint import Endpoint
-from checkweigh.errors import EngineError, PinMismatch
+from checkweigh.errors import CheckweighError, PinMismatch
 from checkweigh.guard.child import Child, Plan
 from checkweigh.guard.hanging import Backoff, Watch
 from checkweigh.guard.policy import GuardPolicy
@@ -140,8 +140,13 @@ class Supervisor:
         """One process from start to end; how it ended."""
         self.phase = Phase.STARTING
         try:
-            self.child = child = await Child.start(self._plan(), self._limits.kill_s)
-        except (OSError, EngineError) as error:
+            plan = await asyncio.to_thread(self._plan)  # it may ask a docker, or a Python that imports vLLM
+            if self._stopping.is_set():
+                return "was stopped before it was started"
+            self.child = child = await Child.start(plan, self._limits.kill_s)
+        except PinMismatch:
+            raise
+        except (OSError, CheckweighError) as error:
             self.child = None
             return f"cannot be started ({error})"
         try:
