@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +18,79 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.faults.harness import Running, client, guarded, policy
 from tests.faults.test_faults_engine import QUICK, one, phase, pid, restarts
+from tests.unit.engines.fake_vllm import write_environment
+from tests.unit.engines.test_vllm import make
 
+from checkweigh.engines.endpoint import Client, Endpoint
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.errors import SourceError
+from checkweigh.errors import EngineError, PinMismatch, Problem, SourceError
+from checkweigh.guard import supervisor
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.child import Plan
 from checkweigh.guard.host import Reading
-from checkweigh.guard.launching import mock_plan
+from checkweigh.guard.launching import mock_plan, vllm_plan
 from checkweigh.guard.supervisor import Phase
 
 START_S = 120.0  # machines are shared
+
+
+def lives(folder: Path, names: Sequence[str]) -> Callable[[], Plan]:
+    """Mocks of these names in turn; ``mock`` is pinned, "" does not say what it is, "..." never answers."""
+    plans = iter([mock_plan(Knobs(model=name or "mock"), folder / "engine.log") for name in names])
+
+    async def check(endpoint: Endpoint, said: str) -> None:
+        async with Client(endpoint) as asked:
+            (model,) = (await asked.get(f"{endpoint.url}/models"))["data"]
+        if model["id"] != "mock":
+            raise PinMismatch(
+                [Problem(file="m.yaml", line=None, path="name", expected="mock", found=model["id"])]
+            )
+
+    async def silent(endpoint: Endpoint, said: str) -> None:
+        raise EngineError("the server does not report its configuration")
+
+    async def hung(endpoint: Endpoint, said: str) -> None:
+        await asyncio.sleep(3600)
+
+    checks = iter([{"": silent, "...": hung}.get(name, check) for name in names])
+    return lambda: replace(next(plans)(), check=next(checks))
+
+
+def test_a_vllm_that_is_not_as_pinned_ends_serving_with_the_error(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    write_environment(tmp_path / "env", cache=False)
+    spec = make(tmp_path / "env", tiny_model_dir, engine={"args": {"prefix_caching": True}})
+    plan = vllm_plan(spec, tmp_path / "engine.log")
+    with (
+        pytest.raises(PinMismatch, match=r"engine.args.prefix_caching: expected True, found False"),
+        guarded(plan, policy(QUICK)) as run,
+    ):
+        assert run.stopped.wait(START_S), run.said
+    assert "the engine is ready" not in run.said
+
+
+def test_one_that_comes_back_different_stays_down(tmp_path: Path) -> None:
+    with guarded(lives(tmp_path, ["mock", "another"]), policy(QUICK)) as run:
+        run.ready(START_S)
+        os.kill(pid(run), signal.SIGKILL)
+        run.until(lambda: phase(run) is Phase.FAILED, START_S)
+        assert run.said.count("the engine is ready") == 1
+        assert "is not what is pinned: m.yaml: name: expected mock, found another" in run.said[-1]
+        assert one(run).status == 503
+
+
+def test_one_that_does_not_say_what_it_is_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_CHECK_S", 3.0)
+    with guarded(lives(tmp_path, ["", "...", "mock"]), policy(QUICK)) as run:
+        run.ready(START_S)
+        assert restarts(run) == 2
+        assert any("does not say what it is: the server does not report" in line for line in run.said)
+        assert any("took more than 3 s to say what it is" in line for line in run.said)
+        assert one(run).ok
 
 
 def test_starting_takes_no_time_of_the_crash_window(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import aiohttp
 
 from checkweigh.engines.endpoint import Endpoint
-from checkweigh.errors import CheckweighError, PinMismatch
+from checkweigh.errors import CheckweighError, EngineError, PinMismatch
 from checkweigh.guard.child import Child, Plan
 from checkweigh.guard.hanging import Backoff, Watch
 from checkweigh.guard.policy import GuardPolicy
@@ -23,6 +23,7 @@ _GIB = 1 << 30
 _LOOK_S = 0.25  # between two looks at a running process
 _WEIGH_S = 1.0  # between two looks at its memory and its /health, which cost some milliseconds
 _HEALTH_S = 2.0
+_CHECK_S = 30.0  # to say what it is, once it is healthy
 _END_S = 2.0  # for a process that refuses connections to have ended, so that its exit code is the cause
 _REFUSES = "refuses connections"
 
@@ -166,6 +167,7 @@ class Supervisor:
         endpoint = child.plan.endpoint
         if (
             (why := await self._within(child, self._healthy(endpoint), self._limits.start_s, "to become healthy"))
+            or (why := await self._checked(child))
             or (why := await self._warmed(child))
         ):  # fmt: skip
             return why
@@ -190,6 +192,14 @@ class Supervisor:
             await asyncio.wait((child.ended, doubt), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             doubt.cancel()
+
+    async def _checked(self, child: Child) -> str:
+        """How it failed to say what it is. PinMismatch: it is not what is pinned."""
+        check = child.plan.check(child.plan.endpoint, child.text())
+        try:
+            return await self._within(child, check, _CHECK_S, "to say what it is")
+        except EngineError as error:
+            return f"does not say what it is: {error}"
 
     async def _warmed(self, child: Child) -> str:
         self.phase = Phase.WARMING
