@@ -126,7 +126,8 @@ PEERS_HEAD = """
 
 The same {count} candidates, the same items on both arms, in one run of `python -m benchmarks.zoo.peers`: each gate as
 its documentation says, with its defaults, on each metric that it can do; it blocks a candidate when it blocks on any.
-The rules are in `benchmarks/zoo/peers.py`. Specimens that are refused before anything is measured are left out.
+The rules are in `benchmarks/zoo/peers.py`. The items are those on which Checkweigh decided: half of each set where it
+blocked at its first look. Specimens that are refused before anything is measured are left out.
 
 | gate | defects blocked | defects unsettled | harmless passed | harmless blocked | harmless unsettled |
 |---|---|---|---|---|---|
