@@ -103,6 +103,7 @@ class Guard:
                     task.result()  # a watcher that died is a fault of the guard: never serve unwatched
             await self._drained()
         finally:
+            asked.cancel()
             server.should_exit = True
             await self._close()
             await serving
