@@ -132,7 +132,8 @@ class AttachedEngine:
             quantization=" ".join(filter(None, (quantization.method, quantization.type))), threads=engine.threads,
             max_sequence=longest if isinstance(longest, int) else manifest.limits.max_sequence,
             vocabulary_size=0, eos=end_ids(self.spec), packages={},
-            settings={"endpoint": self.endpoint.url, "model": self.endpoint.model, "unverified": ", ".join(unknown)},
+            settings={"endpoint": self.endpoint.url, "model": self.endpoint.model, "unverified": ", ".join(unknown),
+                      **({"root": root} if isinstance(root := model.get("root"), str) else {})},
         )  # fmt: skip
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:

@@ -10,6 +10,7 @@
 4. New floors judge the same measurements again: the same try.
 5. Anything else is a later try. It takes one of the policy's declared attempts, which share the error budget, and must
    pool: every item of the earlier tries is in it again. Where nothing is left to spend, nothing is measured.
+6. A gate of an endpoint is always a later try: nothing says that the same weights answer as before.
 
 Wording, names, ``attempts`` and ``max_minutes`` do not make another policy of one. The ledger is as long as the home it
 lies in: a job with a fresh home has no memory.
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 from checkweigh import canonical
 from checkweigh.errors import BadInput, StoreError
@@ -117,9 +119,12 @@ class _Gated:
             s.card.name: [s.card.digest, s.card.scorer.model_dump(mode="json")] for s in self.inputs.evalsets
         }
         intends = list(self.inputs.candidate.manifest.intends)
+        arms = (self.inputs.baseline, self.inputs.candidate, self.inputs.anchor)
+        attached = any(arm is not None and arm.manifest.engine.endpoint is not None for arm in arms)
         return canonical.digest(
             {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host.hardware(),
-             "protocol": PROTOCOL, "packages": host.versions(host.COMPUTING)}
+             "protocol": PROTOCOL, "packages": host.versions(host.COMPUTING),
+             **({"gate": uuid4().hex} if attached else {})}
         )  # fmt: skip
 
     @cached_property

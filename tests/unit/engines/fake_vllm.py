@@ -129,8 +129,8 @@ class Served:
         if request.headers.get("Authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
             return web.json_response({"error": {"message": "Unauthorized"}}, status=401)
         longest = self.script.get("longest", int(self.options.max_model_len))
-        name = self.options.served_model_name
-        return web.json_response({"object": "list", "data": [{"id": name, "max_model_len": longest}]})
+        own = {"id": self.options.served_model_name, "root": self.options.model, "max_model_len": longest}
+        return web.json_response({"object": "list", "data": [own]})
 
     async def metrics(self, request: Any) -> Any:
         from aiohttp import web

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from tests.unit.engines.fake_vllm import write_environment, write_script
+from tests.unit.engines.test_vllm import make
 from tests.unit.usecases.desk import PERPLEXITY, SCORE, TPOT, Desk
 
+from checkweigh.engines.vllm import VllmEngine
 from checkweigh.records.decision import Verdict
 
 
@@ -112,3 +114,29 @@ def test_other_packages_than_pinned_are_a_mismatch(arms: Arms) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 3\n")
     assert arms.desk.run(*arms.desk.arguments(first, second)) == 2
     assert "pins.environment" in arms.desk.stderr
+
+
+def test_an_endpoint_is_measured_afresh_in_every_gate(
+    arms: Arms, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a URL and a name other weights may answer since: neither measurements nor verdicts come back."""
+    desk = arms.desk
+    desk.policy(PERPLEXITY, looks=[0.25, 1.0], attempts=2)
+    with VllmEngine(make(desk.folder / "baseline", tiny_model_dir), log=desk.folder / "log") as server:
+        assert server.endpoint.key is not None
+        monkeypatch.setenv("THE_KEY", server.endpoint.key)
+        endpoint = {"url": server.endpoint.url, "model": "tiny", "key_env": "THE_KEY"}
+        engine = {"kind": "openai", "version": "9.9.0", "threads": 2, "max_batch_tokens": 2048}
+        manifest = desk.write("tiny", {}, engine=engine | {"endpoint": endpoint})
+        gate = desk.arguments(manifest, manifest)
+        measured = []
+        for number in (1, 2):
+            assert desk.run(*gate) == 0, desk.stderr
+            decision = desk.decision
+            assert decision.attempt is not None
+            assert (decision.attempt.number, decision.attempt.stored) == (number, False)
+            assert list(desk.stages().values()) == [False] * 4, "two looks at one set on two arms"
+            measured += [*decision.baseline.measurements.values(), *decision.candidate.measurements.values()]
+        assert len(set(measured)) == len(measured) == 8
+        assert desk.run(*gate) == 3
+        assert "declares 2 attempts and its error budget for this candidate is spent" in desk.reasons
