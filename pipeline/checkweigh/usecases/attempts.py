@@ -119,12 +119,13 @@ class _Gated:
             s.card.name: [s.card.digest, s.card.scorer.model_dump(mode="json")] for s in self.inputs.evalsets
         }
         intends = list(self.inputs.candidate.manifest.intends)
+        trace = [[row.at, row.prompt_tokens, row.output_tokens] for row in self.inputs.trace]
         arms = (self.inputs.baseline, self.inputs.candidate, self.inputs.anchor)
         attached = any(arm is not None and arm.manifest.engine.endpoint is not None for arm in arms)
         return canonical.digest(
             {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host.hardware(),
              "protocol": PROTOCOL, "packages": host.versions(host.COMPUTING),
-             **({"gate": uuid4().hex} if attached else {})}
+             **({"gate": uuid4().hex} if attached else {}), **({"trace": trace} if trace else {})}
         )  # fmt: skip
 
     @cached_property

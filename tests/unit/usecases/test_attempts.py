@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from tests.unit.usecases.desk import PERPLEXITY, SCORE, TPOT, Desk, measured_fil
 
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
-from checkweigh.usecases.attempts import rules
+from checkweigh.sources.pin import quiet
+from checkweigh.sources.trace import Row
+from checkweigh.usecases.attempts import attempt, rules
+from checkweigh.usecases.inputs import read_inputs
 
 NAMES = ("decision.json", "report.html", "junit.xml", "summary.md")
 
@@ -109,6 +113,17 @@ def test_a_verdict_of_other_libraries_does_not_come_back(
     assert desk.gate() == 3, desk.stderr
     assert desk.decision.verdict is Verdict.INCONCLUSIVE
     assert "error budget for this candidate is spent" in desk.reasons
+
+
+def test_another_content_of_a_trace_makes_another_try(desk: Desk) -> None:
+    """The policy names a file; what is replayed is what it holds."""
+    first, second = desk.manifest("baseline"), desk.manifest("candidate")
+    inputs = read_inputs(first, second, desk.folder / "gates/test.yaml", quiet)
+    found = set()
+    for rows in ((), (Row(0.0, 10, 5),), (Row(0.0, 10, 6),)):
+        with attempt(replace(inputs, trace=rows), quiet) as mine:
+            found.add(mine.entry.data)
+    assert len(found) == 3
 
 
 def test_declared_attempts_share_the_budget_and_are_labelled(desk: Desk) -> None:
