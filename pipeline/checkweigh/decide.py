@@ -30,6 +30,8 @@ from checkweigh.records.policy import FAILURES, Check, Policy
 from checkweigh.sentences import sentence
 from checkweigh.stats import holm, items_to_settle
 
+# Raise it with every change of a rule in compare, divergence or here: stored verdicts are then judged again (attempts).
+JUDGING = 1
 MOST_DIFFERING = 0.05  # share of clusters that may differ between arms that pass as identical
 FAILURE_ITEMS = 300  # that the implicit check on failures needs, over all sets (STATISTICS, "Failed items")
 

@@ -20,7 +20,7 @@ class Entry(Record):
     )
     plan: Digest = Field(description="frozen before the first look")
     data: Digest = Field(description="of everything that decides what is measured")
-    judged: Digest = Field(description="of that, and of the noise floors it was judged by")
+    judged: Digest = Field(description="of that, and of the noise floors and rules it was judged by")
     items: dict[str, tuple[str, ...]] = Field(description="set -> a digest of each item's content")
     replicate: int = Field(ge=0)
     begun: str

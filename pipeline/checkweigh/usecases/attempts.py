@@ -7,7 +7,7 @@
 1. The same digests return the stored verdict: nothing is measured, and no error is spent twice.
 2. A try that no look was made of (killed, an error, out of time) spent nothing; it goes on, or is forgotten.
 3. A try that was cut off after a look goes on with its next look when everything is as it was, else it counts as spent.
-4. New floors judge the same measurements again: the same try.
+4. New floors, or other rules of judging, judge the same measurements again: the same try.
 5. Anything else is a later try. It takes one of the policy's declared attempts, which share the error budget, and must
    pool: every item of the earlier tries is in it again. Where nothing is left to spend, nothing is measured.
 6. A gate of an endpoint is always a later try: nothing says that the same weights answer as before.
@@ -27,6 +27,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from checkweigh import canonical
+from checkweigh.decide import JUDGING
 from checkweigh.errors import BadInput, StoreError
 from checkweigh.files import lock, write_atomic
 from checkweigh.looks import slices
@@ -48,7 +49,7 @@ class Try:
     """One try on its way. ``stored``: the verdict is known already; ``refused``: why it may not be made.
 
     ``entry`` is what the ledger holds of it, ``earlier`` what was tried before. ``before``: what the same try came to
-    under other noise floors.
+    under other noise floors or rules.
     """
 
     path: Path
@@ -130,7 +131,9 @@ class _Gated:
 
     @cached_property
     def judged(self) -> str:
-        return canonical.digest([self.data, sorted(c.record_digest() for c in self.inputs.calibrations)])
+        return canonical.digest(
+            [self.data, JUDGING, sorted(c.record_digest() for c in self.inputs.calibrations)]
+        )
 
     def plan(self, number: int) -> str:
         """Digest of everything that is fixed before the first look."""

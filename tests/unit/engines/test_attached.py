@@ -71,7 +71,9 @@ def test_a_vllm_of_others_is_asked_like_ours(server: VllmEngine, key: str, tmp_p
             identity.settings["unverified"]
             == "weights, quantization, dtype, device, threads, packages, memory"
         )
-        assert identity.settings["root"] == str(server.spec.model_dir), "another one after a restart is refused"
+        assert identity.settings["root"] == str(server.spec.model_dir), (
+            "another one after a restart is refused"
+        )
         found = engine.resources()
         assert (found.resident, found.peak) == (0, 0)
         assert found.telemetry is not None

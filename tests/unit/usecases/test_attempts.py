@@ -16,6 +16,7 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
 from checkweigh.sources.pin import quiet
 from checkweigh.sources.trace import Row
+from checkweigh.usecases import attempts
 from checkweigh.usecases.attempts import attempt, rules
 from checkweigh.usecases.inputs import read_inputs
 
@@ -124,6 +125,18 @@ def test_another_content_of_a_trace_makes_another_try(desk: Desk) -> None:
         with attempt(replace(inputs, trace=rows), quiet) as mine:
             found.add(mine.entry.data)
     assert len(found) == 3
+
+
+def test_a_change_of_the_rules_judges_the_same_measurements_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.policy(PERPLEXITY)
+    assert desk.gate() == 0, desk.stderr
+    monkeypatch.setattr(attempts, "JUDGING", attempts.JUDGING + 1)
+    assert desk.gate() == 0, desk.stderr
+    assert desk.decision.attempt is not None
+    assert (desk.decision.attempt.number, desk.decision.attempt.stored) == (1, False)
+    assert all(desk.stages().values()), "nothing is measured again"
 
 
 def test_declared_attempts_share_the_budget_and_are_labelled(desk: Desk) -> None:
