@@ -75,6 +75,10 @@ def compare_divergence(
     bound = any(records[s.card.name].identity.kind in SERVED for s in sets)
     if bound and not values.any():
         return Inestimable(reason=f"the divergence is at least 0: {BOUND}", candidate=0.0)
+    if failed and not values.any():
+        return Inestimable(
+            reason=f"{failed} documents failed, and the other {len(scored)} do not diverge: no interval can be stated"
+        )
     if not values.any():
         share = differing_share_upper(partition.clusters, level.passing) if level.passing else 1.0
         return Identical(

@@ -13,9 +13,12 @@ from tests.builders import check, evalset, judge, measured, policy, with_observa
 
 from checkweigh.compare import compare, compare_blocks
 from checkweigh.decide import checks_of, decide, hypotheses
+from checkweigh.divergence import compare_divergence
 from checkweigh.errors import BadDocument
 from checkweigh.looks import planned, upto
 from checkweigh.pairing import pair
+from checkweigh.records.calibration import Floor
+from checkweigh.records.comparison import Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Failed, Scored
 
@@ -61,6 +64,26 @@ def test_a_few_failures_do_not_pass_an_unbounded_metric() -> None:
     rules = policy(check(metric="log_perplexity", direction="lower", margin=0.03, scale="log"))
     judgement = judge(rules, text, nll, candidate)
     assert judgement.verdict is Verdict.INCONCLUSIVE
+
+
+def test_documents_that_failed_beside_others_without_divergence() -> None:
+    """A fourth of the documents is gone; the rest is as it was."""
+    text = evalset("text", 200)
+    floor = Floor(
+        metric="kl", statistic="mean", evalsets={}, contrasts=(), floor=1e-4, honest=3e-3, kappa=1e-4
+    )
+
+    def diverging(rows):  # type: ignore[no-untyped-def]
+        same = Scored(values={"kl": 0.0}, weights={})
+        return [r.model_copy(update={"outcome": same}) if isinstance(r.outcome, Scored) else r for r in rows]
+
+    rule = policy(check(metric="kl", direction="lower", margin=0.05)).checks[0]
+    for failed, kind in ((0, "identical"), (50, "inestimable")):
+        record = with_observations(measured(text, [3.0] * (200 - failed) + [np.nan] * failed), diverging)
+        found = compare_divergence(rule, [text], {"set": record}, "", floor=floor, alpha=0.05)
+        assert found.kind == kind
+    assert isinstance(found, Inestimable)
+    assert found.reason.startswith("50 documents failed, and the other 150 do not diverge")
 
 
 @pytest.mark.parametrize("n", [1, 5, 10, 58])
