@@ -298,6 +298,13 @@ TIMED = (
             "checks: [{" + GATING.replace("score", "log_length, kind: equivalence") + "}]",
             "non_inferiority for log_length",
         ),
+        (
+            "checks: [{"
+            + GATING.replace("score", "kl, where: {stratum: a}").replace("higher", "lower")
+            + "}]",
+            "no where for kl",
+        ),
+        ("checks: [{" + TIMED + ", where: {stratum: a}}]", "no where for tpot"),
         ("checks: [{" + TIMED + "}]", "min_clusters of at least 20"),
         ("timing: {pairs: 10}\nchecks: [{" + TIMED + "}]", "timing.pairs of at least"),
         ("timing: {requests: 5}\nchecks: [{" + TIMED.replace("p50", "p99").replace("12", "20") + "}]", "100"),

@@ -112,6 +112,8 @@ class Check(Record):
             raise ValueError(f"{'an' if metric.kinds else 'no'} evalset for {self.metric}")
         if set(self.where) - {"stratum"}:
             raise ValueError("where may name: stratum")
+        if self.where and metric.estimator in ("blocks", "divergence"):
+            raise ValueError(f"no where for {self.metric}, which is not told apart by stratum")
         if metric.estimator != "log_length" and self.direction != metric.better:
             raise ValueError(f"direction {metric.better} for {self.metric}")
         return self
