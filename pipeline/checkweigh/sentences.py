@@ -83,6 +83,8 @@ def _against(result: CheckResult, estimate: Estimate) -> str:
     if result.items_to_settle is not None and result.items_to_settle > estimate.pairs:
         what = "pairs of blocks" if METRICS[result.check.metric].estimator == "blocks" else "items"
         more = f"; about {result.items_to_settle - estimate.pairs} more {what} would settle it"
-    elif result.items_to_settle is None and result.check.kind == "non_inferiority":
+    elif (
+        result.items_to_settle is None and result.check.kind == "non_inferiority" and not estimate.exclusions
+    ):
         more = "; no affordable number of items would settle an effect this close to the margin"
     return f"not shown to be within the limit {margin}{notes}{more}"

@@ -64,6 +64,8 @@ def test_a_few_failures_do_not_pass_an_unbounded_metric() -> None:
     rules = policy(check(metric="log_perplexity", direction="lower", margin=0.03, scale="log"))
     judgement = judge(rules, text, nll, candidate)
     assert judgement.verdict is Verdict.INCONCLUSIVE
+    said = "; 0 items failed in the baseline, 3 in the candidate; more than 0.5% failures: no pass"
+    assert judgement.reasons[0].endswith(said), "more items would not help"
 
 
 def test_documents_that_failed_beside_others_without_divergence() -> None:
