@@ -1,6 +1,7 @@
 """A check and its paired sample -> a Comparison. Pure; chooses the estimator, nothing else.
 
-1. A sample with problems, too few items or clusters, or constant graded scores is ``Inestimable``.
+1. A sample with problems, too few items or clusters, or constant graded scores is ``Inestimable``; so are lengths that
+   are constant in both arms. In one arm alone constant lengths may block, and never pass.
 2. Two executions with equal raw outputs on every item are ``Identical`` (event indicators are not: all-zero
    events in both arms have a score interval of their own).
 3. Otherwise the metric's estimator runs twice: on complete pairs (estimate, block test) and, where an item
@@ -101,12 +102,16 @@ def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) ->
     found: list[Comparison] = []
     for i, (baseline, candidate) in enumerate(zip(sample.baseline, sample.candidate, strict=True)):
         both = float(means[0][i]), float(means[1][i])
-        reason = _unusable(check, replace(sample, baseline=baseline, candidate=candidate), whole, level)
+        row = replace(sample, baseline=baseline, candidate=candidate)
+        reason = _unusable(check, row, whole, level)
         reason = reason or (shared if block.estimable[i] else _degenerate(check, first, block, level, i))
         if reason:
             found.append(Inestimable(reason=reason, baseline=both[0], candidate=both[1]))
         else:
-            found.append(_to_record(check, block, passing, level, pairs=block.n, means=both, at=i))
+            constant = _one_length(check, row, whole)
+            side = None if constant else passing
+            record = _to_record(check, block, side, level, pairs=block.n, means=both, at=i)
+            found.append(record.model_copy(update={"exclusions": constant}))
     return tuple(found)
 
 
@@ -282,11 +287,29 @@ def _unusable(check: Check, sample: PairedSample, complete: Bools, level: Level)
         return "the baseline has no result for any item"
     if check.metric in EVENTS:
         return None
+    constant = _constant(check, sample, complete)
+    if METRICS[check.metric].estimator == "log_length":
+        return " and ".join(constant) if len(constant) == 2 else None
+    return constant[0] if constant else None
+
+
+def _constant(check: Check, sample: PairedSample, complete: Bools) -> tuple[str, ...]:
+    """The arms that have one value throughout, in words."""
+    found = []
     for arm, values in (("baseline", sample.baseline), ("candidate", sample.candidate)):
         scores = values[complete] / sample.size[complete]
         if np.ptp(scores) == 0:
-            return f"the {arm}'s scores are all {scores[0]:g}; a constant says nothing"
-    return None
+            length = f"every reply of the {arm} has exactly {np.exp(scores[0]):.0f} tokens"
+            score = f"the {arm}'s scores are all {scores[0]:g}; a constant says nothing"
+            found.append(length if METRICS[check.metric].estimator == "log_length" else score)
+    return tuple(found)
+
+
+def _one_length(check: Check, sample: PairedSample, complete: Bools) -> tuple[str, ...]:
+    """Why lengths that do not vary in one arm cannot pass: an exclusion, or none."""
+    if METRICS[check.metric].estimator != "log_length":
+        return ()
+    return tuple(f"{one}: no pass" for one in _constant(check, sample, complete))
 
 
 def _take(sample: PairedSample, keep: Bools) -> PairedSample:
@@ -361,6 +384,8 @@ def _pass_side(
             return (_estimate(check, sample, level.passing) if level.passing else None), note
         if (~complete).sum() > MAX_UNBOUNDED_FAILURES * len(complete):
             return None, (*note, f"more than {MAX_UNBOUNDED_FAILURES:.1%} failures: no pass")
+    if constant := _one_length(check, sample, complete):
+        return None, (*note, *constant)
     if not level.passing or level.passing == level.high:
         return (block if level.passing else None), note
     return _estimate(check, _take(sample, complete), level.passing), note

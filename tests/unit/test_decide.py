@@ -7,7 +7,7 @@ import pytest
 from tests.builders import check, evalset, judge, measured, policy
 
 from checkweigh.compare import compare_blocks
-from checkweigh.decide import checks_of, decide
+from checkweigh.decide import Judgement, checks_of, decide
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Block, PairedRun
@@ -199,6 +199,37 @@ def test_lengths_are_guarded_by_side() -> None:
         first.model_copy(update={"key": second.key}),
     )
     assert [r.outcome for r in swapped.results[:2]] == ["passed", "blocked"]
+
+
+def test_replies_that_all_run_on_to_the_limit_block_and_one_length_never_passes() -> None:
+    replies, rng = evalset("generation", N), np.random.default_rng(2)
+    scores = (BASE > 0.5) * 1.0
+    lengths = {"varied": rng.integers(20, 48, N), "cut": np.full(N, 48), "near": 48 - (np.arange(N) % 2)}
+    length = {"metric": "log_length", "scale": "relative", "margin": 0.1}
+    rules = policy(
+        check(direction="lower", **length),
+        check(id="shorter", direction="higher", tier="supporting", **length),
+    )
+
+    def judged(first: str, second: str) -> Judgement:
+        arms = [
+            measured(replies, scores, arm=arm, tokens=lengths[name])
+            for arm, name in (("baseline", first), ("candidate", second))
+        ]
+        return judge(rules, replies, *arms)
+
+    assert [r.outcome for r in judged("varied", "cut").results[:2]] == ["blocked", "inconclusive"]
+    assert [r.outcome for r in judged("cut", "varied").results[:2]] == ["inconclusive", "blocked"]
+    held = judged("near", "cut")
+    assert held.verdict is Verdict.INCONCLUSIVE
+    assert all(
+        reason.endswith("; every reply of the candidate has exactly 48 tokens: no pass")
+        for reason in held.reasons
+    )
+    both = judged("cut", "cut").results[0].comparison
+    assert isinstance(both, Inestimable)
+    one = "every reply of the {} has exactly 48 tokens"
+    assert both.reason == f"{one.format('baseline')} and {one.format('candidate')}"
 
 
 def run(ratio: float, pairs: int = 20, noise: float = 0.05) -> PairedRun:

@@ -65,7 +65,9 @@ def test_many_comparisons_at_once_are_the_same_one_by_one(kind: str, looks: Any)
     if kind in ("flips", "events"):
         baseline = (rng.random((RUNS, n)) < 0.1).astype(float)
         candidate = np.where(rng.random((RUNS, n)) < 0.02, 1 - baseline, baseline)
-    baseline[3] = candidate[3] = 0.0  # a constant arm in the middle of the others
+    baseline[3] = candidate[3] = 0.0  # constant arms in the middle of the others
+    if kind == "length":
+        candidate[4] = 0.0
     sample = PairedSample(
         metric=of.checks[0].metric, baseline=baseline, candidate=candidate, size=size,
         weights=rng.uniform(0.5, 1, n), clusters=tuple(f"c{i // 2}" for i in range(n)), identical=False,
