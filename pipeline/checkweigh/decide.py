@@ -11,7 +11,8 @@
 7. At one of several looks the pass test is held against that look's spending and the block test against the policy's
    level divided by the looks (``looks``); all critical checks pass at the same look or none does.
 8. The verdict is the worst of its parts: any block blocks; otherwise a critical check that did not pass, a
-   supporting check that cannot be estimated, or an anomaly makes it inconclusive.
+   supporting check that cannot be estimated (identical on too few clusters included), or an anomaly makes it
+   inconclusive.
 """
 
 from __future__ import annotations
@@ -193,6 +194,7 @@ def holds_back(result: CheckResult) -> bool:
     """
     found = result.comparison
     unable = isinstance(found, Inestimable) or (isinstance(found, Estimate) and found.low is None)
+    unable = unable or (isinstance(found, Identical) and found.differing_share_upper > MOST_DIFFERING)
     return result.gating and (
         result.outcome in ("anomalous", "blocked")
         or (result.check.tier == "critical" and result.outcome not in ("passed", "warning"))

@@ -134,6 +134,9 @@ def test_identical_arms_pass_from_59_clusters_on() -> None:
             candidate=0.5,
         )
         assert decide(policy(), {"quality": same, FAILURES: estimate(0.0)}).verdict is verdict
+        rules = policy(check(), check(id="second", tier="supporting"))
+        fine = {"quality": estimate(0.0), FAILURES: estimate(0.0)}
+        assert decide(rules, fine | {"second": same}).verdict is verdict, "it must be estimable"
 
 
 def test_identical_outputs_of_two_executions_are_identical() -> None:
