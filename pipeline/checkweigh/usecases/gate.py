@@ -37,6 +37,7 @@ from checkweigh.usecases.evidence import Evidence, nothing
 from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
+from checkweigh.usecases.lengths import cut_lengths
 from checkweigh.usecases.looking import Looking
 from checkweigh.usecases.served import served, swapping
 from checkweigh.usecases.speculation import acceptance, forks
@@ -247,6 +248,7 @@ def _notes(looking: Looking) -> tuple[str, ...]:
             for check in unfounded
         ),
         *short_tails(inputs.policy),
+        *cut_lengths(inputs.policy, inputs.evalsets, looking.evidence.records),
         *forks(inputs.baseline.manifest, inputs.candidate.manifest),
         *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
         *(

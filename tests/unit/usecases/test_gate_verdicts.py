@@ -73,6 +73,17 @@ def test_a_known_fault_is_blocked_by_its_own_check(
     assert check in desk.stderr
 
 
+def test_lengths_that_the_limit_cuts_are_told(desk: Desk) -> None:
+    part = LONGER | {"id": "part", "evalset": ["answers"], "where": {"stratum": "s1"}, "min_items": 60}
+    desk.policy(PERPLEXITY, LONGER, part)
+    assert desk.gate({"truncate_share": 0.6}) == 1, desk.stderr
+    notes = [note for note in desk.decision.notes if "ended at max_tokens" in note]
+    assert [note.partition(":")[0] for note in notes] == ["longer", "part"]
+    assert "0% of the baseline's replies and 59%" in notes[0]
+    assert notes[0].removeprefix("longer") != notes[1].removeprefix("part"), "that of its stratum"
+    assert notes[0] in " ".join(desk.stderr.split())
+
+
 def test_longer_replies_that_are_declared_do_not_gate(desk: Desk) -> None:
     desk.policy(PERPLEXITY, LONGER)
     assert desk.gate({"length_factor": 1.5}, intends=["longer"]) == 0, desk.stderr
