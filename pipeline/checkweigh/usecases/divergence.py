@@ -18,10 +18,12 @@ from checkweigh.usecases.arms import ArmRun, Kept
 
 @dataclass
 class Divergences:
-    """Set -> record of what was looked at so far, and why a record that is asked for is not there."""
+    """Set -> record of what was looked at so far, and why a record that is asked for is not there; ``late``: time ran
+    out."""
 
     records: dict[str, MeasurementSet] = field(default_factory=dict)
     why_absent: str = ""
+    late: bool = False
 
     def grown(self, more: Divergences) -> Divergences:
         """With another look's parts; a set is there only when all of its parts are."""
@@ -30,7 +32,9 @@ class Divergences:
             for name, record in self.records.items()
             if name in more.records
         }
-        return Divergences(records=whole, why_absent=self.why_absent or more.why_absent)
+        return Divergences(
+            records=whole, why_absent=self.why_absent or more.why_absent, late=self.late or more.late
+        )
 
 
 def measure_divergences(
@@ -60,7 +64,7 @@ def measure_divergences(
             found.why_absent = str(error)
             continue
         if record is None:
-            found.why_absent = "max_minutes had passed before"
+            found.why_absent, found.late = "max_minutes had passed before", True
         else:
             found.records[name] = record
     for run in runs.values():

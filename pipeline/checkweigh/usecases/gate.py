@@ -176,7 +176,8 @@ def _decided(
     try:
         _repeat(looking, mine)
         judgement = looking.run()
-        final = not looking.late or judgement.verdict is Verdict.BLOCK
+        late = looking.late or looking.evidence.divergences.late
+        final = not late or judgement.verdict is Verdict.BLOCK
     except EngineError as error:
         judgement = _failed(error, runs)
     except (Broken, OSError) as error:

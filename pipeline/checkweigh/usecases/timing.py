@@ -45,7 +45,8 @@ class Prompts:
 def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, progress: Progress) -> PairedRun:
     """Blocks of both arms in turn, until the policy's timing checks are settled or its time is over.
 
-    An engine that fails is started again once, and timing with it; the second failure is raised.
+    An engine that fails is started again once, and timing with it; the second failure is raised. Where it was the
+    gate's time that was over, the candidate's run is ``late``.
     """
     with lock(
         Path(tempfile.gettempdir()) / "checkweigh-timing.lock",
@@ -56,11 +57,10 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
         swapped = host.swap_activity()
         while True:
             turn, alone = _turns(runs)
+            over = min(runs[role].deadline for role in ARMS)
             rules = Rules(  # after the starts: a server on a GPU compiles for longer than it is timed
                 timing=policy.timing,
-                deadline=min(
-                    time.monotonic() + policy.timing.max_seconds, *(runs[role].deadline for role in ARMS)
-                ),
+                deadline=min(time.monotonic() + policy.timing.max_seconds, over),
                 settled=lambda blocks, looks: settled(policy, blocks, looks),
                 progress=lambda done, total: progress("timing, both arms", done, total),
             )
@@ -69,10 +69,17 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
             except EngineError as error:
                 runs[error.arm or "baseline"].failed(error)
                 continue
+            if rules.deadline == over < time.monotonic() and _unfinished(run, policy):
+                runs["candidate"].late = True
             notes = [*run.notes, *([BY_RESTARTS] if alone else [])]
             if moved := host.swap_activity() - swapped:
                 notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
             return run.model_copy(update={"notes": tuple(notes)})
+
+
+def _unfinished(run: PairedRun, policy: Policy) -> bool:
+    """Whether there are fewer pairs than planned although the checks were not settled."""
+    return len(run.blocks) < policy.timing.looks[-1] and run.looks[-1] == 1.0
 
 
 def short_tails(policy: Policy) -> Iterator[str]:

@@ -85,6 +85,20 @@ def test_an_engine_that_dies_of_the_comparison_is_not_unservable(desk: Desk) -> 
     assert desk.decision.timing is not None, "it is served as before"
 
 
+def test_a_clock_that_runs_out_in_it_leaves_no_final_verdict(desk: Desk) -> None:
+    desk.policy(PERPLEXITY, ENDINGS)
+    assert desk.gate({"divergence": 0.5}) == 0, desk.stderr
+    desk.policy(PERPLEXITY, ENDINGS, KL, max_minutes=0.0001)
+    assert desk.gate({"divergence": 0.5}) == 0, desk.stderr
+    assert "max_minutes had passed before" in desk.result("kl").sentence
+    desk.policy(PERPLEXITY, ENDINGS, KL)
+    assert desk.gate({"divergence": 0.5}) == 0, desk.stderr
+    decision = desk.decision
+    assert decision.attempt is not None
+    assert (decision.attempt.number, decision.attempt.stored) == (1, False)
+    assert len(decision.divergence) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

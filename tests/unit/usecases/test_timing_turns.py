@@ -88,6 +88,19 @@ def test_the_time_for_timing_is_not_spent_on_starting_engines(conversations: lis
     assert len(found.blocks) == 8
 
 
+@pytest.mark.parametrize("minutes_over", [True, False])
+def test_an_arm_is_late_when_the_gates_time_was_over_and_not_that_of_timing(
+    minutes_over: bool, conversations: list[Messages]
+) -> None:
+    runs = {str(role): Run(role, Memory(2).start) for role in ARMS}
+    for run in runs.values():
+        run.deadline = time.monotonic() if minutes_over else run.deadline
+    own = rules(max_seconds=60 if minutes_over else 1e-9)
+    found = time_arms(own, runs, Prompts(conversations=conversations), lambda *_: None)
+    assert len(found.blocks) == 1
+    assert any(run.late for run in runs.values()) is minutes_over
+
+
 @pytest.mark.parametrize(("room", "restarts"), [(2, False), (1, True)])
 def test_arms_that_do_not_fit_together_take_turns_in_memory(
     room: int, restarts: bool, conversations: list[Messages]
