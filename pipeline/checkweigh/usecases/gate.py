@@ -37,7 +37,7 @@ from checkweigh.usecases.evidence import Evidence, nothing
 from checkweigh.usecases.guarantees import guarantees
 from checkweigh.usecases.inputs import Inputs, read_inputs
 from checkweigh.usecases.items import item_pairs
-from checkweigh.usecases.lengths import cut_lengths
+from checkweigh.usecases.lengths import no_room
 from checkweigh.usecases.looking import Looking
 from checkweigh.usecases.served import served, swapping
 from checkweigh.usecases.speculation import acceptance, forks
@@ -249,7 +249,12 @@ def _notes(looking: Looking) -> tuple[str, ...]:
             for check in unfounded
         ),
         *short_tails(inputs.policy),
-        *cut_lengths(inputs.policy, inputs.evalsets, looking.evidence.records),
+        *no_room(
+            inputs.policy,
+            inputs.evalsets,
+            looking.evidence.records,
+            inputs.candidate.manifest.sampling.max_tokens,
+        ),
         *forks(inputs.baseline.manifest, inputs.candidate.manifest),
         *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
         *(

@@ -1,9 +1,12 @@
-"""What is said of checks on lengths where most replies end at the limit on tokens. Pure."""
+"""What is said of checks on longer replies where the limit on tokens leaves them no room. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
+from checkweigh.compare import margin_of
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet
 from checkweigh.records.metrics import METRICS
@@ -12,21 +15,29 @@ from checkweigh.records.policy import Check, Policy
 Records = Mapping[str, MeasurementSet]
 
 
-def cut_lengths(policy: Policy, sets: Sequence[EvalSet], records: Mapping[str, Records]) -> Iterator[str]:
-    """A note on each check of whose replies more than half were cut in an arm. ``records``: role -> set -> record."""
+def no_room(
+    policy: Policy, sets: Sequence[EvalSet], records: Mapping[str, Records], max_tokens: int
+) -> Iterator[str]:
+    """A note on each check that cannot find longer replies, because all of the candidate's may end at ``max_tokens``.
+
+    ``records``: role -> set -> record.
+    """
     for check in policy.checks:
-        if METRICS[check.metric].estimator == "log_length":
-            other, own = (_cut(check, sets, records[role]) for role in (check.against, "candidate"))
-            if max(other, own) > 0.5:
-                ended = f"{other:.0%} of the {check.against}'s replies and {own:.0%} of the candidate's"
-                yield f"{check.id}: {ended} ended at max_tokens; how much longer they would be cannot show"
+        if METRICS[check.metric].estimator != "log_length" or check.direction != "lower":
+            continue
+        tokens = np.array(_tokens(check, sets, records[check.against]), dtype=np.float64)
+        if len(tokens) and (room := float(np.log(max_tokens / tokens).mean())) <= margin_of(check):
+            yield (
+                f"{check.id}: the {check.against}'s replies leave the candidate's room to grow by {np.expm1(room):.0%} "
+                f"before max_tokens ({max_tokens}) cuts them all: the check cannot block"
+            )
 
 
-def _cut(check: Check, sets: Sequence[EvalSet], records: Records) -> float:
-    """Of the replies that the check looks at, the share that ended at max_tokens."""
-    ends = []
+def _tokens(check: Check, sets: Sequence[EvalSet], records: Records) -> list[int]:
+    """Lengths of the replies that the check looks at."""
+    found = []
     for evalset in sets:
         if (name := evalset.card.name) in check.evalset and name in records:
             asked = {i.id for i in evalset.items if i.stratum == check.where.get("stratum", i.stratum)}
-            ends += [o.finish for o in records[name].observations if o.finish and o.item in asked]
-    return ends.count("length") / max(1, len(ends))
+            found += [max(o.output_tokens or 1, 1) for o in records[name].observations if o.item in asked]
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -73,15 +74,19 @@ def test_a_known_fault_is_blocked_by_its_own_check(
     assert check in desk.stderr
 
 
-def test_lengths_that_the_limit_cuts_are_told(desk: Desk) -> None:
-    part = LONGER | {"id": "part", "evalset": ["answers"], "where": {"stratum": "s1"}, "min_items": 60}
-    desk.policy(PERPLEXITY, LONGER, part)
+def test_a_limit_that_leaves_no_room_to_grow_is_told(desk: Desk) -> None:
+    shorter = LONGER | {"id": "shorter", "direction": "higher", "evalset": ["answers"]}
+    desk.policy(PERPLEXITY, LONGER, shorter)
     assert desk.gate({"truncate_share": 0.6}) == 1, desk.stderr
-    notes = [note for note in desk.decision.notes if "ended at max_tokens" in note]
-    assert [note.partition(":")[0] for note in notes] == ["longer", "part"]
-    assert "0% of the baseline's replies and 59%" in notes[0]
-    assert notes[0].removeprefix("longer") != notes[1].removeprefix("part"), "that of its stratum"
-    assert notes[0] in " ".join(desk.stderr.split())
+    assert not [note for note in desk.decision.notes if "room to grow" in note]
+    level = desk.result("longer").comparison.baseline
+    assert level is not None
+    limit = round(1.05 * math.exp(level))
+    desk.gate(sampling={"max_tokens": limit})
+    (note,) = [note for note in desk.decision.notes if "room to grow" in note]
+    assert note.startswith("longer: the baseline's replies leave")
+    assert f"max_tokens ({limit}) cuts them all: the check cannot block" in note
+    assert note in " ".join(desk.stderr.split())
 
 
 def test_longer_replies_that_are_declared_do_not_gate(desk: Desk) -> None:
