@@ -18,6 +18,7 @@ from checkweigh.report.svg import Scale, dot, el, label, line, path, picture
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PEERS = HERE / "peers.json"
+ITSELF = HERE / "aa.json"
 PAGE = HERE.parents[1] / "docs" / "zoo.md"
 PLOT = HERE.parents[1] / "docs" / "images" / "zoo.svg"
 FAMILIES = {
@@ -99,7 +100,7 @@ def page(found: Sequence[Result]) -> str:
             text += "\n| specimen | what | must | verdict | caught by | harm | items | seconds |\n"
             text += "|---|---|---|---|---|---|---|---|\n" + "".join(map(row, mine))
     text += "\n## What was not settled\n\n" + "".join(unsettled(found))
-    return text + "".join(beside_peers(found))
+    return text + "".join(beside_peers(found)) + "".join(against_itself())
 
 
 def beside_peers(found: Sequence[Result]) -> Iterator[str]:
@@ -121,6 +122,29 @@ def beside_peers(found: Sequence[Result]) -> Iterator[str]:
         )
 
 
+def against_itself() -> Iterator[str]:
+    """How often equal arms were passed or blocked, where it was tried."""
+    if not ITSELF.exists():
+        return
+    found = json.loads(ITSELF.read_text())
+    yield ITSELF_HEAD.format(minutes=found["seconds"] / 60, runs=len(found["executions"]))
+    for name, title in (("greedy", "temperature 0"), ("temperature_0.7", "temperature .7, two seeds")):
+        trial = found[name]
+        verdicts = (f"{trial['verdicts'].get(word, 0):.1%}" for word in ("pass", "inconclusive", "block"))
+        shares = ", ".join(f"{one} {share:.0%}" for one, share in trial["differing_share"].items())
+        yield f"| {title} | {trial['pairs']} | {' | '.join(verdicts)} | {shares} |\n"
+
+
+ITSELF_HEAD = """
+## The baseline against itself
+
+`make zoo-aa` ({minutes:.0f} minutes): {runs} executions of larger sets with other batch plans and threads, each in an
+engine of its own, and two at temperature .7; slices as large as the shipped sets, drawn across executions, through the
+code that decides. There is no more of open-ended, which is whole in every slice.
+
+| replies | pairs of slices | pass | inconclusive | block | outputs that differ |
+|---|---|---|---|---|---|
+"""
 PEERS_HEAD = """
 ## Beside other gates
 
