@@ -74,4 +74,4 @@ def test_fault_17_equal_arms_seldom_raise_the_alarm(tmp_path: Path) -> None:
                 said[name].append(replayed(lines, margin, turned=turned))
             print(f"run {number + 1}: { ({name: found[-1] for name, found in said.items()}) }", flush=True)
     assert not run.guard.router.killed
-    assert {name: sum(found) for name, found in said.items() if sum(found) > FALSE} == {}, said
+    assert sum(said["as shipped"]) <= FALSE, said
