@@ -50,6 +50,9 @@ not looked at when a margin is set. Harm is the worst check's estimate in margin
 Two defects passed at first, max-tokens-halved and stop-lost, because the sets of that time had short replies only. The
 set open-ended and its two checks were made for them: of these checks stop-lost, held out, is no test any more.
 
+The verdicts are older than the stricter rules for lengths that are a constant and for supporting checks that are
+identical on too few clusters (CHANGELOG).
+
 """
 TIMED_HOW = """
 Gated by the checks on time and memory of `gates/serving.yaml`, with its margins: on the embedded engine, {pairs} pairs

@@ -16,6 +16,7 @@ import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 
 from checkweigh.engines.endpoint import Client
+from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.breaker import State
@@ -318,12 +319,19 @@ def test_fault_12_a_slow_candidate_is_switched_off() -> None:
         assert mock.schedule.seen == seen
 
 
-def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
+@contextmanager
+def opened() -> Iterator[tuple[Running, MockApp]]:
+    """A guard whose breaker three failures have opened."""
     limits = policy("breaker: {failures: 3, open_s: 0.3}")
     with in_thread(Knobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
         run.ready()
-        breaker = run.guard.arms["baseline"].breaker
         assert [one(run).status for _ in range(3)] == [502] * 3
+        yield run, mock
+
+
+def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
+    with opened() as (run, mock):
+        breaker = run.guard.arms["baseline"].breaker
         assert breaker.state is State.OPEN
         seen = mock.schedule.seen
         refused = one(run)
@@ -349,11 +357,8 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
 
 
 def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
-    limits = policy("breaker: {failures: 3, open_s: 0.3}")
-    with in_thread(Knobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
-        run.ready()
+    with opened() as (run, mock):
         breaker = run.guard.arms["baseline"].breaker
-        assert [one(run).status for _ in range(3)] == [502] * 3
         mock.schedule.turn(Knobs(token_ms=100, reply_tokens=300))
         time.sleep(0.4)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from checkweigh.stats.anytime import asymptotic_sequence, bernoulli_sequence
 
 _BEST_AT = 400  # requests of both arms at which the bounds are tightest
+_WINDOW = 400  # requests an arm
 
 
 @dataclass(slots=True)
@@ -42,19 +43,18 @@ class Slower:
     excludes "not slower" *and* the estimate lies beyond the margin; latched. Degenerate: fewer than ``least`` requests
     an arm, or no variance: never.
 
-    What was good for long must not cover what is bad now, so that it begins anew once both arms have ``window``
+    What was good for long must not cover what is bad now, so that it begins anew once both arms have 400
     requests; the k-th window has the level alpha / (k (k + 1)), which is ``alpha`` over all of them.
     """
 
-    def __init__(self, *, margin: float, alpha: float, least: int, window: int = 400) -> None:
-        self._margin, self._alpha, self._least, self._window = margin, alpha, least, max(window, least)
+    def __init__(self, *, margin: float, alpha: float, least: int) -> None:
+        self._margin, self._alpha, self._least = margin, alpha, least
         self._number = 0
         self.fired = ""
         self._begin()
 
     def _begin(self) -> None:
         self._number += 1
-        self._level = self._alpha / (self._number * (self._number + 1))
         self._arms = {"baseline": Moments(), "candidate": Moments()}
 
     def add(self, arm: str, seconds: float) -> bool:
@@ -66,7 +66,7 @@ class Slower:
         if self.fired or min(base.n, cand.n) < self._least:
             return False
         self.fired = self._slower(base, cand)
-        if min(base.n, cand.n) >= self._window and not self.fired:
+        if min(base.n, cand.n) >= max(_WINDOW, self._least) and not self.fired:
             self._begin()
         return bool(self.fired)
 
@@ -76,7 +76,8 @@ class Slower:
         if effect < self._margin:
             return ""
         se = math.sqrt(base.variance_of_mean + cand.variance_of_mean)
-        lower, _ = asymptotic_sequence(effect, se, base.n + cand.n, best_at=_BEST_AT, alpha=self._level)
+        level = self._alpha / (self._number * (self._number + 1))
+        lower, _ = asymptotic_sequence(effect, se, base.n + cand.n, best_at=_BEST_AT, alpha=level)
         if not float(lower) > 0:
             return ""
         return (

@@ -114,7 +114,7 @@ class Desk:
             why = "The server is shutting down." if self.draining else "The engine is not available."
             raise Refusal(503, why, code="unavailable", retry_after=arm.breaker.retry_after(now))
         entry = await self._admitted(arm, visit)
-        ended, answer, broken = False, None, None
+        ended = False
         try:
             permit = arm.permit()
             if permit is None:
@@ -124,20 +124,20 @@ class Desk:
             if visit.route.shadow:
                 self._copy(visit)
             try:
-                answer = await self._ask(arm, visit, entry, permit, client)
+                last: bytes | Refusal = await self._ask(arm, visit, entry, permit, client)
                 ended = True
                 arm.breaker.succeeded(permit, time.monotonic())
             except UpstreamError as error:
                 if error.fault:
                     arm.failed(permit, error)
-                broken = self._broken(visit, error)
+                last = self._broken(visit, error)
                 if not client.begun:
-                    raise broken from error
+                    raise last from error
             finally:
                 arm.breaker.dropped(permit)
         finally:
             arm.leave(entry, whole=ended)
-        await self._last(visit, client, answer, broken)
+        await self._last(visit, client, last)
 
     async def _admitted(self, arm: Arm, visit: Visit) -> Entry:
         """A place in the engine. Raises Refusal."""
@@ -205,24 +205,22 @@ class Desk:
             return answer.body if rename is None or visit.asked.stream else whole(answer.body, rename)[0]
         return answer.body
 
-    async def _last(
-        self, visit: Visit, client: _Client, answer: bytes | None, broken: Refusal | None
-    ) -> None:
+    async def _last(self, visit: Visit, client: _Client, last: bytes | Refusal) -> None:
         """The last bytes: the engine is done with the request, and a client that does not read holds up itself only."""
-        if broken is not None and broken.status == 499:
+        if isinstance(last, Refusal) and last.status == 499:
             return  # it stopped reading long ago; without an end the server closes the connection
         try:
             async with asyncio.timeout(self.policy.timeouts.idle_s):
-                if broken is not None:
-                    await client.broke(broken)
+                if isinstance(last, Refusal):
+                    await client.broke(last)
                 elif visit.asked.stream:
                     await client.end()
                 else:
-                    await client.answer(answer or b"")
+                    await client.answer(last)
         except TimeoutError:
             visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client stopped reading"
         else:
-            if broken is None:
+            if not isinstance(last, Refusal):
                 visit.outcome, visit.status = "ok", 200
 
     def _waits(self, visit: Visit) -> Waits:

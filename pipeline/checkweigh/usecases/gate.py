@@ -232,12 +232,12 @@ def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | 
         guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=evidence.timing,
         looks=None if mine is None else _looks(looking, mine), budget=_budget(looking),
         attempt=None if mine is None else mine.label(provenance.ended),
-        divergence=_summaries(inputs, evidence), notes=_notes(looking),
+        divergence=_summaries(inputs, evidence), notes=_notes(looking, judgement),
         stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=provenance,
     )  # fmt: skip
 
 
-def _notes(looking: Looking) -> tuple[str, ...]:
+def _notes(looking: Looking, judgement: Judgement) -> tuple[str, ...]:
     inputs = looking.inputs
     unfounded = looking.judge.unfounded if looking.judge else ()
     name = inputs.baseline.manifest.name
@@ -249,12 +249,7 @@ def _notes(looking: Looking) -> tuple[str, ...]:
             for check in unfounded
         ),
         *short_tails(inputs.policy),
-        *no_room(
-            inputs.policy,
-            inputs.evalsets,
-            looking.evidence.records,
-            inputs.candidate.manifest.sampling.max_tokens,
-        ),
+        *no_room(judgement.results, inputs.candidate.manifest.sampling.max_tokens),
         *forks(inputs.baseline.manifest, inputs.candidate.manifest),
         *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
         *(

@@ -69,7 +69,7 @@ def test_a_slow_candidate_fires_once_and_says_how_slow() -> None:
     assert not silent.fired, "an arm without evidence is no comparison"
 
 
-def test_a_candidate_that_was_good_for_long_is_caught_as_fast() -> None:
+def test_a_candidate_that_was_good_for_long_is_still_caught_soon() -> None:
     rng = random.Random(7)
     alarm = Slower(margin=0.2, alpha=0.025, least=30)
     for _ in range(20_000):
