@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,8 @@ def test_one_reply_in_twenty_is_slower_and_the_others_are_not(engine: Any) -> No
 
 def test_every_reply_leaves_its_dose_of_memory_behind(engine: Any) -> None:
     engine.leak(5)
+    # What other tests of this process have freed would be taken first, and resident memory would not grow.
+    ctypes.CDLL(None).malloc_trim(0)
     before = psutil.Process().memory_info().rss
     for _ in range(20):
         reply(engine)
