@@ -388,7 +388,7 @@ def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_ala
         run.ready()
 
         async def go() -> list[Reply]:
-            return await open_loop(run.url, 15, 6, lambda i: body("the same box", 16, stream=True))
+            return await open_loop(run.url, 15, 12, lambda i: body("the same box", 16, stream=True))
 
         replies = asyncio.run(go())
         assert run.guard.router.weight == 0

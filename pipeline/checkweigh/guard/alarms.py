@@ -1,89 +1,115 @@
 """Two alarms on live latency: candidate against control, and the served p99 against the gated baseline. Pure.
 
-Both are always-valid (STATISTICS.md, Canary): they may be looked at after every request. They treat requests as
-independent, which a cluster of one session's requests is not; the log that ``canary`` reads has the sessions.
+Both are always-valid (STATISTICS.md, Canary): they may be looked at after every request. A session's requests count as
+independent, which they are not; the log that ``canary`` reads has the sessions.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import special
 
 from checkweigh.stats.anytime import asymptotic_sequence, bernoulli_sequence
 
-_BEST_AT = 400  # requests of both arms at which the bounds are tightest
-_WINDOW = 400  # requests an arm
+_BLOCK = 5  # requests an arm, at least
+_WINDOW = 80  # blocks
+_PAST = 160  # blocks
+_BEST_AT = 20  # blocks at which the bounds are tightest
+_BATCHES = (1, 2, 4, 8)  # blocks
+_LEAST = 8  # batches
 
 
-@dataclass(slots=True)
-class Moments:
-    """Running mean and variance (Welford)."""
+def _spreads(blocks: list[float], sizes: tuple[int, ...]) -> Iterator[tuple[float, float]]:
+    """(long-run variance of one block, its degrees of freedom), by batches of each size of which there are enough.
 
-    n: int = 0
-    mean: float = 0.0
-    m2: float = 0.0
-
-    def add(self, value: float) -> None:
-        """One more value."""
-        self.n += 1
-        step = value - self.mean
-        self.mean += step / self.n
-        self.m2 += step * (value - self.mean)
-
-    @property
-    def variance_of_mean(self) -> float:
-        """NaN below two values."""
-        return math.nan if self.n < 2 else self.m2 / (self.n - 1) / self.n
+    From successive differences of the batches' means (von Neumann, 1941), which one jump hardly widens.
+    """
+    for size in sizes:
+        count = len(blocks) // size
+        if count >= _LEAST:
+            means = np.mean(np.reshape(blocks[-count * size :], (count, size)), axis=1)
+            yield size * float(np.mean(np.square(np.diff(means)))) / 2, 2 * (count - 1) / 3
 
 
 class Slower:
     """Whether the candidate is slower than the control by more than ``margin``, in log seconds.
 
-    Estimand: the difference of mean log latencies, concurrent control. Fires when the one-sided confidence sequence
+    Estimand: the difference of mean log latencies, concurrent control. Requests in an engine at the same time share
+    what slows them, so that what is counted are blocks of both arms: one ends when each arm has five requests in it and
+    it has lasted twice as long as its requests took. Queues remember for longer: the variance is the largest that
+    batches of blocks show, in the past and now, with the tails of t. Fires when the one-sided confidence sequence
     excludes "not slower" *and* the estimate lies beyond the margin; latched. Degenerate: fewer than ``least`` requests
-    an arm, or no variance: never.
+    an arm, fewer than eight blocks or no variance: never.
 
-    What was good for long must not cover what is bad now, so that it begins anew once both arms have 400
-    requests; the k-th window has the level alpha / (k (k + 1)), which is ``alpha`` over all of them.
+    What was good for long must not cover what is bad now, so that it begins anew after 80 blocks; the k-th window has
+    the level alpha / (k (k + 1)), which is ``alpha`` over all of them.
     """
 
     def __init__(self, *, margin: float, alpha: float, least: int) -> None:
         self._margin, self._alpha, self._least = margin, alpha, least
-        self._number = 0
+        self._number = 1
+        self._seen = {"baseline": 0, "candidate": 0}
+        self._blocks: list[float] = []
+        self._past: list[float] = []
         self.fired = ""
         self._begin()
 
     def _begin(self) -> None:
-        self._number += 1
-        self._arms = {"baseline": Moments(), "candidate": Moments()}
+        self._logs: dict[str, list[float]] = {"baseline": [], "candidate": []}
+        self._took: list[float] = []
+        self._since = math.inf
 
-    def add(self, arm: str, seconds: float) -> bool:
-        """One request's latency; True when this one made it fire. What is not positive and finite is ignored."""
-        if not 0 < seconds < math.inf:
+    def add(self, arm: str, seconds: float, *, now: float, took: float) -> bool:
+        """One request's latency, ended at ``now`` after ``took`` in all (s); True when this one made it fire.
+
+        What is not positive and finite is ignored.
+        """
+        if not 0 < seconds < math.inf or self.fired:
             return False
-        self._arms[arm].add(math.log(seconds))
-        base, cand = self._arms["baseline"], self._arms["candidate"]
-        if self.fired or min(base.n, cand.n) < self._least:
+        self._seen[arm] += 1
+        self._logs[arm].append(math.log(seconds))
+        self._took.append(took)
+        self._since = min(self._since, now)
+        if min(map(len, self._logs.values())) < _BLOCK:
             return False
-        self.fired = self._slower(base, cand)
-        if min(base.n, cand.n) >= max(_WINDOW, self._least) and not self.fired:
-            self._begin()
+        if now - self._since < 2 * sum(self._took) / len(self._took):
+            return False
+        if len(self._blocks) == _WINDOW:
+            self._past = (self._past + self._blocks)[-_PAST:]
+            self._blocks, self._number = [], self._number + 1
+        self._blocks.append(float(np.mean(self._logs["candidate"]) - np.mean(self._logs["baseline"])))
+        self._begin()
+        if min(self._seen.values()) >= self._least:
+            self.fired = self._slower()
         return bool(self.fired)
 
-    def _slower(self, base: Moments, cand: Moments) -> str:
+    def _slower(self) -> str:
         """By how much, in words; empty when it is not shown."""
-        effect = cand.mean - base.mean
+        n, effect = len(self._blocks), float(np.mean(self._blocks))
         if effect < self._margin:
             return ""
-        se = math.sqrt(base.variance_of_mean + cand.variance_of_mean)
         level = self._alpha / (self._number * (self._number + 1))
-        lower, _ = asymptotic_sequence(effect, se, base.n + cand.n, best_at=_BEST_AT, alpha=level)
-        if not float(lower) > 0:
+        spreads = [*_spreads(self._past, _BATCHES), *_spreads(self._blocks, (1,) if self._past else _BATCHES)]
+        bounds = (_lower(effect, math.sqrt(variance / n), n, freedom, level) for variance, freedom in spreads)
+        lower = min(bounds, default=-math.inf)
+        if not lower > 0:
             return ""
+        base, cand = self._seen["baseline"], self._seen["candidate"]
         return (
-            f"{math.expm1(effect):+.0%} against the baseline over {cand.n} and {base.n} requests "
-            f"(at least {math.expm1(float(lower)):+.0%})"
+            f"{math.expm1(effect):+.0%} against the baseline over {n} blocks, after {cand} and {base} requests "
+            f"(at least {math.expm1(lower):+.0%})"
         )
+
+
+def _lower(effect: float, se: float, n: int, freedom: float, alpha: float) -> float:
+    """The lower bound of the sequence of normal means, with the tails of t; without a variance, -inf."""
+    normal = float(asymptotic_sequence(effect, se, n, best_at=_BEST_AT, alpha=alpha)[0])
+    if not math.isfinite(normal):
+        return -math.inf
+    return effect + se * float(special.stdtrit(freedom, float(special.ndtr((normal - effect) / se))))
 
 
 class Beyond:

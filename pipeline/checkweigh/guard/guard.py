@@ -175,13 +175,16 @@ class Guard:
         if not (late or visit.outcome == "ok") or visit.degraded:
             return  # a degraded answer is not compared
         # The engine let it wait in vain: its first token took longer than that.
-        first = time.monotonic() - visit.arrived if visit.ttft_s is None else visit.ttft_s
+        now = time.monotonic()
+        first = now - visit.arrived if visit.ttft_s is None else visit.ttft_s
         arm = "candidate" if visit.route.served == "candidate" else "baseline"
         if "candidate" in self.arms:
             if not self.router.killed and any(watch.fired for watch in self._slower.values()):
                 self._slower = self._watches()  # revived by the operator: watched anew
             for name, value in (("ttft", first - visit.queue_s), ("tpot", visit.tpot_s)):
-                if value is not None and self._slower[name].add(arm, value) and not self.router.killed:
+                if value is None or not self._slower[name].add(arm, value, now=now, took=now - visit.arrived):
+                    continue
+                if not self.router.killed:
                     why = f"{name} {self._slower[name].fired}"
                     self.router.kill(why)
                     self._alarm(f"candidate switched off: {why}")
