@@ -27,6 +27,7 @@ import yaml
 from benchmarks.zoo.specimens import Specimen
 
 from checkweigh import canonical
+from checkweigh.decide import JUDGING
 from checkweigh.measure import host
 from checkweigh.measure.pairs import ARMS
 from checkweigh.pairing import pair
@@ -116,7 +117,8 @@ def link(target: Path, place: Path) -> None:
 
 
 def inputs(specimen: Specimen, rules: Mapping[str, Any]) -> str:
-    """Digest of all that decides a specimen's result: itself with its code, the baseline, the policy and its sets.
+    """Digest of all that decides a specimen's result: itself with its code, the baseline, the policy and its sets,
+    and the rules of measuring and judging.
 
     Why a margin is what it is decides nothing.
     """
@@ -126,7 +128,7 @@ def inputs(specimen: Specimen, rules: Mapping[str, Any]) -> str:
     parts: list[Any] = [
         specimen.changes, specimen.baseline, specimen.busy, defect_source(specimen.defect), recipe_source(specimen),
         read_pinned(baseline)[1].pins.record_digest(), checks, rules["looks"], [_set_digest(name) for name in names],
-        PROTOCOL,
+        PROTOCOL, JUDGING,
     ]  # fmt: skip
     if specimen.timed:
         parts.append(rules["timing"])
