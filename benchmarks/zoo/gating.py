@@ -48,11 +48,16 @@ SHARED = ("packages", "derived", "datasets", "digests", "engines")
 EXITS = {0: "pass", 1: "block", 2: "refuse", 3: "inconclusive"}
 BURNER = "while True: sum(i * i for i in range(10**6))"
 LINES = 12  # of a refusal that are kept
+TAILS = ("p90", "p99")  # which one request has not
 PROMPTS = "bad-endings"  # the check whose set's prompts are sent while timing
 # How -> the shipped policy whose timing checks gate, and what of its timing plan is another here. Without a load
-# requests go one after the other, as the embedded engine can. A p99 needs 4,000 of them: replies as short as can be.
+# requests go one after the other, as the embedded engine can: the arms in turn at every request, for what a machine
+# does for ten seconds moves them apart by a fifth. A p99 needs 4,000 of them: replies as short as can be.
 TIMED: dict[str, tuple[str, dict[str, Any]]] = {
-    "single": ("serving", {"load": None, "requests": 5, "max_seconds": 900}),
+    "single": (
+        "serving",
+        {"load": None, "requests": 1, "output_tokens": 8, "pairs": 40, "grow_to": 200, "max_seconds": 900},
+    ),
     "tail": ("serving-p99", {"load": None, "output_tokens": 2}),
     "load": ("serving", {}),
 }
@@ -94,6 +99,7 @@ def timing_rules(how: str) -> dict[str, Any]:
         for check in document["checks"]
         if metrics[check["id"]].estimator == "blocks"
         and ("load" in timing or not metrics[check["id"]].loaded)
+        and (timing["requests"] > 1 or check.get("statistic") not in TAILS)
     ]
     prompts = [check for check in document["checks"] if check["id"] == PROMPTS]
     changed = {"name": f"zoo-timing-{how}", "looks": [1.0], "timing": timing, "checks": checks + prompts}
