@@ -142,7 +142,7 @@ def test_the_results_are_of_the_catalogue() -> None:
 
 
 def test_the_page_counts_what_is_timed_apart() -> None:
-    plain = results()
+    plain = [r for r in results() if r["family"] != "timing"]
     timed = [
         plain[0] | {"family": "timing", "must": must, "verdict": verdict, "met": good, "held_out": False}
         | {"specimen": name, "seconds": 60.0}
