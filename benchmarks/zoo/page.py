@@ -57,11 +57,12 @@ arm answers one request after the other, {pairs} pairs of requests and, until it
 checks on tails; the tail by those of `gates/serving-p99.yaml`, in blocks of {tail}; what happens under load on vLLM,
 under the load that `gates/serving.yaml` has. Engines that are slower or leak do so in their own process: no pin shows
 it. At first a block was five requests, ten seconds, in which this machine alone moved two equal arms a fifth apart: the
-standard error of twenty pairs was 5%, too much to tell 20% from a margin of 15%.
+standard error of twenty pairs was 3 to 5%, too much to tell 20% from a margin of 15%.
 
 A leak is caught by `memory`, the most that was resident during a request: {memory:.0%} more in the typical pair. What
-has not leaked that much by the middle pair, of {most} the {middle}th, is inside the margin, whatever it would come to in a
-day: a smaller leak takes more requests. `gates/default.yaml` only informs of time and memory.
+has not leaked that much in the middle of the pairs that settled it is inside the margin, whatever it would come to in a
+day: a smaller leak takes more requests, and `pairs` says how many there are at least. `gates/default.yaml` only informs
+of time and memory.
 """
 
 
@@ -167,7 +168,6 @@ def timed_how() -> str:
     margins = {check["id"]: check["margin"] for check in single["checks"]}
     return TIMED_HOW.format(
         pairs=timing["pairs"], most=timing["grow_to"], tail=tail["timing"]["requests"], memory=margins["memory"],
-        middle=timing["grow_to"] // 2,
     )  # fmt: skip
 
 
