@@ -39,8 +39,8 @@ class Slower:
 
     Estimand: the difference of mean log latencies, concurrent control. Requests in an engine at the same time share
     what slows them, so that what is counted are blocks of both arms: one ends when each arm has five requests in it and
-    it has lasted twice as long as its requests took. Queues remember for longer: the variance is the largest that
-    batches of blocks show, in the past and now, with the tails of t. Fires when the one-sided confidence sequence
+    it has lasted twice as long as those of the faster arm took. Queues remember for longer: the variance is the largest
+    that batches of blocks show, in the past and now, with the tails of t. Fires when the one-sided confidence sequence
     excludes "not slower" *and* the estimate lies beyond the margin; latched. Degenerate: fewer than ``least`` requests
     an arm, fewer than eight blocks or no variance: never.
 
@@ -59,7 +59,7 @@ class Slower:
 
     def _begin(self) -> None:
         self._logs: dict[str, list[float]] = {"baseline": [], "candidate": []}
-        self._took: list[float] = []
+        self._took: dict[str, list[float]] = {"baseline": [], "candidate": []}
         self._since = math.inf
 
     def add(self, arm: str, seconds: float, *, now: float, took: float) -> bool:
@@ -71,11 +71,11 @@ class Slower:
             return False
         self._seen[arm] += 1
         self._logs[arm].append(math.log(seconds))
-        self._took.append(took)
+        self._took[arm].append(took)
         self._since = min(self._since, now)
         if min(map(len, self._logs.values())) < _BLOCK:
             return False
-        if now - self._since < 2 * sum(self._took) / len(self._took):
+        if now - self._since < 2 * min(sum(times) / len(times) for times in self._took.values()):
             return False
         if len(self._blocks) == _WINDOW:
             self._past = (self._past + self._blocks)[-_PAST:]

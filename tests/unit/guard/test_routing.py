@@ -100,6 +100,19 @@ def test_equal_arms_seldom_fire_where_requests_slow_each_other() -> None:
     assert fired <= 4
 
 
+def test_a_candidate_that_hangs_is_caught_before_it_has_hung_for_long() -> None:
+    """Blocks are as long as what the faster arm takes asks for, not the one that takes a minute."""
+    rng, alarm = random.Random(9), Slower(margin=0.2, alpha=0.025, least=30)
+    for i in range(1200):
+        now = i / 10
+        alarm.add("baseline", quick := 0.1 * math.exp(rng.gauss(0, 0.3)), now=now, took=quick)
+        if now > 60:
+            alarm.add("candidate", slow := 60 * math.exp(rng.gauss(0, 0.3)), now=now, took=slow)
+        if alarm.fired:
+            break
+    assert now < 70
+
+
 def test_a_slow_candidate_fires_once_and_says_how_slow() -> None:
     both = Both(random.Random(4))
     assert sum(both.feed(0.13, 0.37) for _ in range(200)) == 1
