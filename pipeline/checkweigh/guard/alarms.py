@@ -16,7 +16,7 @@ from checkweigh.stats.anytime import asymptotic_sequence, bernoulli_sequence
 
 _BLOCK = 5  # requests an arm, at least
 _WINDOW = 80  # blocks
-_PAST = 160  # blocks
+_PAST = 640  # blocks: with fewer the tails of t would silence it after some hours
 _BEST_AT = 20  # blocks at which the bounds are tightest
 _BATCHES = (1, 2, 4, 8)  # blocks
 _LEAST = 8  # batches
@@ -58,8 +58,9 @@ class Slower:
         self._begin()
 
     def _begin(self) -> None:
-        self._logs: dict[str, list[float]] = {"baseline": [], "candidate": []}
-        self._took: dict[str, list[float]] = {"baseline": [], "candidate": []}
+        self._sums = {
+            arm: [0.0, 0.0, 0.0] for arm in self._seen
+        }  # requests, their log seconds, how long they took
         self._since = math.inf
 
     def add(self, arm: str, seconds: float, *, now: float, took: float) -> bool:
@@ -70,17 +71,18 @@ class Slower:
         if not 0 < seconds < math.inf or self.fired:
             return False
         self._seen[arm] += 1
-        self._logs[arm].append(math.log(seconds))
-        self._took[arm].append(took)
+        for i, value in enumerate((1.0, math.log(seconds), took)):
+            self._sums[arm][i] += value
         self._since = min(self._since, now)
-        if min(map(len, self._logs.values())) < _BLOCK:
+        if min(count for count, _, _ in self._sums.values()) < _BLOCK:
             return False
-        if now - self._since < 2 * min(sum(times) / len(times) for times in self._took.values()):
+        if now - self._since < 2 * min(times / count for count, _, times in self._sums.values()):
             return False
         if len(self._blocks) == _WINDOW:
             self._past = (self._past + self._blocks)[-_PAST:]
             self._blocks, self._number = [], self._number + 1
-        self._blocks.append(float(np.mean(self._logs["candidate"]) - np.mean(self._logs["baseline"])))
+        means = {name: logs / count for name, (count, logs, _) in self._sums.items()}
+        self._blocks.append(means["candidate"] - means["baseline"])
         self._begin()
         if min(self._seen.values()) >= self._least:
             self.fired = self._slower()

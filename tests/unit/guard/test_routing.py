@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import random
 from collections.abc import Iterator
 
@@ -113,6 +114,14 @@ def test_a_candidate_that_hangs_is_caught_before_it_has_hung_for_long() -> None:
     assert now < 70
 
 
+def test_an_arm_without_traffic_fills_no_memory() -> None:
+    alarm = Slower(margin=0.2, alpha=0.025, least=30)
+    before = len(pickle.dumps(alarm))
+    for i in range(5000):
+        alarm.add("baseline", 0.1, now=i / 10, took=0.1)
+    assert len(pickle.dumps(alarm)) < before + 100
+
+
 def test_a_slow_candidate_fires_once_and_says_how_slow() -> None:
     both = Both(random.Random(4))
     assert sum(both.feed(0.13, 0.37) for _ in range(200)) == 1
@@ -134,7 +143,7 @@ def test_two_constants_are_no_comparison() -> None:
     assert not both.alarm.fired
 
 
-@pytest.mark.parametrize("good", [40, 400, 20_000])
+@pytest.mark.parametrize("good", [40, 400, 20_000, 20_200, 20_375])
 def test_a_candidate_that_was_good_is_still_caught_soon(good: int) -> None:
     both = Both(random.Random(7))
     for _ in range(good):
