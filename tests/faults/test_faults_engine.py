@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
@@ -394,6 +396,62 @@ def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_ala
         assert run.guard.router.weight == 0
         assert any("ALARM: candidate switched off: tpot" in line for line in run.said)
         assert len({r.text for r in replies if r.ok}) == 1, "what was said is the same"
+
+
+@pytest.mark.parametrize(
+    ("why", "slow", "limits", "deadline_s"),
+    [
+        # Its clients leave before they have a token.
+        ("ttft", Knobs(first_ms=900, reply_tokens=4), "", 0.25),
+        # They leave when they had one.
+        ("tpot", Knobs(token_ms=900, reply_tokens=4), "", 0.5),
+        # Every reply is a degraded one.
+        ("tpot", Knobs(token_ms=60, reply_tokens=4), "degradation: {max_tokens: 3, enter: 0.001, leave: 0.0}", 9),
+        # No token after the first: the guard gives up.
+        ("tpot", Knobs(token_ms=9000, reply_tokens=4), "timeouts: {idle_s: 0.5}", 9),
+    ],
+    ids=["impatient", "leaving", "degraded", "stalled"],
+)  # fmt: skip
+def test_a_slow_candidate_cannot_hide(why: str, slow: Knobs, limits: str, deadline_s: float) -> None:
+    own = policy(f"routing: {{min_requests: 15}}\nbreaker: {{failures: 1000}}\n{limits}")
+    with (
+        in_thread(Knobs(first_ms=20, token_ms=20, reply_tokens=4)) as (endpoint, _),
+        in_thread(slow) as (other, _mock),
+        guarded(endpoint, own, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+
+        async def one(session: aiohttp.ClientSession) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    await send(session, run.url, body(tokens=4, stream=True))
+
+        async def go() -> None:
+            async with client() as session:
+                tasks = []
+                while not run.guard.router.killed and len(tasks) < 300:
+                    tasks.append(asyncio.ensure_future(one(session)))
+                    await asyncio.sleep(1 / 15)
+                await asyncio.gather(*tasks)
+
+        asyncio.run(go())
+        assert any(f"ALARM: candidate switched off: {why}" in line for line in run.said), run.said
+
+
+def test_what_is_served_while_the_candidate_is_off_is_no_evidence() -> None:
+    with (
+        in_thread(Knobs()) as (endpoint, _),
+        in_thread(Knobs()) as (other, _mock),
+        guarded(endpoint, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        run.do(lambda: run.guard.router.kill("an operator"))
+        assert all(r.ok for r in asyncio.run(open_loop(run.url, 50, 1, lambda i: body(stream=True))))
+        fresh = pickle.dumps(run.guard._watches())
+        assert pickle.dumps(run.guard._slower) == fresh
+        run.do(run.guard.router.revive)
+        asyncio.run(open_loop(run.url, 50, 1, lambda i: body(stream=True)))
+        assert pickle.dumps(run.guard._slower) != fresh
 
 
 def test_fault_20_a_stop_under_load_finishes_what_has_begun(tmp_path: Path) -> None:

@@ -107,11 +107,12 @@ class Slower:
 
 
 def _lower(effect: float, se: float, n: int, freedom: float, alpha: float) -> float:
-    """The lower bound of the sequence of normal means, with the tails of t; without a variance, -inf."""
+    """The lower bound of the sequence of normal means, with the tails of t; without one, -inf."""
     normal = float(asymptotic_sequence(effect, se, n, best_at=_BEST_AT, alpha=alpha)[0])
     if not math.isfinite(normal):
         return -math.inf
-    return effect + se * float(special.stdtrit(freedom, float(special.ndtr((normal - effect) / se))))
+    tail = float(special.stdtrit(freedom, float(special.ndtr((normal - effect) / se))))
+    return effect + se * tail if math.isfinite(tail) else -math.inf  # of a tail too thin it says +inf
 
 
 class Beyond:

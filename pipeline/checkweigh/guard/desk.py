@@ -43,8 +43,10 @@ class Visit:
     degraded: str = ""
     max_tokens: int = 0
     queue_s: float = 0.0
+    sent: float | None = None  # to the engine
     first: float | None = None
     last: float | None = None
+    ended: float | None = None  # when the engine was done with it, or it was given up
     outcome: Outcome = "refused"
     status: int = 0
     reason: str = ""
@@ -63,6 +65,25 @@ class Visit:
         if self.first is None or self.last is None or self.tokens < 2 or not self.asked.stream:
             return None
         return (self.last - self.first) / (self.tokens - 1)
+
+    @property
+    def given_up(self) -> bool:
+        """By the client or for the time it took, sent or not."""
+        return self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504)
+
+    @property
+    def waits_s(self) -> tuple[float | None, float | None]:
+        """For the engine, by anybody who got his answer, ran out of time or left: (first token, each one after it).
+
+        What never came took at least as long as it was waited for.
+        """
+        if self.sent is None or self.ended is None or not (self.given_up or self.outcome == "ok"):
+            return None, None
+        if self.first is None:
+            return self.ended - self.sent, None
+        if self.given_up and self.asked.stream:
+            return self.first - self.sent, (self.ended - self.first) / max(1, self.tokens - 1)
+        return self.first - self.sent, self.tpot_s
 
 
 class Desk:
@@ -184,6 +205,7 @@ class Desk:
         events = Events(usage=visit.asked.usage, rename=rename, keep=self.log.texts)
         body = visit.asked.upstream(endpoint.model, visit.max_tokens)
         waits = self._waits(visit)
+        visit.sent = time.monotonic()
 
         async def data(piece: bytes, updates: int) -> None:
             arm.delivered(entry, updates)
@@ -194,11 +216,14 @@ class Desk:
         try:
             answer = await ask(arm.session, endpoint, visit.asked, body, waits, (events, client.start, data))
         except UpstreamError as error:
-            visit.tokens = events.tokens
             if error.code == "upstream_timeout" and visit.deadline_s is not None and not waits.begun:
                 late = time.monotonic() - visit.arrived >= visit.deadline_s
                 raise UpstreamError(504, "the deadline passed", code="deadline", fault=not late) from error
             raise
+        finally:
+            visit.tokens = events.tokens
+            # A client that does not read waits for itself.
+            visit.ended = visit.last if waits.sending else time.monotonic()
         visit.tokens, visit.finish, visit.reply = answer.tokens, answer.finish, answer.text
         arm.delivered(entry, max(0, answer.tokens - entry.produced))
         with suppress(Truncated):

@@ -171,28 +171,38 @@ class Guard:
 
     def _heard(self, visit: Visit) -> None:
         """Every finished visit: the alarms."""
-        late = visit.outcome == "timeout" and visit.status == 504
-        if not (late or visit.outcome == "ok") or visit.degraded:
-            return  # a degraded answer is not compared
-        # The engine let it wait in vain: its first token took longer than that.
-        now = time.monotonic()
-        first = now - visit.arrived if visit.ttft_s is None else visit.ttft_s
-        arm = "candidate" if visit.route.served == "candidate" else "baseline"
         if "candidate" in self.arms:
-            if not self.router.killed and any(watch.fired for watch in self._slower.values()):
-                self._slower = self._watches()  # revived by the operator: watched anew
-            for name, value in (("ttft", first - visit.queue_s), ("tpot", visit.tpot_s)):
-                if value is None or not self._slower[name].add(arm, value, now=now, took=now - visit.arrived):
-                    continue
-                if not self.router.killed:
-                    why = f"{name} {self._slower[name].fired}"
-                    self.router.kill(why)
-                    self._alarm(f"candidate switched off: {why}")
+            self._compare(visit)
         # The norm is of first tokens: a reply in one piece has none.
-        if self.beyond is not None and arm == "baseline" and visit.asked.stream and self.beyond.add(first):
+        if self.beyond is not None and visit.route.served == "baseline" and visit.asked.stream:
+            self._deviates(self.beyond, visit)
+
+    def _compare(self, visit: Visit) -> None:
+        """What both arms' engines let clients wait."""
+        if self.router.killed:
+            self._slower = self._watches()  # one that is revived is compared with what is served beside it
+            return
+        arm, now = visit.route.served, time.monotonic()
+        if visit.degraded and arm == "baseline" and not visit.asked.stream:
+            return  # a shorter reply in one piece: of the candidate it could only hide that it is slow
+        for (name, watch), value in zip(self._slower.items(), visit.waits_s, strict=True):
+            if value is not None and watch.add(arm, value, now=now, took=now - visit.arrived):
+                why = f"{name} {watch.fired}"
+                self.router.kill(why)
+                self._alarm(f"candidate switched off: {why}")
+                return
+
+    def _deviates(self, beyond: Beyond, visit: Visit) -> None:
+        """The baseline's first token, from the request's arrival; of a client that left before, that it was late."""
+        if not (visit.outcome == "ok" or visit.given_up):
+            return
+        first = time.monotonic() - visit.arrived if visit.ttft_s is None else visit.ttft_s
+        if visit.first is None and visit.outcome == "client_gone" and first <= beyond.threshold_s:
+            return
+        if beyond.add(first):
             self._alarm(
-                f"p99 deviates from the gated baseline: {self.beyond.deviating}"
-                if self.beyond.deviating else "p99 is within the gated baseline again"
+                f"p99 deviates from the gated baseline: {beyond.deviating}"
+                if beyond.deviating else "p99 is within the gated baseline again"
             )  # fmt: skip
 
     def _alarm(self, line: str) -> None:
