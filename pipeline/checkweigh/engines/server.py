@@ -32,7 +32,8 @@ CAUSES = (
                 r"|larger than the (?:available|maximum).*KV cache|bad_alloc"
                 r"|Free memory on device .* less than desired GPU memory utilization", re.I), MEMORY),
     (re.compile(r"error: (?:unrecognized arguments|argument|ambiguous option).*", re.I), "it refuses a setting"),
-    (re.compile(r"(?:ModuleNotFoundError|ImportError): .*"), "its environment is broken"),
+    (re.compile(r"ModuleNotFoundError: No module named '[^']*'|(?:ModuleNotFoundError|ImportError): .*"),
+     "its environment is broken"),
     (re.compile(r"Value error, .*|(?:ValueError|RuntimeError|NotImplementedError|AssertionError|KeyError): .*"), ""),
 )  # fmt: skip
 NOISE = re.compile(

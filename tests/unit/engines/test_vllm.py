@@ -234,6 +234,7 @@ def test_a_setting_that_it_does_not_know_is_bad_input(start: Start) -> None:
             "Free memory on device",
         ),
         ("ModuleNotFoundError: No module named 'torch'", EngineDied, "its environment is broken"),
+        ("(raised ModuleNotFoundError: No module named 'torch'))", EngineDied, "No module named 'torch')"),
     ],
 )
 def test_a_server_that_dies_while_it_loads(
@@ -243,6 +244,7 @@ def test_a_server_that_dies_while_it_loads(
         pass
     assert type(caught.value) is error
     assert cause in str(caught.value)
+    assert ")))" not in str(caught.value), "nothing of the line around it"
     assert says in caught.value.log_tail
 
 
