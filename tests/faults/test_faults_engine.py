@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
 import signal
@@ -403,14 +404,12 @@ def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_ala
     [
         # Its clients leave before they have a token.
         ("ttft", Knobs(first_ms=900, reply_tokens=4), "", 0.25),
-        # They leave when they had one.
-        ("tpot", Knobs(token_ms=900, reply_tokens=4), "", 0.5),
         # Every reply is a degraded one.
         ("tpot", Knobs(token_ms=60, reply_tokens=4), "degradation: {max_tokens: 3, enter: 0.001, leave: 0.0}", 9),
         # No token after the first: the guard gives up.
         ("tpot", Knobs(token_ms=9000, reply_tokens=4), "timeouts: {idle_s: 0.5}", 9),
     ],
-    ids=["impatient", "leaving", "degraded", "stalled"],
+    ids=["impatient", "degraded", "stalled"],
 )  # fmt: skip
 def test_a_slow_candidate_cannot_hide(why: str, slow: Knobs, limits: str, deadline_s: float) -> None:
     own = policy(f"routing: {{min_requests: 15}}\nbreaker: {{failures: 1000}}\n{limits}")
@@ -436,6 +435,30 @@ def test_a_slow_candidate_cannot_hide(why: str, slow: Knobs, limits: str, deadli
 
         asyncio.run(go())
         assert any(f"ALARM: candidate switched off: {why}" in line for line in run.said), run.said
+
+
+def test_tokens_of_a_stream_that_was_left_are_counted_as_those_of_whole_ones(tmp_path: Path) -> None:
+    """With speculation an update brings several."""
+    log = tmp_path / "traffic.jsonl"
+    drafting = Knobs(token_ms=40, acceptance=4.0, drafted=4, reply_tokens=400)
+    with (
+        in_thread(drafting) as (endpoint, _),
+        guarded(endpoint, policy(f"traffic: {{path: '{log}'}}")) as run,
+    ):
+        run.ready()
+
+        async def go() -> None:
+            async with client() as session:
+                assert (await send(session, run.url, body(tokens=40, stream=True))).ok
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1.5):
+                        await send(session, run.url, body(tokens=400, stream=True))
+
+        asyncio.run(go())
+        run.until(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
+    whole, left = map(json.loads, log.read_text().splitlines())
+    assert (whole["outcome"], left["outcome"]) == ("ok", "client_gone")
+    assert left["tpot_s"] == pytest.approx(whole["tpot_s"], rel=0.4)
 
 
 def test_what_is_served_while_the_candidate_is_off_is_no_evidence() -> None:

@@ -9,13 +9,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
+from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.knobs import Knobs
@@ -195,6 +195,32 @@ def test_an_opened_breaker_does_not_keep_a_server_unready_for_want_of_requests()
             "whoever asks /readyz first sends nothing until it says yes"
         )
         assert [r.ok for r in load(run, 20, 0.1)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("headers", "outcome", "status"),
+    [({}, "client_gone", 499), ({"x-checkweigh-deadline-ms": "300"}, "timeout", 504)],
+    ids=["left", "deadline"],
+)
+def test_a_copy_is_given_up_with_its_client(
+    tmp_path: Path, headers: dict[str, str], outcome: str, status: int
+) -> None:
+    log = tmp_path / "traffic.jsonl"
+    late = Knobs(first_ms=3000)
+    with shadowed(late, late, f"traffic: {{path: '{log}'}}") as (run, _, copied):
+
+        async def go() -> None:
+            async with client() as session:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.3 if status == 499 else 9):
+                        await send(session, run.url, body(stream=True), headers=headers)
+
+        asyncio.run(go())
+        run.until(lambda: copied.schedule.seen == 1 and run.guard.arms["candidate"].gate.inside == 0)
+        told = lines(log)
+    assert {line["shadow"] for line in told} == {True, False}
+    assert {(line["outcome"], line["status"]) for line in told} == {(outcome, status)}
+    assert all(0.2 < line["total_s"] < 1.5 for line in told), "as long as the client waited"
 
 
 def test_a_stop_does_not_wait_for_shadows(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_server_that_is_down_or_stops_in_the_middle(
     candidate = desk.manifest("candidate", MORE)
     assert desk.run(*desk.arguments(Path(f"models:/{registry.name}@champion"), candidate)) == 0
     gate_way.left = 6
-    assert registry.promote("--mlflow", gate_way.url) == 4
+    assert registry.promote("--mlflow", gate_way.url) == 4, desk.stderr
     assert registry.aliases()["champion"] == "1"
 
 

@@ -34,6 +34,17 @@ def _spreads(blocks: list[float], sizes: tuple[int, ...]) -> Iterator[tuple[floa
             yield size * float(np.mean(np.square(np.diff(means)))) / 2, 2 * (count - 1) / 3
 
 
+class Recent:
+    """A mean that forgets: each new value has a weight of one in sixteen. None before the first."""
+
+    def __init__(self) -> None:
+        self.mean: float | None = None
+
+    def add(self, value: float) -> None:
+        """One more."""
+        self.mean = value if self.mean is None else self.mean + (value - self.mean) / 16
+
+
 class Slower:
     """Whether the candidate is slower than the control by more than ``margin``, in log seconds.
 

@@ -12,6 +12,7 @@ import aiohttp
 from checkweigh.engines.endpoint import Endpoint
 from checkweigh.guard import scrape
 from checkweigh.guard.admission import Gate
+from checkweigh.guard.alarms import Recent
 from checkweigh.guard.breaker import Breaker, Permit
 from checkweigh.guard.child import Plan
 from checkweigh.guard.policy import GuardPolicy
@@ -44,6 +45,7 @@ class Arm:
         self.endpoint: Endpoint | None = plan if isinstance(plan, Endpoint) else None
         self.supervisor = None if isinstance(plan, Endpoint) else Supervisor(plan, self, policy, say)
         self.degraded = False
+        self.per_update = Recent()  # tokens in an update of a stream: speculation sends several at once
         self.draining = False
         self._say = say
         self._silent: set[Entry] = set()  # inside, without a token yet

@@ -47,6 +47,7 @@ class Visit:
     first: float | None = None
     last: float | None = None
     ended: float | None = None  # when the engine was done with it, or it was given up
+    shadow: asyncio.Task[None] | None = None  # that sends its copy
     outcome: Outcome = "refused"
     status: int = 0
     reason: str = ""
@@ -75,15 +76,20 @@ class Visit:
     def waits_s(self) -> tuple[float | None, float | None]:
         """For the engine, by anybody who got his answer, ran out of time or left: (first token, each one after it).
 
-        What never came took at least as long as it was waited for.
+        What never came counts as twice the time it was waited for: as the time itself, a patience just above what the
+        other arm takes would hide any slowness. A reply in one piece is its own first token, and all of it by its
+        tokens; one that was cut short on the way in says only the latter.
         """
         if self.sent is None or self.ended is None or not (self.given_up or self.outcome == "ok"):
             return None, None
         if self.first is None:
-            return self.ended - self.sent, None
-        if self.given_up and self.asked.stream:
-            return self.first - self.sent, (self.ended - self.first) / max(1, self.tokens - 1)
-        return self.first - self.sent, self.tpot_s
+            return 2 * (self.ended - self.sent), None
+        first = self.first - self.sent
+        if not self.asked.stream:
+            return None if self.degraded else first, first / max(1, self.tokens)
+        if self.given_up:
+            return first, (self.ended - self.first) / max(1, self.tokens - 1)
+        return first, self.tpot_s
 
 
 class Desk:
@@ -111,6 +117,8 @@ class Desk:
             await self._at(arm, visit, _Client(visit, send))
         except asyncio.CancelledError:
             visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client left"
+            if visit.shadow is not None:
+                visit.shadow.cancel()  # its copy would be compared with what nobody waited for
             raise
         finally:
             self._account(arm, visit)
@@ -221,10 +229,15 @@ class Desk:
                 raise UpstreamError(504, "the deadline passed", code="deadline", fault=not late) from error
             raise
         finally:
-            visit.tokens = events.tokens
+            told, typical = events.counted, arm.per_update.mean
+            visit.tokens = (
+                round(events.updates * (1 if typical is None else typical)) if told is None else told
+            )
             # A client that does not read waits for itself.
             visit.ended = visit.last if waits.sending else time.monotonic()
         visit.tokens, visit.finish, visit.reply = answer.tokens, answer.finish, answer.text
+        if events.updates:
+            arm.per_update.add(answer.tokens / events.updates)
         arm.delivered(entry, max(0, answer.tokens - entry.produced))
         with suppress(Truncated):
             return answer.body if rename is None or visit.asked.stream else whole(answer.body, rename)[0]
@@ -266,8 +279,8 @@ class Desk:
         """Send the same to the candidate, whose answer nobody sees. It never waits, and is the first to be shed."""
         arm = self.arms["candidate"]
         copy = Visit(
-            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=None,
-            route=Route("candidate", "candidate"), copy=True,
+            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=visit.deadline_s,
+            route=Route("candidate", "candidate", revivals=visit.route.revivals), copy=True,
         )  # fmt: skip
         if why := self._short():
             copy.outcome, copy.status, copy.reason = "shed", 503, why
@@ -279,12 +292,16 @@ class Desk:
                 with suppress(Refusal):
                     await self._at(arm, copy, _Client(copy, _nobody))
             except asyncio.CancelledError:
-                copy.outcome, copy.status, copy.reason = "shed", 503, "the guard is stopping"
+                if visit.outcome == "client_gone":
+                    copy.outcome, copy.status, copy.reason = visit.outcome, visit.status, visit.reason
+                else:
+                    copy.outcome, copy.status, copy.reason = "shed", 503, "the guard is stopping"
                 raise
             finally:
                 self._account(arm, copy)
 
         task = asyncio.ensure_future(run())
+        visit.shadow = task
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 

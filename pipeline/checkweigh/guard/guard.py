@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import nan
 from socket import socket
 
 import aiohttp
 
 from checkweigh.engines.endpoint import Endpoint
-from checkweigh.guard.alarms import Beyond, Slower
+from checkweigh.guard.alarms import Beyond, Recent, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.asked import Bounds
@@ -65,7 +65,10 @@ class Guard:
         self.log = Log(policy.traffic)
         self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
         self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
-        self._slower = self._watches()
+        self._slower, self._revivals = self._watches(), 0
+        self._typical = {
+            stream: Recent() for stream in (True, False)
+        }  # log seconds of the baseline's first tokens
         norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
         self.beyond = None if norm is None else Beyond(
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
@@ -147,7 +150,7 @@ class Guard:
                 arm.read_memory(reading.free_share, reading.gpu_free_share)
             gpu = reading.gpu_free_share
             self.metrics.free.set(reading.free_share)
-            self.metrics.gpu_free.set(nan if gpu is None else gpu)
+            self.metrics.gpu_free.set(math.nan if gpu is None else gpu)
             self.metrics.swap_rate.set(reading.swap_bytes)
             if (now := reading.swap_bytes > 0) and not swapping:
                 self._say(f"the host swaps ({reading.swap_bytes / 1e6:.1f} MB/s): latency will spike")
@@ -179,13 +182,19 @@ class Guard:
 
     def _compare(self, visit: Visit) -> None:
         """What both arms' engines let clients wait."""
-        if self.router.killed:
-            self._slower = self._watches()  # one that is revived is compared with what is served beside it
-            return
+        if self._revivals != self.router.revivals:
+            self._revivals, self._slower = self.router.revivals, self._watches()
+        if self.router.killed or visit.route.revivals != self._revivals:
+            return  # compared is what is served side by side
         arm, now = visit.route.served, time.monotonic()
-        if visit.degraded and arm == "baseline" and not visit.asked.stream:
-            return  # a shorter reply in one piece: of the candidate it could only hide that it is slow
-        for (name, watch), value in zip(self._slower.items(), visit.waits_s, strict=True):
+        first, paced = visit.waits_s
+        typical = self._typical[visit.asked.stream]
+        if first is not None and visit.first is None:
+            # Who leaves before there could be a token says nothing.
+            first = first if typical.mean is not None and first > 2 * math.exp(typical.mean) else None
+        elif first is not None and first > 0 and arm == "baseline":
+            typical.add(math.log(first))
+        for (name, watch), value in zip(self._slower.items(), (first, paced), strict=True):
             if value is not None and watch.add(arm, value, now=now, took=now - visit.arrived):
                 why = f"{name} {watch.fired}"
                 self.router.kill(why)
@@ -193,11 +202,11 @@ class Guard:
                 return
 
     def _deviates(self, beyond: Beyond, visit: Visit) -> None:
-        """The baseline's first token, from the request's arrival; of a client that left before, that it was late."""
+        """The baseline's first token, from the request's arrival; given up after the threshold, it was late."""
         if not (visit.outcome == "ok" or visit.given_up):
             return
         first = time.monotonic() - visit.arrived if visit.ttft_s is None else visit.ttft_s
-        if visit.first is None and visit.outcome == "client_gone" and first <= beyond.threshold_s:
+        if visit.first is None and first <= beyond.threshold_s:
             return
         if beyond.add(first):
             self._alarm(

@@ -16,6 +16,7 @@ class Route:
     assigned: Arm  # by the hash: what an analysis groups by, whatever was switched off since
     served: Arm
     shadow: bool = False
+    revivals: int = 0  # of the candidate, when the request was routed
 
 
 class Router:
@@ -27,6 +28,7 @@ class Router:
         self.share = candidate_share
         self.shadow = shadow
         self.killed = ""
+        self.revivals = 0
         self._salt = salt.encode()
 
     def kill(self, why: str) -> None:
@@ -36,6 +38,7 @@ class Router:
     def revive(self) -> None:
         """Undo ``kill``."""
         self.killed = ""
+        self.revivals += 1
 
     @property
     def weight(self) -> float:
@@ -46,8 +49,8 @@ class Router:
         """The arm of a session. With a rising share, sessions only move from baseline to candidate."""
         assigned: Arm = "candidate" if self._place(session) < self.share else "baseline"
         if self.killed:
-            return Route(assigned, "baseline")
-        return Route(assigned, assigned, self.shadow and assigned == "baseline")
+            return Route(assigned, "baseline", revivals=self.revivals)
+        return Route(assigned, assigned, self.shadow and assigned == "baseline", self.revivals)
 
     def _place(self, session: str) -> float:
         digest = hashlib.blake2b(session.encode("utf-8", "surrogatepass"), key=self._salt[:64], digest_size=8)
