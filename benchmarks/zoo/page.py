@@ -244,8 +244,9 @@ def unsettled(found: Sequence[Result]) -> Iterator[str]:
             name: c["items_to_settle"] for name, c in result.get("checks", {}).items() if c["items_to_settle"]
         }
         needed = "; ".join(f"{name} with {count:,} items" for name, count in more.items())
-        why = " ".join(result.get("reasons", ())) or str(result.get("message", "")).splitlines()[-1]
-        yield f"- **{result['specimen']}**: {why}{f' Would be settled: {needed}.' if needed else ''}\n"
+        why = result.get("reasons") or str(result.get("message", "")).splitlines()[-1:]
+        told = [*why, f"would be settled: {needed}"] if needed else why
+        yield f"- **{result['specimen']}**\n" + "".join(f"  - {reason}\n" for reason in told)
 
 
 def plot(found: Sequence[Result]) -> str:
