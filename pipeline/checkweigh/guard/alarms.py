@@ -35,14 +35,25 @@ def _spreads(blocks: list[float], sizes: tuple[int, ...]) -> Iterator[tuple[floa
 
 
 class Recent:
-    """A mean that forgets: each new value has a weight of one in sixteen. None before the first."""
+    """A geometric mean that forgets: each new value, above 0, has a weight of one in sixteen. None before the first."""
 
     def __init__(self) -> None:
-        self.mean: float | None = None
+        self._log: float | None = None
 
     def add(self, value: float) -> None:
         """One more."""
-        self.mean = value if self.mean is None else self.mean + (value - self.mean) / 16
+        if 0 < value < math.inf:
+            new = math.log(value)
+            self._log = new if self._log is None else self._log + (new - self._log) / 16
+
+    @property
+    def mean(self) -> float | None:
+        """Of about the last sixteen."""
+        return None if self._log is None else math.exp(self._log)
+
+    def less_than(self, value: float) -> bool:
+        """Whether there is a mean, and it is."""
+        return self.mean is not None and self.mean < value
 
 
 class Slower:

@@ -76,17 +76,16 @@ class Visit:
     def waits_s(self) -> tuple[float | None, float | None]:
         """For the engine, by anybody who got his answer, ran out of time or left: (first token, each one after it).
 
-        What never came counts as twice the time it was waited for: as the time itself, a patience just above what the
-        other arm takes would hide any slowness. A reply in one piece is its own first token, and all of it by its
-        tokens; one that was cut short on the way in says only the latter.
+        What never came took longer than it was waited for. A reply in one piece is its own first token; of one that was
+        cut short on the way in, how long it took says nothing.
         """
         if self.sent is None or self.ended is None or not (self.given_up or self.outcome == "ok"):
             return None, None
         if self.first is None:
-            return 2 * (self.ended - self.sent), None
+            return self.ended - self.sent, None
         first = self.first - self.sent
         if not self.asked.stream:
-            return None if self.degraded else first, first / max(1, self.tokens)
+            return None if self.degraded else first, None
         if self.given_up:
             return first, (self.ended - self.first) / max(1, self.tokens - 1)
         return first, self.tpot_s
@@ -278,8 +277,11 @@ class Desk:
     def _copy(self, visit: Visit) -> None:
         """Send the same to the candidate, whose answer nobody sees. It never waits, and is the first to be shed."""
         arm = self.arms["candidate"]
+        left = None
+        if visit.deadline_s is not None:
+            left = max(0.001, visit.deadline_s - (time.monotonic() - visit.arrived))
         copy = Visit(
-            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=visit.deadline_s,
+            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=left,
             route=Route("candidate", "candidate", revivals=visit.route.revivals), copy=True,
         )  # fmt: skip
         if why := self._short():

@@ -66,9 +66,8 @@ class Guard:
         self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
         self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
         self._slower, self._revivals = self._watches(), 0
-        self._typical = {
-            stream: Recent() for stream in (True, False)
-        }  # log seconds of the baseline's first tokens
+        self._usual_pace = Recent()  # of the baseline, as are the first tokens: streams, in one piece
+        self._usual = {stream: Recent() for stream in (True, False)}
         norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
         self.beyond = None if norm is None else Beyond(
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
@@ -185,15 +184,23 @@ class Guard:
         if self._revivals != self.router.revivals:
             self._revivals, self._slower = self.router.revivals, self._watches()
         if self.router.killed or visit.route.revivals != self._revivals:
-            return  # compared is what is served side by side
+            return
+        if visit.route.shadow and visit.shadow is None:
+            return  # it has no copy: copies are of quiet times only
         arm, now = visit.route.served, time.monotonic()
         first, paced = visit.waits_s
-        typical = self._typical[visit.asked.stream]
+        usual_first, usual_pace = self._usual[visit.asked.stream], self._usual_pace
         if first is not None and visit.first is None:
-            # Who leaves before there could be a token says nothing.
-            first = first if typical.mean is not None and first > 2 * math.exp(typical.mean) else None
-        elif first is not None and first > 0 and arm == "baseline":
-            typical.add(math.log(first))
+            # Who leaves before there could be a token says nothing. Else more than the margin, or a patience just above
+            # what the baseline takes would hide any slowness.
+            beyond = first * math.exp(1.5 * self._setup.policy.routing.margin)
+            first = beyond if usual_first.less_than(first) else None
+        elif first is not None and arm == "baseline":
+            usual_first.add(first)
+        if paced is not None and visit.given_up and visit.tokens < 2:
+            paced = paced if usual_pace.less_than(paced) else None  # nor who leaves with the first
+        elif paced is not None and arm == "baseline":
+            usual_pace.add(paced)
         for (name, watch), value in zip(self._slower.items(), (first, paced), strict=True):
             if value is not None and watch.add(arm, value, now=now, took=now - visit.arrived):
                 why = f"{name} {watch.fired}"

@@ -37,8 +37,9 @@ class Router:
 
     def revive(self) -> None:
         """Undo ``kill``."""
+        if self.killed:
+            self.revivals += 1
         self.killed = ""
-        self.revivals += 1
 
     @property
     def weight(self) -> float:

@@ -47,6 +47,7 @@ class Service:
     rng: random.Random
     said: list[str] = field(default_factory=list)
     now: float = 1000.0
+    leave_with_first: dict[Arm, float] = field(default_factory=dict)  # share of an arm's clients
 
     def __post_init__(self) -> None:
         self.monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
@@ -92,6 +93,8 @@ class Service:
         first, token = drawn(math.log(engine.first), engine.sd), drawn(math.log(engine.token), engine.sd)
         tokens = 8 if degraded else self.rng.randint(20, 60)
         total = first + token * (tokens - 1) if tokens <= engine.stalls else math.inf
+        if self.rng.random() < self.leave_with_first.get(arm, 0):
+            patience = first + 0.0003
         gone = patience < total
         end = min(total, patience)
         begun = first <= end if stream else not gone
@@ -114,11 +117,11 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Service]:
 
 
 Drawn = Callable[[random.Random], float]
-LEAVING: dict[str, Drawn] = {
+LEAVING: dict[str, Drawn] = {  # in first tokens, or whole replies
     "nobody": lambda rng: math.inf,
-    "before the first token": lambda rng: rng.uniform(0.01, 0.2),
-    "at any time": lambda rng: rng.expovariate(1.0),
-    "all at one": lambda rng: 0.11,
+    "before it comes": lambda rng: rng.uniform(0.1, 2.0),
+    "at any time": lambda rng: rng.expovariate(0.1),
+    "all at one": lambda rng: 1.1,
 }
 
 
@@ -128,24 +131,42 @@ LEAVING: dict[str, Drawn] = {
 def test_equal_arms_stay(service: Callable[[int], Service], leaving: str, share: float, stream: bool) -> None:
     fired = 0
     for seed in range(10):
-        rng = random.Random(seed)
+        here, rng, unit = service(seed), random.Random(seed), 0.1 if stream else 0.9
+        patience = lambda arm, rng=rng, unit=unit: unit * LEAVING[leaving](rng)  # noqa: E731
         fired += bool(
-            service(seed).serve(
-                Engine(), Engine(), seconds=120, share=share, stream=stream,
-                patience=lambda arm, rng=rng: LEAVING[leaving](rng),  # type: ignore[misc]
-            )
-        )  # fmt: skip
+            here.serve(Engine(), Engine(), seconds=120, share=share, stream=stream, patience=patience)
+        )
+        assert min(here.guard._slower["ttft"]._seen.values()) > 30
     assert fired <= 1
 
 
 @pytest.mark.parametrize("sessions", ARMS)
-def test_who_leaves_before_there_could_be_a_token_says_nothing(
-    service: Callable[[int], Service], sessions: Arm
+@pytest.mark.parametrize("after", [0.03, None], ids=["before the first token", "with it"])
+def test_who_leaves_at_once_says_nothing(
+    service: Callable[[int], Service], sessions: Arm, after: float | None
 ) -> None:
     """A client of one arm, with many requests."""
     here = service(1)
-    patience = lambda arm: 0.03 if arm == sessions and here.rng.random() < 0.4 else math.inf  # noqa: E731
+    if after is None:
+        here.leave_with_first = {sessions: 0.4}
+    patience = lambda arm: after if after and arm == sessions and here.rng.random() < 0.4 else math.inf  # noqa: E731
     assert not here.serve(Engine(), Engine(), seconds=120, patience=patience)
+    for watch in here.guard._slower.values():
+        assert abs(sum(watch._blocks)) < 0.1 * len(watch._blocks)
+
+
+def test_a_slow_candidate_does_not_hide_behind_clients_that_leave_with_the_first_token(
+    service: Callable[[int], Service],
+) -> None:
+    here = service(1)
+    here.leave_with_first = dict.fromkeys(ARMS, 0.6)
+    assert here.serve(Engine(), Engine(token=0.04), seconds=60)
+
+
+def test_a_deadline_just_above_what_both_take_makes_no_arm_slow(service: Callable[[int], Service]) -> None:
+    here = service(2)
+    baseline, candidate = Engine(sd=0.05), Engine(first=0.105, sd=0.05)
+    assert not here.serve(baseline, candidate, seconds=120, deadlines=True, patience=lambda arm: 0.103)
 
 
 def bursts(at: float, arm: Arm) -> str:
@@ -163,15 +184,18 @@ def busy(at: float, arm: Arm) -> str:
     return "max_tokens=8" if arm == "baseline" else ""
 
 
+def other(at: float, arm: Arm) -> str:
+    """Only the candidate, half of the time."""
+    return "max_tokens=8" if arm == "candidate" and at % 4 < 2 else ""
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["streams", "whole"])
-@pytest.mark.parametrize("degraded", [bursts, own, busy])
+@pytest.mark.parametrize("degraded", [bursts, own, busy, other])
 def test_degraded_replies_make_no_arm_slow(
     service: Callable[[int], Service], degraded: Callable[[float, Arm], str], stream: bool
 ) -> None:
     fired = [
-        service(seed).serve(
-            Engine(first=0.02), Engine(first=0.02), seconds=120, degraded=degraded, stream=stream
-        )
+        service(seed).serve(Engine(), Engine(), seconds=120, degraded=degraded, stream=stream)
         for seed in range(5)
     ]
     assert not any(fired), fired
@@ -212,14 +236,11 @@ def test_patience_just_above_what_the_baseline_takes_hides_nothing(service: Call
     assert here.serve(Engine(), SLOW, seconds=40, patience=lambda arm: 0.115)
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streams", "whole"])
-def test_a_slow_candidate_does_not_hide_behind_its_degraded_replies(
-    service: Callable[[int], Service], stream: bool
+def test_a_slow_candidate_does_not_hide_behind_its_degraded_streams(
+    service: Callable[[int], Service],
 ) -> None:
     here = service(4)
-    assert here.serve(
-        Engine(), SLOW, seconds=40, stream=stream, degraded=lambda at, arm: "x" if arm == "candidate" else ""
-    )
+    assert here.serve(Engine(), SLOW, seconds=40, degraded=lambda at, arm: "x" if arm == "candidate" else "")
 
 
 def test_a_candidate_that_is_revived_is_compared_anew(service: Callable[[int], Service]) -> None:
@@ -243,3 +264,23 @@ def test_what_was_routed_before_a_revival_is_not_compared(service: Callable[[int
         here.now += 1
         here.guard._heard(visit)
     assert {sum(watch._seen.values()) for watch in here.guard._slower.values()} == {0}
+
+
+def test_a_revival_of_what_is_not_off_forgets_nothing(service: Callable[[int], Service]) -> None:
+    here = service(8)
+    for _ in range(10):
+        here.serve(Engine(), SLOW, seconds=4)
+        if here.fired:
+            break
+        here.guard.router.revive()
+    assert here.fired
+
+
+def test_what_has_no_copy_is_not_compared_with_copies(service: Callable[[int], Service]) -> None:
+    here = service(9)
+    for shadow, counted in ((None, 0), (object(), 1)):
+        _, visit = here.visit(here.now, "baseline", Engine(), math.inf, True, "", deadlines=False)
+        visit.route = Route("baseline", "baseline", shadow=True)
+        visit.shadow = shadow  # type: ignore[assignment]
+        here.guard._heard(visit)
+        assert here.guard._slower["ttft"]._seen["baseline"] == counted
