@@ -68,6 +68,13 @@ class Visit:
         return (self.last - self.first) / (self.tokens - 1)
 
     @property
+    def left_s(self) -> float | None:
+        """Of the client's deadline."""
+        if self.deadline_s is None:
+            return None
+        return max(0.001, self.deadline_s - (time.monotonic() - self.arrived))
+
+    @property
     def given_up(self) -> bool:
         """By the client or for the time it took, sent or not."""
         return self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504)
@@ -263,10 +270,8 @@ class Desk:
     def _waits(self, visit: Visit) -> Waits:
         limits = self.policy.timeouts
         patience = limits.first_s if visit.asked.stream else limits.total_s
-        left = patience
-        if visit.deadline_s is not None:
-            left = min(patience, max(0.001, visit.deadline_s - (time.monotonic() - visit.arrived)))
-        return Waits(limits, left, stream=visit.asked.stream)
+        left = visit.left_s
+        return Waits(limits, patience if left is None else min(patience, left), stream=visit.asked.stream)
 
     def _broken(self, visit: Visit, error: UpstreamError) -> Refusal:
         visit.outcome = "timeout" if error.status in (499, 504) else "upstream_error"
@@ -277,11 +282,8 @@ class Desk:
     def _copy(self, visit: Visit) -> None:
         """Send the same to the candidate, whose answer nobody sees. It never waits, and is the first to be shed."""
         arm = self.arms["candidate"]
-        left = None
-        if visit.deadline_s is not None:
-            left = max(0.001, visit.deadline_s - (time.monotonic() - visit.arrived))
         copy = Visit(
-            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=left,
+            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=visit.left_s,
             route=Route("candidate", "candidate", revivals=visit.route.revivals), copy=True,
         )  # fmt: skip
         if why := self._short():

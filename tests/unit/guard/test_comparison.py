@@ -71,7 +71,7 @@ class Service:
         degraded: Callable[[float, Arm], str] = lambda at, arm: "",
         share: float = 0.5,
     ) -> str:
-        """Twenty requests a second for so long; why the candidate was switched off."""  # fmt: skip
+        """Twenty requests a second for so long; why the candidate was switched off."""
         ended = []
         for i in range(int(20 * seconds)):
             at = self.now + i / 20
