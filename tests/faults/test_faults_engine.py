@@ -322,6 +322,24 @@ def test_fault_12_a_slow_candidate_is_switched_off() -> None:
         assert mock.schedule.seen == seen
 
 
+def test_a_candidate_that_refuses_what_the_baseline_takes_is_switched_off() -> None:
+    narrow = Knobs(max_len=64)
+    with (
+        in_thread(Knobs()) as (endpoint, _),
+        in_thread(narrow) as (other, _mock),
+        guarded(endpoint, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        asked = lambda i: body("weigh " * (100 if i % 4 == 0 else 1), 2)  # noqa: E731
+        replies = asyncio.run(open_loop(run.url, 50, 4, asked))
+        assert run.guard.router.weight == 0
+        assert sum(r.status == 400 for r in replies) < 25, "some of the first, and then none"
+        assert {r.status for r in replies} == {200, 400}
+        assert any("were the candidate's" in line for line in run.said if line.startswith("ALARM"))
+        assert run.guard.arms["candidate"].breaker.trips == 0
+        assert all(r.ok for r in asyncio.run(open_loop(run.url, 50, 1, asked)))
+
+
 @contextmanager
 def opened() -> Iterator[tuple[Running, MockApp]]:
     """A guard whose breaker three failures have opened."""
@@ -468,9 +486,9 @@ def test_what_is_served_while_the_candidate_is_off_is_no_evidence() -> None:
         guarded(endpoint, candidate=other, share=0.5) as run,
     ):
         run.ready()
+        fresh = pickle.dumps(run.guard._slower)
         run.do(lambda: run.guard.router.kill("an operator"))
         assert all(r.ok for r in asyncio.run(open_loop(run.url, 50, 1, lambda i: body(stream=True))))
-        fresh = pickle.dumps(run.guard._watches())
         assert pickle.dumps(run.guard._slower) == fresh
         run.do(run.guard.router.revive)
         asyncio.run(open_loop(run.url, 50, 1, lambda i: body(stream=True)))

@@ -1,7 +1,7 @@
-"""Two alarms on live latency: candidate against control, and the served p99 against the gated baseline. Pure.
+"""Alarms on what is served: a candidate's latency and refusals against the control's, a p99 against the gate's. Pure.
 
-Both are always-valid (STATISTICS.md, Canary): they may be looked at after every request. A session's requests count as
-independent, which they are not; the log that ``canary`` reads has the sessions.
+All are always-valid (STATISTICS.md, Canary): they may be looked at after every request. Of latency a session's requests
+count as independent, which they are not; the log that ``canary`` reads has the sessions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import special
 
-from checkweigh.stats.anytime import asymptotic_sequence, bernoulli_sequence
+from checkweigh.stats.anytime import asymptotic_sequence, bernoulli_above
 
 _BLOCK = 5  # requests an arm, at least
 _WINDOW = 80  # blocks
@@ -20,6 +20,9 @@ _PAST = 640  # blocks: with fewer the tails of t would silence it after some hou
 _BEST_AT = 20  # blocks at which the bounds are tightest
 _BATCHES = (1, 2, 4, 8)  # blocks
 _LEAST = 8  # batches
+_REFUSALS = 100  # sessions: then a new window
+_RECENT = 2000  # requests of which the candidate's share is taken
+_KNOWN = 10_000  # sessions that were refused
 
 
 def _spreads(blocks: list[float], sizes: tuple[int, ...]) -> Iterator[tuple[float, float]]:
@@ -137,6 +140,51 @@ def _lower(effect: float, se: float, n: int, freedom: float, alpha: float) -> fl
     return effect + se * tail if math.isfinite(tail) else -math.inf  # of a tail too thin it says +inf
 
 
+class Refuses:
+    """Whether the candidate refuses sessions more often than the control, by a factor above exp(``margin``).
+
+    Estimand: of the sessions that an engine refused, each at its first refusal, the share that were the candidate's. A
+    session's arm is drawn with the probability ``share`` (0 to 1), so that without a difference each is the candidate's
+    with just that, however the refusals come; where the control sheds load it answers fewer than it was given, and the
+    candidate's share of the last one to two thousand answers counts if larger. Fires when the always-valid lower bound
+    lies beyond; latched. Windows of 100 sessions, the k-th with the level alpha / (k (k + 1)). With shadow copies each
+    arm is asked once: a share of a half.
+    """
+
+    def __init__(self, *, share: float, margin: float, alpha: float) -> None:
+        self._share, self._ratio, self._alpha = share, math.exp(margin), alpha
+        self._number = 1
+        self._answered = {"baseline": 0.0, "candidate": 0.0}
+        self._refused = {"baseline": 0, "candidate": 0}
+        self._known: dict[int, None] = {}
+        self.fired = ""
+
+    def add(self, arm: str, session: str, *, refused: bool) -> bool:
+        """One request that an engine answered, or refused; True when this one made it fire."""
+        self._answered[arm] += 1
+        if sum(self._answered.values()) >= _RECENT:
+            self._answered = {name: count / 2 for name, count in self._answered.items()}
+        key = hash((arm, session))
+        if not refused or self.fired or key in self._known:
+            return False
+        if len(self._known) == _KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[key] = None
+        if sum(self._refused.values()) == _REFUSALS:
+            self._refused, self._number = dict.fromkeys(self._refused, 0), self._number + 1
+        self._refused[arm] += 1
+        share = max(self._share, self._answered["candidate"] / sum(self._answered.values()))
+        bad, all_of_them = self._refused["candidate"], sum(self._refused.values())
+        level = self._alpha / (self._number * (self._number + 1))
+        equal = self._ratio * share / (self._ratio * share + 1 - share)
+        if equal < 1 and bernoulli_above(bad, all_of_them, equal, best_at=10, alpha=level):
+            self.fired = (
+                f"{bad} of {all_of_them} sessions that an engine refused (400, 422) were the candidate's, "
+                f"which answers {share:.0%} of the requests"
+            )
+        return bool(self.fired)
+
+
 class Beyond:
     """Whether more than 1% of requests exceed a frozen threshold: the p99 has moved beyond it.
 
@@ -156,13 +204,13 @@ class Beyond:
         self._n += 1
         over = not seconds <= self.threshold_s
         self._over += over
-        if over and not before and self._over > 0.01 * self._n:
-            lower, _ = bernoulli_sequence(self._over, self._n, best_at=300, alpha=self._alpha)
-            if float(lower) > 0.01:
+        ends = self._n >= self._window
+        if (over and not before) or ends:
+            shown = bernoulli_above(self._over, self._n, 0.01, best_at=300, alpha=self._alpha)
+            if shown and not before:
                 self.deviating = f"{self._over} of {self._n} requests took more than {self.threshold_s:.3g} s"
-        if self._n >= self._window:
-            lower, _ = bernoulli_sequence(self._over, self._n, best_at=300, alpha=self._alpha)
-            if not float(lower) > 0.01:
+            if ends and not shown:
                 self.deviating = ""
+        if ends:
             self._n = self._over = 0
         return bool(self.deviating) != before

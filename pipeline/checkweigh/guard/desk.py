@@ -80,6 +80,11 @@ class Visit:
         return self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504)
 
     @property
+    def not_taken(self) -> bool:
+        """The engine refused what the guard had let through."""
+        return self.outcome == "upstream_error" and self.status == 400
+
+    @property
     def waits_s(self) -> tuple[float | None, float | None]:
         """For the engine, by anybody who got his answer, ran out of time or left: (first token, each one after it).
 

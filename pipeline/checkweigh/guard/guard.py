@@ -14,7 +14,7 @@ from socket import socket
 import aiohttp
 
 from checkweigh.engines.endpoint import Endpoint
-from checkweigh.guard.alarms import Beyond, Recent, Slower
+from checkweigh.guard.alarms import Beyond, Recent, Refuses, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.asked import Bounds
@@ -65,7 +65,7 @@ class Guard:
         self.log = Log(policy.traffic)
         self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
         self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
-        self._slower, self._revivals = self._watches(), 0
+        self._begin_comparison()
         self._usual_pace = Recent()  # of the baseline, as are the first tokens: streams, in one piece
         self._usual = {stream: Recent() for stream in (True, False)}
         norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
@@ -78,9 +78,12 @@ class Guard:
         self._writing: asyncio.Future[None] | None = None
         self.draining = asyncio.Event()
 
-    def _watches(self) -> dict[str, Slower]:
-        own = self._setup.policy.routing
-        return {
+    def _begin_comparison(self) -> None:
+        """Of the arms, anew: what was found before a revival is forgotten."""
+        own, share = self._setup.policy.routing, 0.5 if self._setup.shadow else self._setup.share
+        self._revivals = self.router.revivals
+        self._refuses = Refuses(share=share, margin=own.margin, alpha=own.alpha)
+        self._slower = {
             name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
             for name in ("ttft", "tpot")
         }
@@ -180,14 +183,18 @@ class Guard:
             self._deviates(self.beyond, visit)
 
     def _compare(self, visit: Visit) -> None:
-        """What both arms' engines let clients wait."""
+        """What both arms' engines refused, and what they let clients wait."""
         if self._revivals != self.router.revivals:
-            self._revivals, self._slower = self.router.revivals, self._watches()
+            self._begin_comparison()
         if self.router.killed or visit.route.revivals != self._revivals:
             return
         if visit.route.shadow and visit.shadow is None:
             return  # it has no copy: copies are of quiet times only
         arm, now = visit.route.served, time.monotonic()
+        answered = visit.outcome == "ok" or visit.not_taken
+        if answered and self._refuses.add(arm, visit.session, refused=visit.not_taken):
+            self._switch_off(self._refuses.fired)
+            return
         first, paced = visit.waits_s
         usual_first, usual_pace = self._usual[visit.asked.stream], self._usual_pace
         if first is not None and visit.first is None:
@@ -203,10 +210,12 @@ class Guard:
             usual_pace.add(paced)
         for (name, watch), value in zip(self._slower.items(), (first, paced), strict=True):
             if value is not None and watch.add(arm, value, now=now, took=now - visit.arrived):
-                why = f"{name} {watch.fired}"
-                self.router.kill(why)
-                self._alarm(f"candidate switched off: {why}")
+                self._switch_off(f"{name} {watch.fired}")
                 return
+
+    def _switch_off(self, why: str) -> None:
+        self.router.kill(why)
+        self._alarm(f"candidate switched off: {why}")
 
     def _deviates(self, beyond: Beyond, visit: Visit) -> None:
         """The baseline's first token, from the request's arrival; given up after the threshold, it was late."""

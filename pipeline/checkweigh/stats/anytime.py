@@ -113,6 +113,19 @@ def bernoulli_sequence(
     return np.where(good == 0.0, 0.0, lower), np.where(good == n, 1.0, upper)
 
 
+def bernoulli_above(successes: int, trials: int, p: float, *, best_at: float, alpha: float) -> bool:
+    """Whether the lower bound of ``bernoulli_sequence`` lies above p (0 to 1), which one step of its search tells.
+
+    Degenerate: no trials, or a share that is not above p: no.
+    """
+    if not 0.0 <= p < 1.0 or not 0 <= successes <= trials:
+        raise ValueError("expected 0 <= p < 1 and 0 <= successes <= trials")
+    if not successes > p * trials:
+        return False
+    good, n, null = (np.asarray(x, np.float64) for x in (successes, trials, p))
+    return bool(_log_mixture(good, n, null, best_at, alpha) >= -math.log(checked_alpha(alpha)))
+
+
 def _log_mixture(good: Floats, n: Floats, p: Floats, best_at: float, alpha: float) -> Floats:
     """log of the beta-binomial mixture at the null p: the beta's mean is p, its size from the tuning."""
     p = np.clip(p, 1e-300, 1.0 - 1e-16)

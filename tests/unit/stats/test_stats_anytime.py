@@ -10,6 +10,7 @@ from scipy import integrate, stats
 
 from checkweigh.stats.anytime import (
     asymptotic_sequence,
+    bernoulli_above,
     bernoulli_sequence,
     mixture_rho,
     normal_mixture_boundary,
@@ -77,6 +78,15 @@ def test_the_bernoulli_sequence_at_its_ends() -> None:
     assert 0 < lower[3] < 0.16 < upper[3] < 1
 
 
+@pytest.mark.parametrize(("best_at", "alpha"), [(10, 0.05), (300, 0.01)])
+def test_above_is_where_the_sequences_lower_bound_lies(best_at: float, alpha: float) -> None:
+    for n in (0, 1, 7, 100, 2000):
+        for good in {0, n // 50, n // 2, n - n // 10, n}:
+            lower = float(bernoulli_sequence(good, n, best_at=best_at, alpha=alpha)[0])
+            for p in (0.0, 0.01, 0.12, 0.55, 0.92):
+                assert bernoulli_above(good, n, p, best_at=best_at, alpha=alpha) == (lower > p), (good, n, p)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -87,6 +97,9 @@ def test_the_bernoulli_sequence_at_its_ends() -> None:
         lambda: asymptotic_sequence(0.0, 1.0, 10, best_at=100, alpha=0.7),
         lambda: bernoulli_sequence(5, 4, best_at=100, alpha=0.05),
         lambda: bernoulli_sequence(np.nan, 4, best_at=100, alpha=0.05),
+        lambda: bernoulli_above(5, 4, 0.5, best_at=100, alpha=0.05),
+        lambda: bernoulli_above(1, 4, 1.0, best_at=100, alpha=0.05),
+        lambda: bernoulli_above(1, 4, np.nan, best_at=100, alpha=0.05),
     ],
 )
 def test_impossible_arguments_are_errors(call) -> None:  # type: ignore[no-untyped-def]
