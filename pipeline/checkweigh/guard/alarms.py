@@ -1,4 +1,4 @@
-"""Alarms on what is served: a candidate's latency and refusals against the control's, a p99 against the gate's. Pure.
+"""Alarms on what is served: a candidate's latency and failures against the control's, a p99 against the gate's. Pure.
 
 All are always-valid (STATISTICS.md, Canary): they may be looked at after every request. Of latency a session's requests
 count as independent, which they are not; the log that ``canary`` reads has the sessions.
@@ -20,9 +20,8 @@ _PAST = 640  # blocks: with fewer the tails of t would silence it after some hou
 _BEST_AT = 20  # blocks at which the bounds are tightest
 _BATCHES = (1, 2, 4, 8)  # blocks
 _LEAST = 8  # batches
-_REFUSALS = 100  # sessions: then a new window
-_RECENT = 2000  # requests of which the candidate's share is taken
-_KNOWN = 10_000  # sessions that were refused
+_FAILURES, _REQUESTS = 100, 10_000  # sessions that failed, or requests: then a new window
+_KNOWN = 10_000  # failed sessions that are known again
 
 
 def _spreads(blocks: list[float], sizes: tuple[int, ...]) -> Iterator[tuple[float, float]]:
@@ -140,49 +139,73 @@ def _lower(effect: float, se: float, n: int, freedom: float, alpha: float) -> fl
     return effect + se * tail if math.isfinite(tail) else -math.inf  # of a tail too thin it says +inf
 
 
-class Refuses:
-    """Whether the candidate refuses sessions more often than the control, by a factor above exp(``margin``).
+class Fails:
+    """Whether the candidate fails sessions more often than the control, by a factor above exp(``margin``).
 
-    Estimand: of the sessions that an engine refused, each at its first refusal, the share that were the candidate's. A
-    session's arm is drawn with the probability ``share`` (0 to 1), so that without a difference each is the candidate's
-    with just that, however the refusals come; where the control sheds load it answers fewer than it was given, and the
-    candidate's share of the last one to two thousand answers counts if larger. Fires when the always-valid lower bound
-    lies beyond; latched. Windows of 100 sessions, the k-th with the level alpha / (k (k + 1)). With shadow copies each
-    arm is asked once: a share of a half.
+    Estimand: of the sessions that an engine failed, each at its first failure in a window, the share that were the
+    candidate's. ``share`` (0 to 1) is the chance with which a session is given to the candidate, or a half where both
+    arms got each request and one failed it; with equal arms that is the share, whoever asks for what. Assumptions:
+    sessions are drawn independently, what is counted was drawn while both arms took all, and when a session comes to
+    what fails does not depend on its arm. Fires when the always-valid lower bound lies beyond; latched. Two counts
+    with half of ``alpha`` each: windows of 100 failed sessions, or 10,000 requests from the first, so that a good time
+    hides little (the k-th has the level 1 / (k (k + 1)) of it); and one without end, for small differences.
     """
 
     def __init__(self, *, share: float, margin: float, alpha: float) -> None:
-        self._share, self._ratio, self._alpha = share, math.exp(margin), alpha
-        self._number = 1
-        self._answered = {"baseline": 0.0, "candidate": 0.0}
-        self._refused = {"baseline": 0, "candidate": 0}
-        self._known: dict[int, None] = {}
+        odds = math.exp(margin) * share
+        self._equal = odds / (odds + 1 - share)
+        self._counts = (
+            _Failed(alpha / 2, best_at=10, most=_FAILURES),
+            _Failed(alpha / 2, best_at=300, most=math.inf),
+        )
         self.fired = ""
 
-    def add(self, arm: str, session: str, *, refused: bool) -> bool:
-        """One request that an engine answered, or refused; True when this one made it fire."""
-        self._answered[arm] += 1
-        if sum(self._answered.values()) >= _RECENT:
-            self._answered = {name: count / 2 for name, count in self._answered.items()}
-        key = hash((arm, session))
-        if not refused or self.fired or key in self._known:
+    def add(self, arm: str, session: str, *, failed: bool) -> bool:
+        """One request that an engine answered, or failed; True when this one made it fire."""
+        if self.fired:
             return False
+        key = hash((arm, session))
+        for count in self._counts:
+            count.add(arm, key, failed)
+        if failed and arm == "candidate" and self._equal < 1:
+            self.fired = next(filter(None, (count.beyond(self._equal) for count in self._counts)), "")
+        return bool(self.fired)
+
+
+class _Failed:
+    """Failed sessions of both arms, in windows of at most ``most``."""
+
+    def __init__(self, alpha: float, *, best_at: float, most: float) -> None:
+        self._alpha, self._best_at, self._most = alpha, best_at, most
+        self._number = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._number += 1
+        self._failed = {"baseline": 0, "candidate": 0}
+        self._known: dict[int, None] = {}
+        self._requests = 0
+
+    def add(self, arm: str, session: int, failed: bool) -> None:
+        self._requests += bool(self._known)
+        if len(self._known) >= self._most or (self._requests >= _REQUESTS and math.isfinite(self._most)):
+            self._begin()
+        if not failed or session in self._known:
+            return
         if len(self._known) == _KNOWN:
             del self._known[next(iter(self._known))]
-        self._known[key] = None
-        if sum(self._refused.values()) == _REFUSALS:
-            self._refused, self._number = dict.fromkeys(self._refused, 0), self._number + 1
-        self._refused[arm] += 1
-        share = max(self._share, self._answered["candidate"] / sum(self._answered.values()))
-        bad, all_of_them = self._refused["candidate"], sum(self._refused.values())
-        level = self._alpha / (self._number * (self._number + 1))
-        equal = self._ratio * share / (self._ratio * share + 1 - share)
-        if equal < 1 and bernoulli_above(bad, all_of_them, equal, best_at=10, alpha=level):
-            self.fired = (
-                f"{bad} of {all_of_them} sessions that an engine refused (400, 422) were the candidate's, "
-                f"which answers {share:.0%} of the requests"
-            )
-        return bool(self.fired)
+        self._known[session] = None
+        self._failed[arm] += 1
+
+    def beyond(self, equal: float) -> str:
+        """How many were the candidate's, in words, when that is a share above ``equal``; else empty."""
+        bad, every = self._failed["candidate"], sum(self._failed.values())
+        level = (
+            self._alpha / (self._number * (self._number + 1)) if math.isfinite(self._most) else self._alpha
+        )
+        if not bernoulli_above(bad, every, equal, best_at=self._best_at, alpha=level):
+            return ""
+        return f"{bad} of {every} sessions that an engine refused or failed were the candidate's"
 
 
 class Beyond:

@@ -115,6 +115,11 @@ class Breaker:
             self._become(State.CLOSED)
 
     @property
+    def lasting(self) -> bool:
+        """Whether probe after probe has failed, until the wait for the next is the longest there is."""
+        return self.state is not State.CLOSED and self._wait >= self._limits.open_max_s
+
+    @property
     def held(self) -> bool:
         """Whether it is kept open from outside."""
         return bool(self._holds)

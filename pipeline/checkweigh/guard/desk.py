@@ -44,10 +44,14 @@ class Visit:
     max_tokens: int = 0
     queue_s: float = 0.0
     sent: float | None = None  # to the engine
+    trips: int = 0  # of its breaker, then
     first: float | None = None
     last: float | None = None
     ended: float | None = None  # when the engine was done with it, or it was given up
+    quiet: bool = False  # both arms took all when it came
     shadow: asyncio.Task[None] | None = None  # that sends its copy
+    twin: Visit | None = None  # its copy, or what it is a copy of
+    over: bool = False
     outcome: Outcome = "refused"
     status: int = 0
     reason: str = ""
@@ -78,11 +82,6 @@ class Visit:
     def given_up(self) -> bool:
         """By the client or for the time it took, sent or not."""
         return self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504)
-
-    @property
-    def not_taken(self) -> bool:
-        """The engine refused what the guard had let through."""
-        return self.outcome == "upstream_error" and self.status == 400
 
     @property
     def waits_s(self) -> tuple[float | None, float | None]:
@@ -122,7 +121,10 @@ class Desk:
 
     async def serve(self, visit: Visit, send: Send) -> None:
         """Answer; raises Refusal for what is refused before an answer has begun."""
-        visit.route = self.router.route(visit.session)
+        candidate = self.arms.get("candidate")
+        away = candidate is not None and candidate.breaker.refuses(time.monotonic())
+        visit.route = self.router.route(visit.session, away=away)
+        visit.quiet = candidate is not None and not self._short()
         arm = self.arms[visit.route.served]
         try:
             await self._at(arm, visit, _Client(visit, send))
@@ -224,7 +226,7 @@ class Desk:
         events = Events(usage=visit.asked.usage, rename=rename, keep=self.log.texts)
         body = visit.asked.upstream(endpoint.model, visit.max_tokens)
         waits = self._waits(visit)
-        visit.sent = time.monotonic()
+        visit.sent, visit.trips = time.monotonic(), arm.breaker.trips
 
         async def data(piece: bytes, updates: int) -> None:
             arm.delivered(entry, updates)
@@ -289,7 +291,7 @@ class Desk:
         arm = self.arms["candidate"]
         copy = Visit(
             id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=visit.left_s,
-            route=Route("candidate", "candidate", revivals=visit.route.revivals), copy=True,
+            route=Route("candidate", "candidate", revivals=visit.route.revivals), copy=True, twin=visit,
         )  # fmt: skip
         if why := self._short():
             copy.outcome, copy.status, copy.reason = "shed", 503, why
@@ -310,7 +312,7 @@ class Desk:
                 self._account(arm, copy)
 
         task = asyncio.ensure_future(run())
-        visit.shadow = task
+        visit.shadow, visit.twin = task, copy
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
@@ -335,7 +337,10 @@ class Desk:
             metrics.total_s.labels(arm.name).observe(total)
         if visit.degraded and visit.first is not None:
             metrics.degraded.labels(arm.name).inc()
+        visit.over = True
         self._heard(visit)
+        if visit.twin is not None and visit.twin.over:
+            visit.twin.twin, visit.twin = None, None  # a ring would keep both until it is looked for
         if not self.log.wanted:
             return
         prompt = visit.asked.prompt()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from socket import socket
 import aiohttp
 
 from checkweigh.engines.endpoint import Endpoint
-from checkweigh.guard.alarms import Beyond, Recent, Refuses, Slower
+from checkweigh.guard.alarms import Beyond, Fails, Recent, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.asked import Bounds
@@ -31,6 +32,7 @@ from checkweigh.guard.routing import Router
 from checkweigh.guard.traffic import Log
 
 Source = Callable[[], Plan] | Endpoint
+_SETTLED_S = 5.0  # after a failure it is known whether the engine has died of it
 _BREAKER = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
@@ -82,7 +84,10 @@ class Guard:
         """Of the arms, anew: what was found before a revival is forgotten."""
         own, share = self._setup.policy.routing, 0.5 if self._setup.shadow else self._setup.share
         self._revivals = self.router.revivals
-        self._refuses = Refuses(share=share, margin=own.margin, alpha=own.alpha)
+        self._failed: deque[tuple[float, ArmName, str, int]] = (
+            deque()
+        )  # due, arm, session, its breaker's trips then
+        self._fails = Fails(share=share, margin=own.margin, alpha=own.alpha)
         self._slower = {
             name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
             for name in ("ttft", "tpot")
@@ -157,6 +162,7 @@ class Guard:
             if (now := reading.swap_bytes > 0) and not swapping:
                 self._say(f"the host swaps ({reading.swap_bytes / 1e6:.1f} MB/s): latency will spike")
             swapping = now
+            self._gone()
             await asyncio.sleep(0.5)
 
     async def _flush(self) -> None:
@@ -183,17 +189,19 @@ class Guard:
             self._deviates(self.beyond, visit)
 
     def _compare(self, visit: Visit) -> None:
-        """What both arms' engines refused, and what they let clients wait."""
+        """What both arms' engines failed, and what they let clients wait."""
         if self._revivals != self.router.revivals:
             self._begin_comparison()
         if self.router.killed or visit.route.revivals != self._revivals:
             return
         if visit.route.shadow and visit.shadow is None:
             return  # it has no copy: copies are of quiet times only
+        if visit.route.served != visit.route.assigned:
+            return  # its own arm was away
         arm, now = visit.route.served, time.monotonic()
-        answered = visit.outcome == "ok" or visit.not_taken
-        if answered and self._refuses.add(arm, visit.session, refused=visit.not_taken):
-            self._switch_off(self._refuses.fired)
+        self._count(visit, now)
+        if self._failing(now):
+            self._switch_off(self._fails.fired)
             return
         first, paced = visit.waits_s
         usual_first, usual_pace = self._usual[visit.asked.stream], self._usual_pace
@@ -212,6 +220,41 @@ class Guard:
             if value is not None and watch.add(arm, value, now=now, took=now - visit.arrived):
                 self._switch_off(f"{name} {watch.fired}")
                 return
+
+    def _count(self, visit: Visit, now: float) -> None:
+        """What was failed; of a request and its copy, what one of them was."""
+        both = (visit, visit.twin) if visit.twin is not None else (visit,)
+        if not all(one.over and one.outcome in ("ok", "upstream_error") for one in both):
+            return
+        failed = [one for one in both if one.outcome == "upstream_error"]
+        alike = len(both) == 2 or (visit.quiet and not visit.degraded)
+        if len(failed) == 1 and failed[0].sent is not None and alike:
+            (one,) = failed
+            self._failed.append((now + _SETTLED_S, one.route.served, one.session, one.trips))
+        elif not failed:
+            self._fails.add(visit.route.served, visit.session, failed=False)
+
+    def _failing(self, now: float) -> bool:
+        """Whether what failed some time ago is reason to switch the candidate off.
+
+        An engine that dies takes all with it that is inside: no independent failures, and the breaker's part, which has
+        opened since.
+        """
+        while self._failed and self._failed[0][0] <= now:
+            _, arm, session, trips = self._failed.popleft()
+            if trips == self.arms[arm].breaker.trips and self._fails.add(arm, session, failed=True):
+                return True
+        return False
+
+    def _gone(self) -> None:
+        """A candidate whose engine stays down, or fails probe after probe, gets no session and no copy any more."""
+        arm = self.arms.get("candidate")
+        if arm is None or self.router.killed:
+            return
+        if arm.supervisor is not None and arm.supervisor.gave_up:
+            self._switch_off("its engine stays down")
+        elif arm.breaker.lasting:
+            self._switch_off(f"its breaker stays open ({arm.breaker.reason})")
 
     def _switch_off(self, why: str) -> None:
         self.router.kill(why)

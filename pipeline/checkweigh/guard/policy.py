@@ -179,11 +179,11 @@ class Routing(Record):
     salt: str = Field(default="checkweigh", description="another salt, another assignment")
     margin: Annotated[float, Field(gt=0, le=10)] = Field(
         default=0.2,
-        description="of log time to first token, per token and refusals, beyond which the candidate is switched off",
+        description="of log time to first token, per token, failed sessions; beyond it the candidate is switched off",
     )
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         default=0.05,
-        description="chance that an equal candidate is, once for its times and once for its refusals",
+        description="chance that an equal candidate is, once for its times and once for its failures",
     )
     min_requests: int = Field(default=30, ge=10, description="an arm, before the alarm may speak")
 

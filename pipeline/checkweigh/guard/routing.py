@@ -46,10 +46,13 @@ class Router:
         """Share of sessions the candidate really gets."""
         return 0.0 if self.killed else self.share
 
-    def route(self, session: str) -> Route:
-        """The arm of a session. With a rising share, sessions only move from baseline to candidate."""
+    def route(self, session: str, *, away: bool = False) -> Route:
+        """The arm of a session. With a rising share, sessions only move from baseline to candidate.
+
+        ``away``: the candidate's engine takes nobody just now, so that the baseline serves its sessions.
+        """
         assigned: Arm = "candidate" if self._place(session) < self.share else "baseline"
-        if self.killed:
+        if self.killed or (away and assigned == "candidate"):
             return Route(assigned, "baseline", revivals=self.revivals)
         return Route(assigned, assigned, self.shadow and assigned == "baseline", self.revivals)
 

@@ -52,7 +52,7 @@ class Service:
     def __post_init__(self) -> None:
         self.monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         arms = {arm: Endpoint(url=f"http://127.0.0.1:1/{arm}/v1", model="mock") for arm in ARMS}
-        setup = Setup(policy=GuardPolicy(), bounds=BOUNDS, slots=4, **arms)
+        setup = Setup(policy=GuardPolicy(), bounds=BOUNDS, slots=4, share=0.5, **arms)
         self.guard = Guard(setup, self.said.append)
 
     @property

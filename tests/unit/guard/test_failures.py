@@ -1,0 +1,194 @@
+"""When a candidate is switched off for what it refuses or fails: no more often than promised, and soon."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from tests.unit.guard.test_comparison import ARMS, Engine, Service
+
+from checkweigh.guard.alarms import Fails
+from checkweigh.guard.desk import Visit
+from checkweigh.guard.guard import _SETTLED_S
+from checkweigh.guard.routing import Arm, Route
+
+ALPHA = 0.05
+
+
+def watching(share: float = 0.5) -> Fails:
+    return Fails(share=share, margin=0.2, alpha=ALPHA)
+
+
+def fired_after(
+    rng: random.Random,
+    *,
+    share: float = 0.5,
+    rates: tuple[float, float] = (0.05, 0.05),
+    users: int = 0,
+    requests: int = 4000,
+    watch: Fails | None = None,
+) -> int | None:
+    """Requests until it fires. ``rates`` of failures: baseline, candidate; 0 ``users``: each request is its own."""
+    watch = watch or watching(share)
+    for i in range(requests):
+        name = str(rng.randrange(users)) if users else f"{rng.random()}"
+        candidate = random.Random(name).random() < share
+        if watch.add(ARMS[candidate], name, failed=rng.random() < rates[candidate]):
+            return i + 1
+    return None
+
+
+EQUAL = {
+    "half": {"share": 0.5},
+    "a tenth": {"share": 0.1},
+    "nearly all": {"share": 0.9},
+    "all": {"share": 1.0},
+    "many failures": {"share": 0.5, "rates": (0.8, 0.8)},
+}
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_equal_arms_stay(case: str) -> None:
+    fired = [fired_after(random.Random(seed), **EQUAL[case]) for seed in range(60)]  # type: ignore[arg-type]
+    assert sum(f is not None for f in fired) <= 3, fired
+
+
+@pytest.mark.parametrize(
+    ("share", "rates", "requests"),
+    [
+        (0.5, (0.0, 1.0), 40),
+        (0.5, (0.0, 0.05), 800),
+        (0.5, (0.05, 0.2), 1500),
+        (0.5, (0.1, 0.2), 10_000),  # twice as many: by the count without an end
+        (0.1, (0.0, 0.05), 1500),
+        (0.1, (0.01, 0.1), 4000),
+        (0.1, (0.1, 0.2), 20_000),
+        (0.9, (0.0, 0.5), 300),
+    ],
+)
+def test_a_candidate_that_fails_more_is_seen(share: float, rates: tuple[float, float], requests: int) -> None:
+    fired = [
+        fired_after(random.Random(seed), share=share, rates=rates, requests=requests) for seed in range(20)
+    ]
+    assert sum(f is not None for f in fired) >= 18, fired
+
+
+@pytest.mark.parametrize(("share", "alone", "of_100"), [(0.5, 9, 72), (0.1, 4, 25), (0.05, 3, 16)])
+def test_so_many_as_the_page_says(share: float, alone: int, of_100: int) -> None:
+    for before, wanted in ((0, alone), (100 - of_100, of_100)):
+        watch = watching(share)
+        assert not any(watch.add("baseline", f"{i}", failed=True) for i in range(before))
+        fired = [watch.add("candidate", f"{i}", failed=True) for i in range(wanted)]
+        assert fired.index(True) == wanted - 1
+
+
+def test_a_baseline_that_fails_more_is_no_alarm() -> None:
+    assert not any(fired_after(random.Random(seed), rates=(0.2, 0.05)) for seed in range(20))
+
+
+def test_one_session_however_often_it_fails_counts_once() -> None:
+    watch = watching()
+    assert not any(watch.add("candidate", "one", failed=True) for _ in range(1000))
+    assert any(watch.add("candidate", f"{i}", failed=True) for i in range(9)), "nine are enough"
+
+
+@pytest.mark.parametrize("users", [0, 60, 2000])
+def test_a_long_time_of_equal_failures_hides_little(users: int) -> None:
+    found = []
+    for seed in range(10):
+        rng, watch = random.Random(seed), watching()
+        fired_after(rng, requests=30_000, rates=(0.02, 0.02), users=users, watch=watch)
+        if not watch.fired:
+            found.append(fired_after(rng, rates=(0.0, 1.0), requests=12_000, users=users, watch=watch))
+    assert len(found) >= 9
+    assert None not in found, found
+
+
+def test_what_is_known_of_sessions_is_bounded() -> None:
+    watch = watching()
+    for i in range(30_000):
+        watch.add(ARMS[i % 2], str(i), failed=True)
+    assert all(len(count._known) <= 10_000 for count in watch._counts)
+    assert not watch.fired
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    return Service(monkeypatch, random.Random(1))
+
+
+def ended(service: Service, arm: Arm, outcome: str = "upstream_error", **changed: object) -> Visit:
+    """A visit of a session of its own, that is over."""
+    _, visit = service.visit(service.now, arm, Engine(), math.inf, True, "", deadlines=False)
+    visit.session, visit.outcome, visit.status = f"{service.rng.random()}", outcome, 502  # type: ignore[assignment]
+    visit.quiet = visit.over = True
+    for name, value in changed.items():
+        setattr(visit, name, value)
+    return visit
+
+
+def heard(
+    service: Service, arm: Arm, *, times: int = 30, after: float = _SETTLED_S, **changed: object
+) -> str:
+    """Whether so many failures switch the candidate off, once it is seen what became of the engine."""
+    for _ in range(times):
+        service.guard._heard(ended(service, arm, **changed))
+    service.now += after
+    service.guard._heard(ended(service, "baseline", "ok"))
+    return service.fired
+
+
+def test_what_the_candidate_fails_switches_it_off_and_a_revival_begins_anew(service: Service) -> None:
+    for _ in range(2):
+        assert not heard(service, "candidate", after=_SETTLED_S - 0.1), "not before it is known"
+        service.now += 0.2
+        assert "sessions that an engine refused or failed" in heard(service, "baseline", times=0)
+        service.guard.router.revive()
+        assert not heard(service, "baseline", times=0), "what was before is forgotten"
+        assert not heard(service, "candidate", times=3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"quiet": False},  # an arm was full or away: it was not drawn
+        {"degraded": "max_tokens=8"},  # which only one arm may be
+        {"route": Route("candidate", "baseline")},  # away
+        {"sent": None},  # never asked
+        {"trips": 1},  # the breaker has opened, or the engine died
+        {"outcome": "shed"},
+        {"outcome": "timeout"},
+        {"outcome": "client_gone"},
+        {"outcome": "refused"},
+    ],
+)
+def test_what_says_nothing_of_an_engine_is_not_counted(service: Service, changed: dict[str, object]) -> None:
+    assert not heard(service, "candidate", **changed)
+
+
+PAIRS = [
+    ("ok", "upstream_error", True), ("upstream_error", "upstream_error", False), ("ok", "ok", False),
+    ("upstream_error", "ok", False), ("client_gone", "upstream_error", False), ("shed", "upstream_error", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("original", "copy", "off"), PAIRS)
+@pytest.mark.parametrize("copy_first", [True, False])
+def test_of_a_request_and_its_copy_only_what_one_failed_counts(
+    service: Service, original: str, copy: str, off: bool, copy_first: bool
+) -> None:
+    for _ in range(30):
+        one = ended(
+            service, "baseline", original, route=Route("baseline", "baseline", shadow=True), shadow=object()
+        )
+        other = ended(service, "candidate", copy, session=one.session, twin=one, quiet=False)
+        one.twin = other
+        pair = (other, one) if copy_first else (one, other)
+        pair[1].over = False
+        service.guard._heard(pair[0])
+        pair[1].over = True
+        service.guard._heard(pair[1])
+    service.now += _SETTLED_S
+    service.guard._heard(ended(service, "baseline", "client_gone"))
+    assert bool(service.fired) == off
