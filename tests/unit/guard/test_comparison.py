@@ -284,3 +284,13 @@ def test_what_has_no_copy_is_not_compared_with_copies(service: Callable[[int], S
         visit.shadow = shadow  # type: ignore[assignment]
         here.guard._heard(visit)
         assert here.guard._slower["ttft"]._seen["baseline"] == counted
+
+
+def test_what_the_baseline_serves_for_a_candidate_that_is_away_is_not_compared(
+    service: Callable[[int], Service],
+) -> None:
+    here = service(10)
+    _, visit = here.visit(here.now, "baseline", Engine(), math.inf, True, "", deadlines=False)
+    visit.route = Route("candidate", "baseline")
+    here.guard._heard(visit)
+    assert here.guard._slower["ttft"]._seen == {"baseline": 0, "candidate": 0}
