@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from tests.unit.guard.test_comparison import ARMS, Engine, Service
 
 from checkweigh.guard.alarms import Fails
 from checkweigh.guard.desk import Visit
-from checkweigh.guard.guard import _SETTLED_S
+from checkweigh.guard.guard import _SETTLED_S, Guard
 from checkweigh.guard.routing import Arm, Route
 
 ALPHA = 0.05
@@ -192,3 +193,9 @@ def test_of_a_request_and_its_copy_only_what_one_failed_counts(
     service.now += _SETTLED_S
     service.guard._heard(ended(service, "baseline", "client_gone"))
     assert bool(service.fired) == off
+
+
+def test_with_copies_one_arm_is_as_likely_to_fail_as_the_other(service: Service) -> None:
+    guard = Guard(replace(service.guard._setup, shadow=True, share=0.0), service.said.append)
+    fired = [guard._fails.add("candidate", f"{i}", failed=True) for i in range(9)]
+    assert fired.index(True) == 8
