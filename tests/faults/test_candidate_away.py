@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -76,17 +77,22 @@ def test_a_candidate_that_fails_everything_is_switched_off(shadow: bool) -> None
         assert "its breaker stays open (a probe failed: the engine failed)" in line
 
 
-def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_closed() -> None:
+@pytest.mark.parametrize("code", [500, 429])
+def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_closed(code: int) -> None:
+    """But not for 429: that is load."""
     with (
         in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs(error_share=0.2)) as (other, _mock),
+        in_thread(Knobs(error_share=0.3, error_code=code)) as (other, _mock),
         guarded(endpoint, candidate=other, share=0.5) as run,
     ):
         run.ready()
-        load(run, 40, 10)
-        assert run.guard.router.weight == 0
+        replies = load(run, 20, 20)
+        assert {r.status for r in replies} == {200, 502 if code == 500 else 503}
+        assert run.guard.router.weight == (0 if code == 500 else 0.5)
         assert run.guard.arms["candidate"].breaker.trips == 0
-        assert "sessions that an engine refused or failed were the candidate's" in off(run)[0]
+        assert [
+            "sessions that an engine refused or failed were the candidate's" in line for line in off(run)
+        ] == [True] * (code == 500)
 
 
 def test_equal_arms_that_fail_some_stay() -> None:
@@ -98,4 +104,76 @@ def test_equal_arms_that_fail_some_stay() -> None:
     ):
         run.ready()
         load(run, 40, 10)
+        assert not off(run)
+
+
+def test_a_candidate_that_breaks_every_stream_is_switched_off() -> None:
+    """Its first tokens close the breaker each time."""
+    limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.8}")
+    with (
+        in_thread(Knobs()) as (endpoint, _),
+        in_thread(Knobs(truncate_share=1.0)) as (other, _mock),
+        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        asyncio.run(open_loop(run.url, 30, 8, lambda i: body(f"box {i}", 8, stream=True)))
+        assert "its breaker stays open" in off(run)[0]
+
+
+def test_a_candidate_of_which_nothing_is_known_is_away_and_then_off() -> None:
+    limits = policy("saturation: {scrape_s: 0.2, stale_s: 0.6}\nbreaker: {open_s: 1.0, open_max_s: 4.0}")
+    with (
+        in_thread(Knobs()) as (endpoint, _),
+        in_thread(Knobs(frozen_metrics=True)) as (other, mock),
+        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        load(run, 30, 1.5)
+        run.until(lambda: run.guard.arms["candidate"].saturation.blind(time.monotonic()) != "")
+        seen = mock.schedule.seen
+        assert all(r.ok for r in load(run, 20, 1)), "by the baseline, and nobody waits"
+        assert mock.schedule.seen == seen
+        run.until(lambda: run.guard.router.weight == 0)
+        assert off(run) == [
+            "ALARM: candidate switched off: its metrics are frozen: they stand still while tokens come"
+        ]
+
+
+def test_what_was_mended_may_be_revived() -> None:
+    limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.4}")
+    with (
+        in_thread(Knobs()) as (endpoint, _),
+        in_thread(Knobs(error_share=1.0)) as (other, mock),
+        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        load(run, 50, 3)
+        run.until(lambda: run.guard.router.weight == 0)
+        mock.schedule.turn(Knobs())
+        run.do(run.guard.router.revive)
+        time.sleep(1.5)
+        assert run.guard.router.weight == 0.5
+        assert all(r.ok for r in load(run, 20, 1))
+        assert run.guard.arms["candidate"].ready
+        assert len(off(run)) == 1
+
+
+def test_a_baseline_that_takes_nobody_is_no_evidence_against_the_candidate() -> None:
+    """Memory is critical for a moment, and then the probe is a long reply in one piece: 503 for all others."""
+    limits = policy("breaker: {open_s: 0.1}")
+    both = Knobs(max_len=64, first_ms=10, token_ms=100, reply_tokens=200)
+    with (
+        in_thread(both) as (endpoint, _),
+        in_thread(both) as (other, _mock),
+        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        breaker = run.guard.arms["baseline"].breaker
+        run.do(lambda: breaker.hold("memory", "memory is critical"))
+        run.do(lambda: breaker.release("memory", time.monotonic()))
+        asked = lambda i: body(*((f"box {i}", 50) if i % 3 else ("weigh " * 100, 2)))  # noqa: E731
+        replies = asyncio.run(open_loop(run.url, 10, 12, asked))
+        statuses = [r.status for r in replies]
+        assert statuses.count(503) > 10
+        assert statuses.count(400) > 9
         assert not off(run)

@@ -74,7 +74,7 @@ class Gate:
             self._shed(entry, 429, "costs more than the whole budget", now)
         elif entry.deadline <= now:
             self._shed(entry, 503, "its deadline has passed", now)
-        elif not self.paused and not len(self.queues) and self._fits(entry, aged=False):
+        elif self.takes(entry):
             self._enter(entry)
         elif not entry.waits:
             self._shed(entry, 429, "there is no room", now)
@@ -89,6 +89,10 @@ class Gate:
             self.turn(now)
         else:
             self._shed(entry, 429, "the queue is full", now)
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether an entry would be let in at once."""
+        return not self.paused and not len(self.queues) and self._fits(entry, aged=False)
 
     def turn(self, now: float) -> None:
         """Shed what waited too long, then let in what fits, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,9 +14,10 @@ from checkweigh.engines.endpoint import Endpoint
 from checkweigh.guard import scrape
 from checkweigh.guard.admission import Gate
 from checkweigh.guard.alarms import Recent
-from checkweigh.guard.breaker import Breaker, Permit
+from checkweigh.guard.asked import Asked
+from checkweigh.guard.breaker import Breaker, Permit, State
 from checkweigh.guard.child import Plan
-from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.policy import GuardPolicy, Tier
 from checkweigh.guard.pressure import Memory, Saturation
 from checkweigh.guard.queueing import Entry, Shed
 from checkweigh.guard.routing import Arm as ArmName
@@ -143,6 +145,16 @@ class Arm:
         self._silent.discard(entry)
         self._prompts.pop(entry, None)
         self.gate.leave(entry, time.monotonic(), whole=whole)
+
+    def takes(self, tier: Tier, asked: Asked) -> bool:
+        """Whether a request would be sent at once, and as it is."""
+        expected = self.gate.outputs.expected(asked.max_tokens)
+        entry = Entry(
+            tier=tier, cost=asked.prompt_tokens + expected, scoring=asked.scoring, asked=0.0, deadline=math.inf,
+            settle=lambda shed: None, expected=expected,
+        )  # fmt: skip
+        sound = self.ready and self.breaker.state is State.CLOSED
+        return sound and not self.degraded and self.gate.takes(entry)
 
     def permit(self) -> Permit | None:
         """The breaker's leave to send."""

@@ -7,6 +7,7 @@ cannot be held open from outside, and its clock is the wall's.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -41,6 +42,8 @@ class Breaker:
         self._calls: deque[tuple[float, bool]] = deque()
         self._reopen = 0.0
         self._wait = limits.open_s
+        self._closed = -math.inf  # since, by a probe
+        self._in_a_row = 0  # failed probes, and trips soon after one that did not fail
         self._holds: dict[str, str] = {}
         self.state = State.CLOSED
         self.reason = ""
@@ -64,7 +67,7 @@ class Breaker:
         if not self._current(permit):
             return
         if permit.probe:
-            self._wait = self._limits.open_s
+            self._closed = now
             self._become(State.CLOSED)
         else:
             self._count(now, failed=False)
@@ -74,12 +77,16 @@ class Breaker:
         if not self._current(permit):
             return
         if permit.probe:
-            self._wait = min(self._limits.open_max_s, 2 * self._wait)
+            self._longer()
             self._open(now, f"a probe failed: {why}")
             return
         self._count(now, failed=True)
         failures = sum(failed for _, failed in self._calls)
         if failures >= self._limits.failures and failures >= self._limits.share * len(self._calls):
+            if now - self._closed < 2 * self._limits.window_s:
+                self._longer()  # a probe's first token was no proof
+            else:
+                self._forgive()
             self._open(now, f"{failures} of {len(self._calls)} requests failed, the last: {why}")
 
     def dropped(self, permit: Permit) -> None:
@@ -105,19 +112,27 @@ class Breaker:
     def release(self, by: str, now: float) -> None:
         """End one hold; after the last, a probe decides."""
         if self._holds.pop(by, None) is not None and not self._holds:
-            self._reopen, self._wait = now, self._limits.open_s
+            self._reopen = now
+            self._forgive()
 
     def reset(self, by: str) -> None:
         """A new engine that was warmed up: end ``by``'s hold, and closed unless others hold it."""
         self._holds.pop(by, None)
         if not self._holds:
-            self._wait = self._limits.open_s
+            self._closed = -math.inf
+            self._forgive()
             self._become(State.CLOSED)
+
+    def again(self, now: float) -> None:
+        """Somebody says that it is mended: a probe may find out at once."""
+        self._reopen = now
+        self._forgive()
 
     @property
     def lasting(self) -> bool:
-        """Whether probe after probe has failed, until the wait for the next is the longest there is."""
-        return self.state is not State.CLOSED and self._wait >= self._limits.open_max_s
+        """Whether it opened again and again, until the wait for the next probe is the longest there is."""
+        opened = self.state is State.OPEN and not self._holds
+        return opened and self._in_a_row > 0 and self._wait >= self._limits.open_max_s
 
     @property
     def held(self) -> bool:
@@ -127,6 +142,13 @@ class Breaker:
     def retry_after(self, now: float) -> int:
         """Whole seconds until it is worth asking again."""
         return max(1, round(self._limits.open_s if self._holds else self._reopen - now))
+
+    def _longer(self) -> None:
+        self._in_a_row += 1
+        self._wait = min(self._limits.open_max_s, 2 * self._wait)
+
+    def _forgive(self) -> None:
+        self._in_a_row, self._wait = 0, self._limits.open_s
 
     def _current(self, permit: Permit) -> bool:
         fresh = not permit.told and permit.generation == self._generation

@@ -24,6 +24,7 @@ from checkweigh.guard.upstream import UpstreamError, Waits, ask
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Heard = Callable[["Visit"], None]
+_FAILED = ("refused_by_engine", "upstream_error", "upstream_broken")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
@@ -44,15 +45,16 @@ class Visit:
     max_tokens: int = 0
     queue_s: float = 0.0
     sent: float | None = None  # to the engine
-    trips: int = 0  # of its breaker, then
+    trips: int = 0  # of the breakers, then
     first: float | None = None
     last: float | None = None
     ended: float | None = None  # when the engine was done with it, or it was given up
-    quiet: bool = False  # both arms took all when it came
+    quiet: bool = False  # both arms would have sent it at once
     shadow: asyncio.Task[None] | None = None  # that sends its copy
     twin: Visit | None = None  # its copy, or what it is a copy of
     over: bool = False
     outcome: Outcome = "refused"
+    failed: bool = False  # by the engine, not for load
     status: int = 0
     reason: str = ""
     finish: str | None = None
@@ -121,10 +123,10 @@ class Desk:
 
     async def serve(self, visit: Visit, send: Send) -> None:
         """Answer; raises Refusal for what is refused before an answer has begun."""
-        candidate = self.arms.get("candidate")
-        away = candidate is not None and candidate.breaker.refuses(time.monotonic())
-        visit.route = self.router.route(visit.session, away=away)
-        visit.quiet = candidate is not None and not self._short()
+        visit.route = self.router.route(visit.session, away=self._away())
+        visit.quiet = len(self.arms) == 2 and all(
+            arm.takes(visit.tier, visit.asked) for arm in self.arms.values()
+        )
         arm = self.arms[visit.route.served]
         try:
             await self._at(arm, visit, _Client(visit, send))
@@ -135,6 +137,15 @@ class Desk:
             raise
         finally:
             self._account(arm, visit)
+
+    def trips(self) -> int:
+        """Of all breakers, so far."""
+        return sum(arm.breaker.trips for arm in self.arms.values())
+
+    def _away(self) -> bool:
+        """Whether the candidate can take nobody, or nothing is known of it any more."""
+        arm, now = self.arms.get("candidate"), time.monotonic()
+        return arm is not None and (arm.breaker.refuses(now) or bool(arm.saturation.blind(now)))
 
     async def close(self) -> None:
         """End what nobody waits for: the shadows."""
@@ -226,7 +237,7 @@ class Desk:
         events = Events(usage=visit.asked.usage, rename=rename, keep=self.log.texts)
         body = visit.asked.upstream(endpoint.model, visit.max_tokens)
         waits = self._waits(visit)
-        visit.sent, visit.trips = time.monotonic(), arm.breaker.trips
+        visit.sent, visit.trips = time.monotonic(), self.trips()
 
         async def data(piece: bytes, updates: int) -> None:
             arm.delivered(entry, updates)
@@ -282,7 +293,7 @@ class Desk:
 
     def _broken(self, visit: Visit, error: UpstreamError) -> Refusal:
         visit.outcome = "timeout" if error.status in (499, 504) else "upstream_error"
-        visit.status, visit.reason = error.status, error.code
+        visit.status, visit.reason, visit.failed = error.status, error.code, error.code in _FAILED
         retry = 1 if error.status in (502, 503) else None
         return Refusal(error.status, f"{error}.".capitalize(), code=error.code, retry_after=retry)
 

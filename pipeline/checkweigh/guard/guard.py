@@ -33,6 +33,7 @@ from checkweigh.guard.traffic import Log
 
 Source = Callable[[], Plan] | Endpoint
 _SETTLED_S = 5.0  # after a failure it is known whether the engine has died of it
+_APART_S = 1.0  # failures within are one
 _BREAKER = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
@@ -84,14 +85,17 @@ class Guard:
         """Of the arms, anew: what was found before a revival is forgotten."""
         own, share = self._setup.policy.routing, 0.5 if self._setup.shadow else self._setup.share
         self._revivals = self.router.revivals
-        self._failed: deque[tuple[float, ArmName, str, int]] = (
-            deque()
-        )  # due, arm, session, its breaker's trips then
+        # What failed: at, arm, session, trips of the breakers when it was sent.
+        self._failed: deque[tuple[float, ArmName, str, int]] = deque()
+        self._counted = -math.inf  # when the last that counted did
+        self._blind: float | None = None  # since when nothing is known of the candidate
         self._fails = Fails(share=share, margin=own.margin, alpha=own.alpha)
         self._slower = {
             name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
             for name in ("ttft", "tpot")
         }
+        if (candidate := self.arms.get("candidate")) is not None:
+            candidate.breaker.again(time.monotonic())
 
     def _arm(self, name: ArmName, source: Source) -> Arm:
         def say(line: str) -> None:
@@ -224,13 +228,12 @@ class Guard:
     def _count(self, visit: Visit, now: float) -> None:
         """What was failed; of a request and its copy, what one of them was."""
         both = (visit, visit.twin) if visit.twin is not None else (visit,)
-        if not all(one.over and one.outcome in ("ok", "upstream_error") for one in both):
+        if not all(one.over and (one.failed or one.outcome == "ok") and not one.degraded for one in both):
             return
-        failed = [one for one in both if one.outcome == "upstream_error"]
-        alike = len(both) == 2 or (visit.quiet and not visit.degraded)
-        if len(failed) == 1 and failed[0].sent is not None and alike:
+        failed = [one for one in both if one.failed]
+        if len(failed) == 1 and (visit.quiet or len(both) == 2):
             (one,) = failed
-            self._failed.append((now + _SETTLED_S, one.route.served, one.session, one.trips))
+            self._failed.append((now, one.route.served, one.session, one.trips))
         elif not failed:
             self._fails.add(visit.route.served, visit.session, failed=False)
 
@@ -238,23 +241,36 @@ class Guard:
         """Whether what failed some time ago is reason to switch the candidate off.
 
         An engine that dies takes all with it that is inside: no independent failures, and the breaker's part, which has
-        opened since.
+        opened since. Of what fails within a second one counts, whichever arm's it is.
         """
-        while self._failed and self._failed[0][0] <= now:
-            _, arm, session, trips = self._failed.popleft()
-            if trips == self.arms[arm].breaker.trips and self._fails.add(arm, session, failed=True):
+        while self._failed and self._failed[0][0] + _SETTLED_S <= now:
+            at, arm, session, trips = self._failed.popleft()
+            if trips != self.desk.trips() or at - self._counted < _APART_S:
+                continue
+            self._counted = at
+            if self._fails.add(arm, session, failed=True):
                 return True
         return False
 
     def _gone(self) -> None:
-        """A candidate whose engine stays down, or fails probe after probe, gets no session and no copy any more."""
-        arm = self.arms.get("candidate")
+        """A candidate that takes nobody for long, while the baseline does, gets no session and no copy any more."""
+        arm, now = self.arms.get("candidate"), time.monotonic()
         if arm is None or self.router.killed:
             return
+        if self._revivals != self.router.revivals:
+            self._begin_comparison()
+        if not (blind := arm.saturation.blind(now)):
+            self._blind = None
+        elif self._blind is None:
+            self._blind = now
         if arm.supervisor is not None and arm.supervisor.gave_up:
             self._switch_off("its engine stays down")
+        elif not self.arms["baseline"].ready:
+            return  # for a cause that both may have
         elif arm.breaker.lasting:
             self._switch_off(f"its breaker stays open ({arm.breaker.reason})")
+        elif self._blind is not None and now - self._blind >= self._setup.policy.breaker.open_max_s:
+            self._switch_off(f"its {blind}")
 
     def _switch_off(self, why: str) -> None:
         self.router.kill(why)

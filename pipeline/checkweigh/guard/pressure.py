@@ -69,13 +69,17 @@ class Saturation:
 
     def why(self, now: float) -> str:
         """Why it counts as saturated; empty when it does not."""
+        return self.blind(now) or self._full
+
+    def blind(self, now: float) -> str:
+        """Why nothing can be known of it any more; empty when it can, and before the first reading."""
         if self.last is None:
-            return self._full
+            return ""
         if now - self.last.at > self._limits.stale_s:
             return f"metrics are {now - self.last.at:.1f} s old"
         if self._still is not None and self._still[1] - self._still[0] >= self._limits.stale_s:
             return "metrics are frozen: they stand still while tokens come"
-        return self._full
+        return ""
 
 
 class Memory:

@@ -104,3 +104,32 @@ def test_holds_are_independent_and_the_last_release_leads_to_a_probe() -> None:
     breaker.hold("process", "down")
     breaker.reset("process")
     assert breaker.state is State.CLOSED
+
+
+def test_what_opens_it_again_soon_after_a_probe_makes_the_wait_longer_until_it_lasts() -> None:
+    breaker, now = Breaker(LIMITS), 0.0
+    for wait in (2.0, 4.0, 6.0):
+        fail(breaker, now, 3)
+        assert breaker.lasting == (wait == 6.0)
+        assert breaker.allow(now + wait - 0.1) is None
+        breaker.succeeded(given(breaker, now := now + wait), now)
+        assert not breaker.lasting
+    fail(breaker, now + 20, 3)
+    assert not breaker.lasting, "it was well for twice the window"
+    given(breaker, now + 22)
+
+
+def test_it_lasts_when_probe_after_probe_failed_and_not_for_a_hold() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.hold("process", "starting")
+    assert not breaker.lasting
+    breaker.reset("process")
+    fail(breaker, 0.0, 3)
+    for now in (2.0, 6.0):
+        assert not breaker.lasting
+        breaker.failed(given(breaker, now), now, "502")
+    assert breaker.lasting
+    breaker.again(7.0)
+    assert not breaker.lasting
+    breaker.succeeded(given(breaker, 7.0), 7.0)
+    assert breaker.state is State.CLOSED

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.unit.guard.test_comparison import ARMS, Engine, Service
 
 from checkweigh.guard.alarms import Fails
 from checkweigh.guard.desk import Visit
-from checkweigh.guard.guard import _SETTLED_S, Guard
+from checkweigh.guard.guard import _APART_S, _SETTLED_S, Guard
 from checkweigh.guard.routing import Arm, Route
 
 ALPHA = 0.05
@@ -123,18 +124,25 @@ def ended(service: Service, arm: Arm, outcome: str = "upstream_error", **changed
     """A visit of a session of its own, that is over."""
     _, visit = service.visit(service.now, arm, Engine(), math.inf, True, "", deadlines=False)
     visit.session, visit.outcome, visit.status = f"{service.rng.random()}", outcome, 502  # type: ignore[assignment]
-    visit.quiet = visit.over = True
+    visit.failed, visit.quiet, visit.over = outcome == "upstream_error", True, True
     for name, value in changed.items():
         setattr(visit, name, value)
     return visit
 
 
 def heard(
-    service: Service, arm: Arm, *, times: int = 30, after: float = _SETTLED_S, **changed: object
+    service: Service,
+    arm: Arm,
+    *,
+    times: int = 30,
+    apart: float = _APART_S + 0.01,
+    after: float = _SETTLED_S,
+    **changed: object,
 ) -> str:
     """Whether so many failures switch the candidate off, once it is seen what became of the engine."""
     for _ in range(times):
         service.guard._heard(ended(service, arm, **changed))
+        service.now += apart
     service.now += after
     service.guard._heard(ended(service, "baseline", "ok"))
     return service.fired
@@ -142,12 +150,11 @@ def heard(
 
 def test_what_the_candidate_fails_switches_it_off_and_a_revival_begins_anew(service: Service) -> None:
     for _ in range(2):
-        assert not heard(service, "candidate", after=_SETTLED_S - 0.1), "not before it is known"
+        assert not heard(service, "candidate", times=9, after=_SETTLED_S - 1.1), "not before it is known"
         service.now += 0.2
         assert "sessions that an engine refused or failed" in heard(service, "baseline", times=0)
         service.guard.router.revive()
         assert not heard(service, "baseline", times=0), "what was before is forgotten"
-        assert not heard(service, "candidate", times=3)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +163,16 @@ def test_what_the_candidate_fails_switches_it_off_and_a_revival_begins_anew(serv
         {"quiet": False},  # an arm was full or away: it was not drawn
         {"degraded": "max_tokens=8"},  # which only one arm may be
         {"route": Route("candidate", "baseline")},  # away
-        {"sent": None},  # never asked
-        {"trips": 1},  # the breaker has opened, or the engine died
+        {"failed": False},  # it was full
+        {"trips": 1},  # a breaker has opened, or an engine died
+        {"apart": 0.01},  # all at once
         {"outcome": "shed"},
         {"outcome": "timeout"},
         {"outcome": "client_gone"},
         {"outcome": "refused"},
     ],
 )
-def test_what_says_nothing_of_an_engine_is_not_counted(service: Service, changed: dict[str, object]) -> None:
+def test_what_says_nothing_of_an_engine_is_not_counted(service: Service, changed: dict[str, Any]) -> None:
     assert not heard(service, "candidate", **changed)
 
 
@@ -190,6 +198,7 @@ def test_of_a_request_and_its_copy_only_what_one_failed_counts(
         service.guard._heard(pair[0])
         pair[1].over = True
         service.guard._heard(pair[1])
+        service.now += _APART_S + 0.01
     service.now += _SETTLED_S
     service.guard._heard(ended(service, "baseline", "client_gone"))
     assert bool(service.fired) == off

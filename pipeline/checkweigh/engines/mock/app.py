@@ -133,7 +133,7 @@ class MockApp:
     async def _reply(self, ask: Ask, send: Send) -> None:
         fate = self.schedule.fate()
         if fate is Fate.ERROR:
-            raise Refused(500, "the engine failed", "InternalServerError")
+            raise Refused(self.schedule.knobs.error_code, "the engine failed", "InternalServerError")
         sequence, answer = Sequence(len(ask.prompt), ask.wanted), Answer(ask)
         sent = False
         async with aclosing(self.schedule.run(sequence)) as updates:

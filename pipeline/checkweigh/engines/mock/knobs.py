@@ -48,7 +48,8 @@ class Knobs(Record):
     )
     crash_after: int = Field(default=0, ge=0, description="ends at this request; 0: never")
     crash_code: int = Field(default=1, ge=0, le=255)
-    error_share: float = Field(default=0.0, ge=0, le=1, description="answered 500")
+    error_share: float = Field(default=0.0, ge=0, le=1, description="answered with error_code")
+    error_code: int = Field(default=500, ge=400, le=599, description="the status of it")
     truncate_share: float = Field(
         default=0.0, ge=0, le=1, description="streams that end half-way, without a reason"
     )
