@@ -14,6 +14,8 @@ from enum import Enum
 
 from checkweigh.guard.policy import Breaker as Limits
 
+_LASTING = 5  # times in a row
+
 
 class State(Enum):
     """Of a breaker."""
@@ -67,7 +69,7 @@ class Breaker:
         if not self._current(permit):
             return
         if permit.probe:
-            self._closed = now
+            self._closed, self._wait = now, self._limits.open_s
             self._become(State.CLOSED)
         else:
             self._count(now, failed=False)
@@ -77,16 +79,15 @@ class Breaker:
         if not self._current(permit):
             return
         if permit.probe:
-            self._longer()
+            self._in_a_row += 1
+            self._wait = min(self._limits.open_max_s, 2 * self._wait)
             self._open(now, f"a probe failed: {why}")
             return
         self._count(now, failed=True)
         failures = sum(failed for _, failed in self._calls)
         if failures >= self._limits.failures and failures >= self._limits.share * len(self._calls):
-            if now - self._closed < 2 * self._limits.window_s:
-                self._longer()  # a probe's first token was no proof
-            else:
-                self._forgive()
+            soon = now - self._closed < 2 * self._limits.window_s  # a probe's first token was no proof
+            self._in_a_row = self._in_a_row + 1 if soon else 0
             self._open(now, f"{failures} of {len(self._calls)} requests failed, the last: {why}")
 
     def dropped(self, permit: Permit) -> None:
@@ -130,9 +131,8 @@ class Breaker:
 
     @property
     def lasting(self) -> bool:
-        """Whether it opened again and again, until the wait for the next probe is the longest there is."""
-        opened = self.state is State.OPEN and not self._holds
-        return opened and self._in_a_row > 0 and self._wait >= self._limits.open_max_s
+        """Whether it is open for failures, and has opened again and again."""
+        return self.state is State.OPEN and not self._holds and self._in_a_row >= _LASTING
 
     @property
     def held(self) -> bool:
@@ -142,10 +142,6 @@ class Breaker:
     def retry_after(self, now: float) -> int:
         """Whole seconds until it is worth asking again."""
         return max(1, round(self._limits.open_s if self._holds else self._reopen - now))
-
-    def _longer(self) -> None:
-        self._in_a_row += 1
-        self._wait = min(self._limits.open_max_s, 2 * self._wait)
 
     def _forgive(self) -> None:
         self._in_a_row, self._wait = 0, self._limits.open_s

@@ -106,17 +106,15 @@ def test_holds_are_independent_and_the_last_release_leads_to_a_probe() -> None:
     assert breaker.state is State.CLOSED
 
 
-def test_what_opens_it_again_soon_after_a_probe_makes_the_wait_longer_until_it_lasts() -> None:
+def test_it_lasts_when_it_opens_again_soon_after_each_probe() -> None:
     breaker, now = Breaker(LIMITS), 0.0
-    for wait in (2.0, 4.0, 6.0):
+    for times in range(6):
         fail(breaker, now, 3)
-        assert breaker.lasting == (wait == 6.0)
-        assert breaker.allow(now + wait - 0.1) is None
-        breaker.succeeded(given(breaker, now := now + wait), now)
-        assert not breaker.lasting
+        assert breaker.lasting == (times == 5)
+        breaker.succeeded(given(breaker, now := now + 2), now)
+        assert not breaker.lasting, "it is closed"
     fail(breaker, now + 20, 3)
     assert not breaker.lasting, "it was well for twice the window"
-    given(breaker, now + 22)
 
 
 def test_it_lasts_when_probe_after_probe_failed_and_not_for_a_hold() -> None:
@@ -125,11 +123,18 @@ def test_it_lasts_when_probe_after_probe_failed_and_not_for_a_hold() -> None:
     assert not breaker.lasting
     breaker.reset("process")
     fail(breaker, 0.0, 3)
-    for now in (2.0, 6.0):
+    for now in (2.0, 6.0, 12.0, 18.0, 24.0):
         assert not breaker.lasting
         breaker.failed(given(breaker, now), now, "502")
     assert breaker.lasting
-    breaker.again(7.0)
+    breaker.hold("memory", "memory is critical")
+    assert not breaker.lasting, "a cause that both arms may have"
+    breaker.release("memory", 25.0)
+    for now in (25.0, 29.0, 35.0, 41.0, 47.0):
+        assert not breaker.lasting
+        breaker.failed(given(breaker, now), now, "502")
+    assert breaker.lasting
+    breaker.again(48.0)
     assert not breaker.lasting
-    breaker.succeeded(given(breaker, 7.0), 7.0)
+    breaker.succeeded(given(breaker, 48.0), 48.0)
     assert breaker.state is State.CLOSED
