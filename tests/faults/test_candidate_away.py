@@ -14,6 +14,7 @@ from tests.faults.test_faults_engine import QUICK
 
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
+from checkweigh.guard import guard as module
 from checkweigh.guard.launching import mock_plan
 
 START_S = 120.0  # machines are shared
@@ -77,6 +78,14 @@ def test_a_candidate_that_fails_everything_is_switched_off(shadow: bool) -> None
         assert "its breaker stays open (a probe failed: the engine failed)" in line
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures count a tenth of a second apart, after half a second."""
+    monkeypatch.setattr(module, "_APART_S", 0.1)
+    monkeypatch.setattr(module, "_SETTLED_S", 0.5)
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("code", [500, 429])
 def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_closed(code: int) -> None:
     """But not for 429: that is load."""
@@ -86,7 +95,7 @@ def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_cl
         guarded(endpoint, candidate=other, share=0.5) as run,
     ):
         run.ready()
-        replies = load(run, 20, 20)
+        replies = load(run, 20, 8)
         assert {r.status for r in replies} == {200, 502 if code == 500 else 503}
         assert run.guard.router.weight == (0 if code == 500 else 0.5)
         assert run.guard.arms["candidate"].breaker.trips == 0
@@ -158,22 +167,21 @@ def test_what_was_mended_may_be_revived() -> None:
         assert len(off(run)) == 1
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_baseline_that_takes_nobody_is_no_evidence_against_the_candidate() -> None:
     """Memory is critical for a moment, and then the probe is a long reply in one piece: 503 for all others."""
-    limits = policy("breaker: {open_s: 0.1}")
-    both = Knobs(max_len=64, first_ms=10, token_ms=100, reply_tokens=200)
+    both = Knobs(max_len=64, first_ms=10, token_ms=80, reply_tokens=200)
     with (
         in_thread(both) as (endpoint, _),
         in_thread(both) as (other, _mock),
-        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+        guarded(endpoint, policy("breaker: {open_s: 0.1}"), candidate=other, share=0.5) as run,
     ):
         run.ready()
         breaker = run.guard.arms["baseline"].breaker
         run.do(lambda: breaker.hold("memory", "memory is critical"))
         run.do(lambda: breaker.release("memory", time.monotonic()))
-        asked = lambda i: body(*((f"box {i}", 50) if i % 3 else ("weigh " * 100, 2)))  # noqa: E731
-        replies = asyncio.run(open_loop(run.url, 10, 12, asked))
-        statuses = [r.status for r in replies]
-        assert statuses.count(503) > 10
-        assert statuses.count(400) > 9
+        asked = lambda i: body(*(("weigh " * 100, 2) if i % 3 else (f"box {i}", 50)))  # noqa: E731
+        statuses = [r.status for r in asyncio.run(open_loop(run.url, 20, 4, asked))]
         assert not off(run)
+        assert statuses.count(503) > 15, "of the baseline's"
+        assert statuses.count(400) > 15, "of the candidate's"
