@@ -50,6 +50,7 @@ class Breaker:
         self.state = State.CLOSED
         self.reason = ""
         self.trips = 0
+        self.opened = -math.inf  # last, for failures
 
     def allow(self, now: float) -> Permit | None:
         """A permit, or None: the arm is to be left alone."""
@@ -158,7 +159,7 @@ class Breaker:
 
     def _open(self, now: float, why: str) -> None:
         self.trips += 1
-        self.reason = why
+        self.opened, self.reason = now, why
         self._reopen = now + self._wait
         self._become(State.OPEN)
 

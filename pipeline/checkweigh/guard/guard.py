@@ -257,6 +257,7 @@ class Guard:
         arm, now = self.arms.get("candidate"), time.monotonic()
         if arm is None or self.router.killed:
             return
+        baseline, long_s = self.arms["baseline"], self._setup.policy.breaker.open_max_s
         if self._revivals != self.router.revivals:
             self._begin_comparison()
         if not (blind := arm.saturation.blind(now)):
@@ -265,11 +266,11 @@ class Guard:
             self._blind = now
         if arm.supervisor is not None and arm.supervisor.gave_up:
             self._switch_off("its engine stays down")
-        elif not self.arms["baseline"].ready:
+        elif not baseline.ready or now - baseline.breaker.opened < long_s:
             return  # for a cause that both may have
         elif arm.breaker.lasting:
             self._switch_off(f"its breaker stays open ({arm.breaker.reason})")
-        elif self._blind is not None and now - self._blind >= self._setup.policy.breaker.open_max_s:
+        elif self._blind is not None and now - self._blind >= long_s:
             self._switch_off(f"its {blind}")
 
     def _switch_off(self, why: str) -> None:

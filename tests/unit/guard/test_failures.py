@@ -208,3 +208,32 @@ def test_with_copies_one_arm_is_as_likely_to_fail_as_the_other(service: Service)
     guard = Guard(replace(service.guard._setup, shadow=True, share=0.0), service.said.append)
     fired = [guard._fails.add("candidate", f"{i}", failed=True) for i in range(9)]
     assert fired.index(True) == 8
+
+
+def open_again_and_again(service: Service, arm: Arm, times: int) -> None:
+    breaker = service.guard.arms[arm].breaker
+    while breaker.trips < times:
+        permit = breaker.allow(service.now)
+        if permit is not None:
+            breaker.failed(permit, service.now, "502")
+        service.now += 1
+
+
+def test_a_breaker_that_opens_again_and_again_beside_a_baseline_that_is_well(service: Service) -> None:
+    open_again_and_again(service, "candidate", 5)
+    service.guard._gone()
+    assert not service.fired, "four times more"
+    open_again_and_again(service, "baseline", 1)
+    open_again_and_again(service, "candidate", 6)
+    service.guard._gone()
+    assert "its breaker stays open" in service.fired
+
+
+def test_what_befalls_both_arms_is_no_reason(service: Service) -> None:
+    open_again_and_again(service, "candidate", 6)
+    open_again_and_again(service, "baseline", 1)
+    service.guard._gone()
+    assert not service.fired
+    service.now += 60
+    service.guard._gone()
+    assert service.fired
