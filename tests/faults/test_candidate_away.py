@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
 from tests.faults.test_faults_engine import QUICK
+from tests.faults.test_shadow import shadowed
 
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
@@ -107,15 +108,46 @@ def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_cl
         ] == [True] * (code == 500)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_candidate_that_refuses_what_the_baseline_takes_is_switched_off() -> None:
+    narrow = Knobs(max_len=64)
+    with (
+        in_thread(Knobs()) as (endpoint, _),
+        in_thread(narrow) as (other, _mock),
+        guarded(endpoint, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        asked = lambda i: body("weigh " * (100 if i % 2 else 1), 2)  # noqa: E731
+        replies = asyncio.run(open_loop(run.url, 20, 5, asked))
+        assert run.guard.router.weight == 0
+        assert {r.status for r in replies} == {200, 400}
+        assert "were the candidate's" in off(run)[0]
+        assert run.guard.arms["candidate"].breaker.trips == 0
+        assert all(r.ok for r in asyncio.run(open_loop(run.url, 50, 1, asked)))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("baseline", "killed"), [(4096, True), (64, False)], ids=["alone", "like the baseline"]
+)
+def test_a_shadow_that_refuses_is_switched_off(baseline: int, killed: bool) -> None:
+    with shadowed(Knobs(max_len=baseline), Knobs(max_len=64)) as (run, _, _copied):
+        replies = asyncio.run(open_loop(run.url, 15, 2.5, lambda i: body("weigh " * 100)))
+        assert {r.status for r in replies} == {200 if killed else 400}
+        run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
+        assert bool(run.guard.router.killed) == killed, run.said
+
+
+@pytest.mark.usefixtures("quick")
 def test_equal_arms_that_fail_some_stay() -> None:
     flawed = Knobs(error_share=0.1)
     with (
         in_thread(flawed) as (endpoint, _),
         in_thread(flawed.model_copy(update={"seed": 1})) as (other, _mock),
-        guarded(endpoint, candidate=other, share=0.5) as run,
+        guarded(endpoint, policy("routing: {alpha: 0.001}"), candidate=other, share=0.5) as run,
     ):
         run.ready()
-        load(run, 40, 10)
+        load(run, 40, 8)
         assert not off(run)
 
 

@@ -197,15 +197,6 @@ def test_an_opened_breaker_does_not_keep_a_server_unready_for_want_of_requests()
         assert [r.ok for r in load(run, 20, 0.1)] == [True, True]
 
 
-@pytest.mark.parametrize(("baseline", "off"), [(4096, True), (64, False)], ids=["alone", "like the baseline"])
-def test_a_shadow_that_refuses_is_switched_off(baseline: int, off: bool) -> None:
-    with shadowed(Knobs(max_len=baseline), Knobs(max_len=64)) as (run, _, _copied):
-        replies = asyncio.run(open_loop(run.url, 10, 8, lambda i: body("weigh " * 100)))
-        assert {r.status for r in replies} == {200 if off else 400}
-        run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
-        assert bool(run.guard.router.killed) == off, run.said
-
-
 @pytest.mark.parametrize(
     ("headers", "outcome", "status"),
     [({}, "client_gone", 499), ({"x-checkweigh-deadline-ms": "300"}, "timeout", 504)],
