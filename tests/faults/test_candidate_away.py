@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,34 @@ from tests.faults.harness import Reply, Running, body, guarded, open_loop, polic
 from tests.faults.test_faults_engine import QUICK
 from tests.faults.test_shadow import shadowed
 
+from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard import guard as module
 from checkweigh.guard.launching import mock_plan
+from checkweigh.guard.policy import GuardPolicy
 
+SOUND = Knobs()
 START_S = 120.0  # machines are shared
 
 
 def load(run: Running, rate: float, seconds: float) -> list[Reply]:
     """One request a session."""
     return asyncio.run(open_loop(run.url, rate, seconds, lambda i: body(f"box {i}", 2)))
+
+
+@contextmanager
+def split(
+    candidate: Knobs, limits: GuardPolicy | None = None, *, baseline: Knobs = SOUND
+) -> Iterator[tuple[Running, MockApp]]:
+    """Half of the sessions each: a guard that is ready, and the candidate's mock."""
+    with (
+        in_thread(baseline) as (endpoint, _),
+        in_thread(candidate) as (other, mock),
+        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+    ):
+        run.ready()
+        yield run, mock
 
 
 def off(run: Running) -> list[str]:
@@ -90,12 +109,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("code", [500, 429])
 def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_closed(code: int) -> None:
     """But not for 429: that is load."""
-    with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs(error_share=0.3, error_code=code)) as (other, _mock),
-        guarded(endpoint, candidate=other, share=0.5) as run,
-    ):
-        run.ready()
+    with split(Knobs(error_share=0.3, error_code=code)) as (run, _):
         breaker = run.guard.arms["candidate"].breaker
         run.do(lambda: breaker.hold("process", "it was restarted once"))
         run.do(lambda: breaker.reset("process"))
@@ -111,12 +125,7 @@ def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_cl
 @pytest.mark.usefixtures("quick")
 def test_a_candidate_that_refuses_what_the_baseline_takes_is_switched_off() -> None:
     narrow = Knobs(max_len=64)
-    with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(narrow) as (other, _mock),
-        guarded(endpoint, candidate=other, share=0.5) as run,
-    ):
-        run.ready()
+    with split(narrow) as (run, _):
         asked = lambda i: body("weigh " * (100 if i % 2 else 1), 2)  # noqa: E731
         replies = asyncio.run(open_loop(run.url, 20, 5, asked))
         assert run.guard.router.weight == 0
@@ -141,12 +150,10 @@ def test_a_shadow_that_refuses_is_switched_off(baseline: int, killed: bool) -> N
 @pytest.mark.usefixtures("quick")
 def test_equal_arms_that_fail_some_stay() -> None:
     flawed = Knobs(error_share=0.1)
-    with (
-        in_thread(flawed) as (endpoint, _),
-        in_thread(flawed.model_copy(update={"seed": 1})) as (other, _mock),
-        guarded(endpoint, policy("routing: {alpha: 0.001}"), candidate=other, share=0.5) as run,
+    with split(flawed.model_copy(update={"seed": 1}), policy("routing: {alpha: 0.001}"), baseline=flawed) as (
+        run,
+        _,
     ):
-        run.ready()
         load(run, 40, 8)
         assert not off(run)
 
@@ -154,24 +161,14 @@ def test_equal_arms_that_fail_some_stay() -> None:
 def test_a_candidate_that_breaks_every_stream_is_switched_off() -> None:
     """Its first tokens close the breaker each time."""
     limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.8}")
-    with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs(truncate_share=1.0)) as (other, _mock),
-        guarded(endpoint, limits, candidate=other, share=0.5) as run,
-    ):
-        run.ready()
+    with split(Knobs(truncate_share=1.0), limits) as (run, _):
         asyncio.run(open_loop(run.url, 30, 8, lambda i: body(f"box {i}", 8, stream=True)))
         assert "its breaker stays open" in off(run)[0]
 
 
 def test_a_candidate_of_which_nothing_is_known_is_away_and_then_off() -> None:
     limits = policy("saturation: {scrape_s: 0.2, stale_s: 0.6}\nbreaker: {open_s: 1.0, open_max_s: 4.0}")
-    with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs(frozen_metrics=True)) as (other, mock),
-        guarded(endpoint, limits, candidate=other, share=0.5) as run,
-    ):
-        run.ready()
+    with split(Knobs(frozen_metrics=True), limits) as (run, mock):
         assert all(r.total_s < 4 for r in load(run, 30, 1.5))
         run.until(lambda: run.guard.arms["candidate"].saturation.blind(time.monotonic()) != "")
         seen = mock.schedule.seen
@@ -185,12 +182,7 @@ def test_a_candidate_of_which_nothing_is_known_is_away_and_then_off() -> None:
 
 def test_what_was_mended_may_be_revived() -> None:
     limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.4}")
-    with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs(error_share=1.0)) as (other, mock),
-        guarded(endpoint, limits, candidate=other, share=0.5) as run,
-    ):
-        run.ready()
+    with split(Knobs(error_share=1.0), limits) as (run, mock):
         load(run, 50, 3)
         run.until(lambda: run.guard.router.weight == 0)
         mock.schedule.turn(Knobs())
@@ -206,12 +198,7 @@ def test_what_was_mended_may_be_revived() -> None:
 def test_a_baseline_that_takes_nobody_is_no_evidence_against_the_candidate() -> None:
     """Memory is critical for a moment, and then the probe is a long reply in one piece: 503 for all others."""
     both = Knobs(max_len=64, first_ms=10, token_ms=80, reply_tokens=200)
-    with (
-        in_thread(both) as (endpoint, _),
-        in_thread(both) as (other, _mock),
-        guarded(endpoint, policy("breaker: {open_s: 0.1}"), candidate=other, share=0.5) as run,
-    ):
-        run.ready()
+    with split(both, policy("breaker: {open_s: 0.1}"), baseline=both) as (run, _):
         breaker = run.guard.arms["baseline"].breaker
         run.do(lambda: breaker.hold("memory", "memory is critical"))
         run.do(lambda: breaker.release("memory", time.monotonic()))

@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,10 @@ class Edge:
 
     def until(self, arm: str, healthy: bool) -> None:
         end = time.monotonic() + 30
-        while self.healthy(arm) != healthy:
+        while True:
+            with suppress(OSError):  # it starts
+                if self.healthy(arm) == healthy:
+                    return
             assert time.monotonic() < end, f"{arm}: not within 30 s"
             time.sleep(0.1)
 
@@ -106,18 +109,10 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
             guards[arm] = stack.enter_context(guarded(endpoint, policy(LIMITS)))
             guards[arm].ready()
         ports = {arm: int(guard.url.rpartition(":")[2]) for arm, guard in guards.items()}
-        folder = tmp_path_factory.mktemp("envoy")
-        url, admin = stack.enter_context(envoy(folder, ports))
+        url, admin = stack.enter_context(envoy(tmp_path_factory.mktemp("envoy"), ports))
         found = Edge(url, admin, guards, mocks)
-        end = time.monotonic() + 30
-        while True:
-            try:
-                if all(found.healthy(arm) for arm in ARMS):
-                    break
-            except OSError:
-                pass
-            assert time.monotonic() < end, (folder / "envoy.log").read_text()[-2000:]
-            time.sleep(0.1)
+        for arm in ARMS:
+            found.until(arm, True)
         yield found
 
 

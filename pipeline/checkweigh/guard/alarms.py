@@ -148,7 +148,7 @@ class Fails:
     sessions are drawn independently, what is counted was drawn while both arms took all, and when a session comes to
     what fails does not depend on its arm. Fires when the always-valid lower bound lies beyond; latched. Two counts
     with half of ``alpha`` each: windows of 100 failed sessions, or 10,000 requests from the first, so that a good time
-    hides little (the k-th has the level 1 / (k (k + 1)) of it); and one without end, for small differences.
+    hides no large difference (the k-th has the level 1 / (k (k + 1)) of it); and one without end, for small ones.
     """
 
     def __init__(self, *, share: float, margin: float, alpha: float) -> None:
