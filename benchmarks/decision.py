@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 from decision_peers import QUIET
 
-from checkweigh.compare import compare
-from checkweigh.decide import decide
+from checkweigh.decision.compare import compare
+from checkweigh.decision.pairing import PairedSample
+from checkweigh.decision.verdict import decide
 from checkweigh.measure import host
-from checkweigh.pairing import PairedSample
 from checkweigh.records.document import parse
 from checkweigh.records.policy import Check, Policy
 from checkweigh.stats import Partition

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from checkweigh import canonical
-from checkweigh.compare import compare
-from checkweigh.decide import Judgement, checks_of, decide
-from checkweigh.pairing import pair
+from checkweigh.decision.compare import compare
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import Judgement, checks_of, decide
 from checkweigh.records.document import parse
 from checkweigh.records.evalset import SCORER_OF, Card, Choice, EvalSet, Generation, Item, Scorer, Text
 from checkweigh.records.measurement import (

@@ -30,12 +30,12 @@ import yaml
 from benchmarks.zoo.gating import ROOT, changed, rules
 from benchmarks.zoo.specimens import BASELINE
 
-from checkweigh.compare import compare
-from checkweigh.decide import checks_of, decide, hypotheses
+from checkweigh.decision.compare import compare
+from checkweigh.decision.looks import planned, restricted, upto
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.files import write_atomic
-from checkweigh.looks import planned, restricted, upto
 from checkweigh.measure import host
-from checkweigh.pairing import pair
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet

@@ -27,10 +27,10 @@ import yaml
 from benchmarks.zoo.specimens import Specimen
 
 from checkweigh import canonical
-from checkweigh.decide import JUDGING
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import JUDGING
 from checkweigh.measure import host
 from checkweigh.measure.pairs import ARMS
-from checkweigh.pairing import pair
 from checkweigh.records.decision import Decision
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import PROTOCOL, MeasurementSet

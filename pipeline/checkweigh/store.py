@@ -25,9 +25,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from checkweigh import canonical
+from checkweigh.decision.looks import PARTS, merged
 from checkweigh.errors import StoreError
 from checkweigh.files import lock, write_atomic
-from checkweigh.looks import PARTS, merged
 from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, policy
 
-from checkweigh.planning import Noise, assumed
+from checkweigh.decision.planning import Noise, assumed
+from checkweigh.decision.simulation import Bench, Scenario
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import Check
 from checkweigh.records.simulation import Rates
-from checkweigh.simulation import Bench, Scenario
 from checkweigh.sources.pin import quiet
 from checkweigh.usecases.inputs import read_policy_inputs
 

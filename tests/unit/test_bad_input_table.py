@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.builders import check, evalset, judge, measured, policy, with_observations
 
-from checkweigh.compare import compare, compare_many
-from checkweigh.decide import checks_of, decide, hypotheses
-from checkweigh.looks import planned
-from checkweigh.pairing import PairedSample, pair
+from checkweigh.decision.compare import compare, compare_many
+from checkweigh.decision.looks import planned
+from checkweigh.decision.pairing import PairedSample, pair
+from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import Scorer

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, policy
 
-from checkweigh.compare import compare, compare_blocks, margin_of
-from checkweigh.pairing import PairedSample
+from checkweigh.decision.compare import compare, compare_blocks, margin_of
+from checkweigh.decision.pairing import PairedSample
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.measurement import Block, PairedRun
 from checkweigh.records.policy import Check

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, judge, measured, policy
 
-from checkweigh.compare import compare_blocks
-from checkweigh.decide import Judgement, checks_of, decide
+from checkweigh.decision.compare import compare_blocks
+from checkweigh.decision.verdict import Judgement, checks_of, decide
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Block, PairedRun

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tests.builders import check, policy
 
-from checkweigh.compare import compare_blocks
-from checkweigh.decide import decide
+from checkweigh.decision.compare import compare_blocks
+from checkweigh.decision.verdict import decide
 from checkweigh.errors import BadDocument
 from checkweigh.records.comparison import Comparison, Estimate, Inestimable
 from checkweigh.records.decision import Verdict

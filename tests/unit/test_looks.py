@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from scipy import special
 from tests.builders import check, evalset, measured, policy
 
-from checkweigh.compare import compare
-from checkweigh.decide import Judgement, checks_of, decide, hypotheses
-from checkweigh.errors import BadDocument
-from checkweigh.looks import (
+from checkweigh.decision.compare import compare
+from checkweigh.decision.looks import (
     Look,
     designed,
     effective_items,
@@ -24,7 +22,14 @@ from checkweigh.looks import (
     slices,
     upto,
 )
-from checkweigh.pairing import pair
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import (
+    Judgement,
+    checks_of,
+    decide,
+    hypotheses,
+)
+from checkweigh.errors import BadDocument
 from checkweigh.records.comparison import Comparison, Estimate, Identical
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet

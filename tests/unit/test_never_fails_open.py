@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, judge, measured, policy, with_observations
 
-from checkweigh.compare import compare, compare_blocks
-from checkweigh.decide import checks_of, decide, hypotheses
-from checkweigh.divergence import compare_divergence
+from checkweigh.decision.compare import compare, compare_blocks
+from checkweigh.decision.compare_divergence import compare_divergence
+from checkweigh.decision.looks import planned, upto
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.errors import BadDocument
-from checkweigh.looks import planned, upto
-from checkweigh.pairing import pair
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Inestimable
 from checkweigh.records.decision import Verdict

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.builders import evalset, measured, with_observations
 
-from checkweigh.pairing import PairedSample, pair
+from checkweigh.decision.pairing import PairedSample, pair
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, Observation, Scored
 from checkweigh.records.metrics import METRICS

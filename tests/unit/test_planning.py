@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, measured, policy
 
-from checkweigh.pairing import pair
-from checkweigh.planning import Noise, assumed, joint, plan_checks, problems
-from checkweigh.planning import measured as noise_of
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.planning import (
+    Noise,
+    assumed,
+    joint,
+    plan_checks,
+    problems,
+)
+from checkweigh.decision.planning import measured as noise_of
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.plan import PlannedCheck
 from checkweigh.records.policy import Check, Policy

@@ -10,15 +10,20 @@ import pytest
 from scipy import stats
 from tests.builders import check, evalset, policy
 
-from checkweigh.compare import compare, compare_many
-from checkweigh.decide import checks_of, hypotheses
-from checkweigh.looks import Level, planned
-from checkweigh.pairing import PairedSample
-from checkweigh.planning import Noise, assumed, plan_checks
+from checkweigh.decision.compare import compare, compare_many
+from checkweigh.decision.looks import Level, planned
+from checkweigh.decision.pairing import PairedSample
+from checkweigh.decision.planning import Noise, assumed, plan_checks
+from checkweigh.decision.simulation import (
+    Bench,
+    Scenario,
+    latent_correlation,
+    simulate,
+)
+from checkweigh.decision.verdict import checks_of, hypotheses
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import Check, Policy
-from checkweigh.simulation import Bench, Scenario, latent_correlation, simulate
 
 RUNS = 60
 PROGRESS: list[str] = []

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from checkweigh.decision.evalset_audit import Finding, smallest_margin, vet
 from checkweigh.records.evalset import Check, Choice, Generation, Item, Message, Text
-from checkweigh.vetting import Finding, smallest_margin, vet
 
 
 def asked(

@@ -30,7 +30,7 @@ def engine_install(
     as_json: AsJson = False,
 ) -> None:
     """Install one version of an engine into an environment of its own, exactly as its lock says."""
-    from checkweigh.numbers import size
+    from checkweigh.decision.formatting import size
     from checkweigh.usecases.engines import install_engine
 
     with bars() as bar:
@@ -48,8 +48,8 @@ def engine_ls(as_json: AsJson = False) -> None:
     """List the environments that are there, and the leftovers of killed installations."""
     import json
 
+    from checkweigh.decision.formatting import size
     from checkweigh.envs.place import engines_root, environments
-    from checkweigh.numbers import size
 
     found = environments()
     if as_json:

@@ -24,7 +24,7 @@ def policy_diff(
     import json
     from dataclasses import asdict
 
-    from checkweigh.governance import loosenings
+    from checkweigh.decision.policy_diff import loosenings
     from checkweigh.sources.documents import read_policy
 
     found = loosenings(read_policy(old), read_policy(new))

@@ -59,7 +59,7 @@ def store_gc(
     """Remove damaged records and leftovers; never what is being measured."""
     import json
 
-    from checkweigh.numbers import size
+    from checkweigh.decision.formatting import size
     from checkweigh.usecases.housekeeping import store_root, sweep
 
     done = sweep(store_root(), older_than=older_than, incomplete=incomplete, dry_run=dry_run)

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from checkweigh.compare import margin_of
-from checkweigh.decide import checks_of
-from checkweigh.numbers import duration
+from checkweigh.decision.compare import margin_of
+from checkweigh.decision.formatting import duration
+from checkweigh.decision.verdict import checks_of
 from checkweigh.records.calibration import Calibration, Floor
 from checkweigh.records.policy import Check, Policy
 from checkweigh.report.safe import one_line

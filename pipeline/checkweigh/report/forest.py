@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from checkweigh import numbers
+from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical
 from checkweigh.report.svg import Scale, dot, el, label, line, picture
 from checkweigh.report.view import Row
@@ -111,7 +111,7 @@ def _row(row: Row, frame: _Frame, x: Scale, y: float) -> Iterator[Markup]:
     else:
         yield label(0, base, row.id, f"name{faint}", limit=30)
         yield label(end + 16, base, row.effect, f"value o-{row.outcome}{faint}")
-        yield label(end + 172, base, numbers.bare(row.limit), f"muted{faint}")
+        yield label(end + 172, base, formatting.bare(row.limit), f"muted{faint}")
     yield from _marks(row, x, centre)
     yield from _drawn(row, x, centre, faint)
 

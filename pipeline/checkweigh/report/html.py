@@ -9,9 +9,9 @@ from functools import cache
 import jinja2
 from markupsafe import Markup
 
-from checkweigh import numbers
 from checkweigh.canonical import short
-from checkweigh.compare import block_key
+from checkweigh.decision import formatting
+from checkweigh.decision.compare import block_key
 from checkweigh.records.decision import Arm, Decision
 from checkweigh.records.metrics import METRICS
 from checkweigh.report import plots, view
@@ -69,12 +69,12 @@ def _template() -> jinja2.Template:
     environment.filters.update(
         line=one_line,
         short=short,
-        count=numbers.count,
+        count=formatting.count,
         divergence=view.divergence,
         favourites=view.favourites,
-        duration=numbers.duration,
+        duration=formatting.duration,
         speed=view.speed,
-        size=numbers.size,
+        size=formatting.size,
     )
     return environment.get_template("report.html.j2")
 
@@ -152,9 +152,11 @@ def _card(pair: ItemPair) -> Card:
         left, right = sides(base, cand)
     else:
         left, right = ((Piece(t, False),) if t is not None else () for t in texts)
-    values = numbers.levels(pair.metric, pair.baseline, pair.candidate)
+    values = formatting.levels(pair.metric, pair.baseline, pair.candidate)
     loss = (
-        f"worse by {numbers.loss(pair.metric, pair.loss)}" if pair.loss is not None and pair.loss > 0 else ""
+        f"worse by {formatting.loss(pair.metric, pair.loss)}"
+        if pair.loss is not None and pair.loss > 0
+        else ""
     )
     return Card(
         pair=pair,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh import numbers
+from checkweigh.decision import formatting
 from checkweigh.records.decision import Decision, Verdict
 
 BIAS = (
@@ -24,8 +24,8 @@ def _looks(decision: Decision) -> str:
         return f"None of {len(looks.shares)} looks was complete"
     last = looks.made[-1]
     said = (
-        f"Look {last.number} of {len(looks.shares)}: {numbers.count(looks.items)} of {numbers.count(looks.planned)} "
-        "items an arm"
+        f"Look {last.number} of {len(looks.shares)}: {formatting.count(looks.items)} of "
+        f"{formatting.count(looks.planned)} items an arm"
     )
     if not looks.early:
         return said
@@ -33,10 +33,10 @@ def _looks(decision: Decision) -> str:
     cost = (
         ""
         if looks.saved_seconds is None
-        else f" and about {numbers.duration(looks.saved_seconds)} of computing"
+        else f" and about {formatting.duration(looks.saved_seconds)} of computing"
     )
     if decision.verdict in (Verdict.PASS, Verdict.BLOCK):
-        said += f"; settled early, which saved {numbers.count(left)} items an arm{cost}"
+        said += f"; settled early, which saved {formatting.count(left)} items an arm{cost}"
     return f"{said}; {BIAS}"
 
 

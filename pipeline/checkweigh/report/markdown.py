@@ -12,8 +12,8 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 
-from checkweigh import numbers
 from checkweigh.canonical import short
+from checkweigh.decision import formatting
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
 from checkweigh.report.items import ItemPair, worst
@@ -152,7 +152,7 @@ def _changes(decision: Decision) -> str:
 
 
 def _item(pair: ItemPair) -> str:
-    values = numbers.levels(pair.metric, pair.baseline, pair.candidate)
+    values = formatting.levels(pair.metric, pair.baseline, pair.candidate)
     note = f" ({plain(pair.note)})" if pair.note else ""
     lines = [
         f"**{plain(pair.set_name, 100)} / {plain(pair.id, 100)}**, {plain(pair.metric)} {plain(values)}{note}"
@@ -176,7 +176,7 @@ def _provenance(decision: Decision) -> Iterator[str]:
         how = "stored" if s.stored else "measured"
         yield (
             f"- {plain(s.name)}, {plain(s.arm)}: {s.items:,} items, {s.tokens:,} tokens, "
-            f"{numbers.duration(s.seconds)}, {view.speed(s)} tokens/s, {how}"
+            f"{formatting.duration(s.seconds)}, {view.speed(s)} tokens/s, {how}"
         )
     for label, arm in (("baseline", decision.baseline), ("candidate", decision.candidate)):
         identity = short(arm.identity) if arm.identity else "none"

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from checkweigh.numbers import count, duration
+from checkweigh.decision.formatting import count, duration
 from checkweigh.records.plan import Plan, PlannedCheck
 from checkweigh.report.safe import one_line
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from checkweigh import numbers
+from checkweigh.decision import formatting
 from checkweigh.records.measurement import Block
 from checkweigh.report.items import ItemPair
 from checkweigh.report.safe import shorten
@@ -75,7 +75,7 @@ def strata(pairs: Sequence[ItemPair], metric: str, key: str, narrow: bool = Fals
         said = f"{shorten(name, 34 if narrow else 21)} ({n:,})"
         parts.append(label(10 if narrow else 180, top + 17, said, "name", "start" if narrow else "end"))
         parts.append(line(x(base), centre, x(cand), centre, "link"))
-        tip = f"{name}: {numbers.level(metric, base)} to {numbers.level(metric, cand)}"
+        tip = f"{name}: {formatting.level(metric, base)} to {formatting.level(metric, cand)}"
         parts += [dot(x(base), centre, 5, "dot-b", tip), dot(x(cand), centre, 5, "dot-c", tip)]
     parts += [label(x(t), height - 24, _tick(metric, t), "muted", "middle") for t in ticks]
     parts.append(label((x.p0 + x.p1) / 2, height - 6, f"mean {metric}", "muted", "middle"))
@@ -85,7 +85,7 @@ def strata(pairs: Sequence[ItemPair], metric: str, key: str, narrow: bool = Fals
 def timing(blocks: Sequence[Block], name: str, key: str, narrow: bool = False) -> Markup:
     """One metric's change (candidate over baseline, percent) pair by pair, in the order measured."""
     changes = [
-        (b.pair, numbers.percent_of_log(math.log(b.candidate[name] / b.baseline[name])), b.order[0])
+        (b.pair, formatting.percent_of_log(math.log(b.candidate[name] / b.baseline[name])), b.order[0])
         for b in blocks
         if b.baseline.get(name, 0) > 0 and b.candidate.get(name, 0) > 0
     ]
@@ -101,22 +101,26 @@ def timing(blocks: Sequence[Block], name: str, key: str, narrow: bool = False) -
         parts.append(line(x.p0, y(t), x.p1, y(t), "zero" if t == 0 else "grid"))
         parts.append(
             label(
-                x.p0 - 6, y(t) + 4, f"{numbers.fixed(t, 0 if abs(t) >= 1 or t == 0 else 2)}%", "muted", "end"
+                x.p0 - 6,
+                y(t) + 4,
+                f"{formatting.fixed(t, 0 if abs(t) >= 1 or t == 0 else 2)}%",
+                "muted",
+                "end",
             )
         )
     parts.append(line(x.p0, y(middle), x.p1, y(middle), "median"))
     for p, change, first in changes[::thin]:
-        tip = f"pair {p}: {numbers.fixed(change, 1)}%, {first} first"
+        tip = f"pair {p}: {formatting.fixed(change, 1)}%, {first} first"
         parts.append(dot(x(p), y(change), 3.5, "dot-b" if first == "baseline" else "dot-c", tip))
     parts += [label(x(t), height - 28, f"{t:,.0f}", "muted", "middle") for t in x.ticks(5)]
     every = "" if thin == 1 else f", one in {thin} drawn"
     parts.append(label((x.p0 + x.p1) / 2, height - 8, f"pair of blocks, in order{every}", "muted", "middle"))
-    title = f"{name}: change from baseline to candidate by pair; median {numbers.fixed(middle, 1)}%"
+    title = f"{name}: change from baseline to candidate by pair; median {formatting.fixed(middle, 1)}%"
     return picture(key, title, width, height, parts)
 
 
 def _tick(metric: str, value: float) -> str:
-    text = numbers.level(metric, value).split(" ")[0]
+    text = formatting.level(metric, value).split(" ")[0]
     return (text.rstrip("%").rstrip("0").rstrip(".") + "%" * text.endswith("%")) if "." in text else text
 
 

@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from checkweigh.decision.formatting import count
 from checkweigh.files import write_atomic
-from checkweigh.numbers import count
 from checkweigh.records.simulation import Rates, Simulation
 from checkweigh.report.safe import one_line
 from checkweigh.report.svg import Scale, el, label, line, picture

@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.table import Table
 from rich.text import Text
 
-from checkweigh.numbers import size
+from checkweigh.decision.formatting import size
 from checkweigh.report.safe import one_line
 
 

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from checkweigh import numbers
+from checkweigh.decision import formatting
 from checkweigh.records.comparison import Inestimable
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
@@ -144,7 +144,7 @@ def _checks(decision: Decision, pen: _Pen, width: int) -> Table:
 
 def _cells(row: view.Row, pen: _Pen, width: int) -> list[Text]:
     name, effect, bounds = pen(f"  {row.id}"), pen(row.effect), pen(row.bounds)
-    limit, sure = pen(numbers.bare(row.limit)), pen(row.sure)
+    limit, sure = pen(formatting.bare(row.limit)), pen(row.sure)
     result = pen(row.word, _OUTCOME[row.outcome] if row.gating else "")
     if width >= _WIDE:
         return [name, effect, bounds, limit, result, sure]
@@ -205,7 +205,7 @@ def _stages(decision: Decision, pen: _Pen) -> Table:
     for s in decision.stages:
         table.add_row(
             pen(s.name), pen(s.arm), f"{s.items:,}", f"{s.tokens:,}",
-            pen(numbers.duration(s.seconds)), view.speed(s),
+            pen(formatting.duration(s.seconds)), view.speed(s),
             Text("stored" if s.stored else "measured", style="dim" if s.stored else ""),
         )  # fmt: skip
     return table

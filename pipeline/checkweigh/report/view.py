@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from checkweigh import numbers
+from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
 from checkweigh.records.measurement import Stage, WorstToken
@@ -96,7 +96,7 @@ def row(result: CheckResult) -> Row:
         outcome=result.outcome, word=_word(result),
         effect=effect, bounds=bounds, limit=limit, title=title,
         sure=_sure(result), magnitude=_magnitude(result),
-        levels=numbers.levels(check.metric, comparison.baseline, comparison.candidate),
+        levels=formatting.levels(check.metric, comparison.baseline, comparison.candidate),
         evidence=_evidence(result), sentence=result.sentence, because=check.because,
         settle=result.items_to_settle, result=result,
     )  # fmt: skip
@@ -141,12 +141,12 @@ def speed(stage: Stage) -> str:
     if stage.seconds <= 0 or stage.tokens <= 0:
         return "-"
     rate = stage.tokens / stage.seconds
-    return numbers.fixed(rate, 0 if rate >= 100 else 1, False)
+    return formatting.fixed(rate, 0 if rate >= 100 else 1, False)
 
 
 def divergence(summary: DivergenceSummary) -> str:
     """One set's divergence in a line."""
-    failed = f", {numbers.count(summary.failed)} failed" if summary.failed else ""
+    failed = f", {formatting.count(summary.failed)} failed" if summary.failed else ""
     spread = ", ".join(
         f"{name} {value:.3g}"
         for name, value in (
@@ -156,7 +156,7 @@ def divergence(summary: DivergenceSummary) -> str:
     return (
         f"{summary.set_name}: KL {summary.typical:.3g} nats/token in the typical document; over tokens mean "
         f"{summary.mean:.3g}, {spread}; same likeliest token in {summary.agreement:.2%} of "
-        f"{numbers.count(summary.tokens)} tokens ({numbers.count(summary.documents)} documents{failed})"
+        f"{formatting.count(summary.tokens)} tokens ({formatting.count(summary.documents)} documents{failed})"
     )
 
 
@@ -196,10 +196,10 @@ def _pairs(result: CheckResult) -> int:
 def _numbers(result: CheckResult) -> tuple[str, str, str, str]:
     check, comparison = result.check, result.comparison
     if isinstance(comparison, Estimate):
-        s = numbers.shown(check, comparison, result.margin)
+        s = formatting.shown(check, comparison, result.margin)
         return s.effect, s.bounds, s.limit, s.title
     effect = "identical" if isinstance(comparison, Identical) else "no estimate"
-    return effect, "-", numbers.limit(check, result.margin), ""
+    return effect, "-", formatting.limit(check, result.margin), ""
 
 
 def _word(result: CheckResult) -> str:
@@ -216,17 +216,17 @@ def _sure(result: CheckResult) -> str:
     if isinstance(comparison, Inestimable):
         return "-"
     if isinstance(comparison, Identical):
-        share = numbers.fixed(comparison.differing_share_upper * 100, 1, False)
+        share = formatting.fixed(comparison.differing_share_upper * 100, 1, False)
         return f"≤ {share}% may differ"
     alpha = round(1 - comparison.confidence, 12)
     if result.level == 0 and result.outcome == "inconclusive":
         return "this look only blocks"
-    holds = numbers.probability(comparison.p_pass, alpha or None)
+    holds = formatting.probability(comparison.p_pass, alpha or None)
     if result.level and comparison.confidence_high is not None:
-        holds += f" ({numbers.boundary(result.level)} needed)"
+        holds += f" ({formatting.boundary(result.level)} needed)"
     if result.outcome in ("blocked", "warning"):
         p = comparison.p_worse if result.p_adjusted is None else result.p_adjusted
-        return f"worse, {numbers.probability(p)}"
+        return f"worse, {formatting.probability(p)}"
     if result.outcome == "passed":
         return f"holds, {holds}"
     return f"open, {holds}" if result.outcome == "inconclusive" else "gain too good"
@@ -234,13 +234,13 @@ def _sure(result: CheckResult) -> str:
 
 def _look(result: CheckResult, estimate: Estimate) -> str:
     """What the look allowed this check."""
-    high = f"upper bound at {numbers.confidence(estimate.confidence_high or 0.0)}"
+    high = f"upper bound at {formatting.confidence(estimate.confidence_high or 0.0)}"
     if not result.level:
         return f"information {result.information:.3f}, this look only blocks; {high}"
     z = -NormalDist().inv_cdf(result.level)
     return (
-        f"information {result.information:.3f}, passes at {numbers.boundary(result.level)} (z {z:.3f}); lower bound at "
-        f"{numbers.confidence(estimate.confidence)}, {high}"
+        f"information {result.information:.3f}, passes at {formatting.boundary(result.level)} (z {z:.3f}); "
+        f"lower bound at {formatting.confidence(estimate.confidence)}, {high}"
     )
 
 
@@ -252,17 +252,17 @@ def _magnitude(result: CheckResult) -> str:
     ratio = -comparison.effect / result.margin
     if check.kind == "equivalence":
         ratio = abs(ratio)
-    return f"{numbers.times(ratio)} the margin" if ratio > 0.05 else ""
+    return f"{formatting.times(ratio)} the margin" if ratio > 0.05 else ""
 
 
 def _evidence(result: CheckResult) -> str:
     comparison = result.comparison
     if isinstance(comparison, Inestimable):
         return f"no estimate: {comparison.reason}"
-    said = [f"{numbers.count(comparison.pairs)} pairs in {numbers.count(comparison.clusters)} clusters"]
+    said = [f"{formatting.count(comparison.pairs)} pairs in {formatting.count(comparison.clusters)} clusters"]
     if isinstance(comparison, Estimate):
         if comparison.flips is not None:
-            said.append(f"{numbers.count(comparison.flips)} flips")
+            said.append(f"{formatting.count(comparison.flips)} flips")
         if comparison.failed_baseline or comparison.failed_candidate:
             said.append(
                 f"failed: baseline {comparison.failed_baseline}, candidate {comparison.failed_candidate}"

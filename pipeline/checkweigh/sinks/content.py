@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePath
 
-from checkweigh import canonical, numbers
+from checkweigh import canonical
+from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.decision import Arm, CheckResult, Decision
 from checkweigh.records.evalset import Card, EvalSet
@@ -248,9 +249,11 @@ def _check(result: CheckResult) -> dict[str, float | None]:
         return found
     found |= {"n_paired": float(comparison.pairs), "n_clusters": float(comparison.clusters)}
     if isinstance(comparison, Estimate):
-        ends = [None if v is None else numbers.natural(check, v) for v in (comparison.low, comparison.high)]
+        ends = [
+            None if v is None else formatting.natural(check, v) for v in (comparison.low, comparison.high)
+        ]
         low, high = ends if check.direction == "higher" else reversed(ends)
-        found |= {"diff": numbers.natural(check, comparison.effect), "ci_low": low, "ci_high": high}
+        found |= {"diff": formatting.natural(check, comparison.effect), "ci_low": low, "ci_high": high}
         found |= {"p_pass": comparison.p_pass, "p_worse": comparison.p_worse, "se": comparison.se}
     return found
 

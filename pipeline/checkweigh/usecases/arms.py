@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from checkweigh.divergence import SERVED
+from checkweigh.decision.compare_divergence import SERVED
+from checkweigh.decision.looks import Part
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
-from checkweigh.looks import Part
 from checkweigh.measure import host
 from checkweigh.measure.plan import Batch, plan
 from checkweigh.measure.quality import Arm, check_identity, run_batch

@@ -27,10 +27,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from checkweigh import canonical
-from checkweigh.decide import JUDGING
+from checkweigh.decision.looks import slices
+from checkweigh.decision.verdict import JUDGING
 from checkweigh.errors import BadInput, StoreError
 from checkweigh.files import lock, write_atomic
-from checkweigh.looks import slices
 from checkweigh.measure import host
 from checkweigh.records.attempt import Entry
 from checkweigh.records.decision import Attempt, Decision, LookMade

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from checkweigh.compare import compare
-from checkweigh.decide import checks_of
+from checkweigh.decision.compare import compare
+from checkweigh.decision.noise_floor import difference_floor, divergence_floor
+from checkweigh.decision.pairing import Floats, pair
+from checkweigh.decision.verdict import checks_of
 from checkweigh.errors import BadInput
 from checkweigh.measure import host
 from checkweigh.measure.divergence import compare_states, write_states
 from checkweigh.measure.plan import plan
-from checkweigh.noise import difference_floor, divergence_floor
-from checkweigh.pairing import Floats, pair
 from checkweigh.records.calibration import Calibration, Execution, Floor
 from checkweigh.records.comparison import Comparison
 from checkweigh.records.evalset import EvalSet

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import checkweigh
 from checkweigh import report
+from checkweigh.decision.policy_diff import loosenings
 from checkweigh.errors import BadInput, CheckweighError, ExitCode, StoreError
 from checkweigh.files import write_atomic
-from checkweigh.governance import loosenings
 from checkweigh.report.pull_request import Outcome, Run, comment, junit
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.git import repository

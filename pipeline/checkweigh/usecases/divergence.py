@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from checkweigh.decision.looks import Part, merged
 from checkweigh.errors import BadInput, EngineError, PinMismatch
-from checkweigh.looks import Part, merged
 from checkweigh.measure import host
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.measure.plan import Batch, plan

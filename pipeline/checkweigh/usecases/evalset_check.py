@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from checkweigh.decision.evalset_audit import Finding, smallest_margin, vet
 from checkweigh.errors import BadInput, ExitCode, Problem
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import MeasurementSet, Scored
@@ -16,7 +17,6 @@ from checkweigh.sources.evalsets import Draft, complete, draft
 from checkweigh.sources.pin import verify
 from checkweigh.store import Store
 from checkweigh.usecases.arms import Progress
-from checkweigh.vetting import Finding, smallest_margin, vet
 
 SHOWN_IDS = 5
 

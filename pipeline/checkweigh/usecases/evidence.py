@@ -6,7 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from checkweigh.looks import Part, merged, parts_of, restricted
+from checkweigh.decision.looks import (
+    Part,
+    merged,
+    parts_of,
+    restricted,
+)
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, PairedRun
 from checkweigh.usecases.divergence import Divergences

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkweigh import report
-from checkweigh.decide import Judgement
-from checkweigh.divergence import summary
+from checkweigh.decision.compare_divergence import summary
+from checkweigh.decision.verdict import Judgement
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
 from checkweigh.files import full

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checkweigh.decide import checks_of, declared
+from checkweigh.decision.verdict import checks_of, declared
 from checkweigh.records.policy import Policy
 
 

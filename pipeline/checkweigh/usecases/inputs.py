@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from checkweigh.decide import FAILURE_ITEMS
+from checkweigh.decision.noise_floor import below_floor, floor_of
+from checkweigh.decision.verdict import FAILURE_ITEMS
 from checkweigh.engines.launch import check_engine
 from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
-from checkweigh.noise import below_floor, floor_of
 from checkweigh.records.calibration import Calibration
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS

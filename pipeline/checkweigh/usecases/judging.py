@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from checkweigh.compare import compare, compare_blocks
-from checkweigh.decide import Judgement, checks_of, decide, hypotheses
-from checkweigh.divergence import compare_divergence
-from checkweigh.looks import Level, Look, planned
-from checkweigh.noise import floor_of
-from checkweigh.pairing import pair
+from checkweigh.decision.compare import compare, compare_blocks
+from checkweigh.decision.compare_divergence import compare_divergence
+from checkweigh.decision.looks import Level, Look, planned
+from checkweigh.decision.noise_floor import floor_of
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import (
+    Judgement,
+    checks_of,
+    decide,
+    hypotheses,
+)
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.metrics import METRICS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import expm1, log
 
-from checkweigh.compare import margin_of
+from checkweigh.decision.compare import margin_of
 from checkweigh.records.decision import CheckResult
 from checkweigh.records.metrics import METRICS
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from checkweigh.decide import Judgement, holds_back, hypotheses
-from checkweigh.looks import Part
+from checkweigh.decision.looks import Part
+from checkweigh.decision.verdict import Judgement, holds_back, hypotheses
 from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS

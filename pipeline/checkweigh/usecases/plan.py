@@ -12,19 +12,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from checkweigh.decision.looks import shared
+from checkweigh.decision.noise_floor import floor_of
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.planning import (
+    Noise,
+    assumed,
+    joint,
+    measured,
+    plan_checks,
+    problems,
+)
+from checkweigh.decision.simulation import CORRELATION, Bench, simulate
 from checkweigh.errors import StoreError
-from checkweigh.looks import shared
 from checkweigh.measure import host
-from checkweigh.noise import floor_of
-from checkweigh.pairing import pair
-from checkweigh.planning import Noise, assumed, joint, measured, plan_checks, problems
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import PROTOCOL, MeasurementSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.plan import Expected, Plan
 from checkweigh.records.policy import Check, Policy
 from checkweigh.records.simulation import Simulation
-from checkweigh.simulation import CORRELATION, Bench, simulate
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from checkweigh.decision.formatting import size
 from checkweigh.engines.protocol import Telemetry
-from checkweigh.numbers import size
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import MeasurementSet
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from checkweigh.decision.looks import merged
 from checkweigh.errors import BadInput
 from checkweigh.guard.policy import GuardPolicy
-from checkweigh.looks import merged
 from checkweigh.records.base import Record
 from checkweigh.records.decision import Decision
 from checkweigh.records.document import parse_json

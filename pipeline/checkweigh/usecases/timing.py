@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkweigh.compare import compare_blocks
-from checkweigh.decide import decide, only_look
+from checkweigh.decision.compare import compare_blocks
+from checkweigh.decision.verdict import decide, only_look
 from checkweigh.errors import EngineError, EngineOutOfMemory
 from checkweigh.files import lock
 from checkweigh.measure import host

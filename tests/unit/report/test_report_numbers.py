@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.report.sample import check, estimate
 
-from checkweigh import numbers
+from checkweigh.decision import formatting
 
 
 def test_lower_is_better_shows_the_metrics_own_sign() -> None:
-    shown = numbers.shown(check("ppl", "log_perplexity", 0.03), estimate(-0.3347, 0.0261), 0.03)
+    shown = formatting.shown(check("ppl", "log_perplexity", 0.03), estimate(-0.3347, 0.0261), 0.03)
     assert shown.effect == "+0.3347 nats/token"
     assert shown.bounds == "+0.3086 to +0.3608"
     assert shown.limit == "≤ +0.0300 nats/token"
@@ -19,13 +19,13 @@ def test_lower_is_better_shows_the_metrics_own_sign() -> None:
 
 
 def test_higher_is_better_in_points() -> None:
-    shown = numbers.shown(check("s", "score", 0.03), estimate(-0.0191, 0.0163), 0.03)
+    shown = formatting.shown(check("s", "score", 0.03), estimate(-0.0191, 0.0163), 0.03)
     assert (shown.effect, shown.bounds, shown.limit) == ("-1.91 pp", "-3.54 to -0.28", "≥ -3.00 pp")
 
 
 def test_log_ratio_is_percent_with_the_logarithm_beside() -> None:
     of = check("t", "ttft", 0.1, scale="relative", statistic="p50")
-    shown = numbers.shown(of, estimate(-0.187, 0.044), math.log1p(0.1))
+    shown = formatting.shown(of, estimate(-0.187, 0.044), math.log1p(0.1))
     assert (shown.effect, shown.bounds, shown.limit) == ("+20.6%", "+15.4% to +26.0%", "≤ +10.0%")
     assert shown.title == "log ratio +0.1870"
 
@@ -33,34 +33,34 @@ def test_log_ratio_is_percent_with_the_logarithm_beside() -> None:
 def test_longer_and_shorter_look_different_ways() -> None:
     longer = check("l", "log_length", 0.1, direction="lower")
     shorter = check("s", "log_length", 0.1, direction="higher")
-    assert numbers.shown(longer, estimate(-0.05, 0.02), 0.1).effect == "+5.1%"
-    assert numbers.shown(shorter, estimate(-0.05, 0.02), 0.1).effect == "-4.9%"
-    assert numbers.limit(shorter, 0.1) == "≥ -9.5%"
+    assert formatting.shown(longer, estimate(-0.05, 0.02), 0.1).effect == "+5.1%"
+    assert formatting.shown(shorter, estimate(-0.05, 0.02), 0.1).effect == "-4.9%"
+    assert formatting.limit(shorter, 0.1) == "≥ -9.5%"
 
 
 def test_absolute_check_shows_the_candidates_own_value() -> None:
     of = check("bad", "bad_ending", 0.05, kind="absolute")
-    shown = numbers.shown(of, estimate(0.02, 0.01), 0.05)
+    shown = formatting.shown(of, estimate(0.02, 0.01), 0.05)
     assert (shown.effect, shown.bounds, shown.limit) == ("3.00%", "2.00% to 4.00%", "≤ 5.00%")
 
 
 def test_superiority_and_equivalence_limits() -> None:
-    assert numbers.limit(check("s", "score", 0.02, kind="superiority"), 0.02) == "≥ +2.00 pp"
+    assert formatting.limit(check("s", "score", 0.02, kind="superiority"), 0.02) == "≥ +2.00 pp"
     both = check("e", "score", 0.02, kind="equivalence")
-    assert numbers.limit(both, 0.02) == "-2.00 pp to +2.00 pp"
-    assert numbers.bare(numbers.limit(both, 0.02)) == "-2.00 to +2.00"
+    assert formatting.limit(both, 0.02) == "-2.00 pp to +2.00 pp"
+    assert formatting.bare(formatting.limit(both, 0.02)) == "-2.00 to +2.00"
 
 
 def test_a_forbidden_bound_is_unbounded_on_the_worse_side() -> None:
-    worse_up = numbers.shown(check("p", "log_perplexity", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
-    worse_down = numbers.shown(check("s", "score", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
+    worse_up = formatting.shown(check("p", "log_perplexity", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
+    worse_down = formatting.shown(check("s", "score", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
     assert worse_up.bounds == "+0.0050 to unbounded"
     assert worse_down.bounds == "unbounded to -0.50"
 
 
 def test_a_bound_just_inside_the_limit_does_not_look_like_touching() -> None:
-    shown = numbers.shown(check("s", "score", 0.03), estimate(-0.01, 0.0199999), 0.03)
-    assert shown.bounds.split(" to ")[0] != numbers.bare(shown.limit).removeprefix("≥ ")
+    shown = formatting.shown(check("s", "score", 0.03), estimate(-0.01, 0.0199999), 0.03)
+    assert shown.bounds.split(" to ")[0] != formatting.bare(shown.limit).removeprefix("≥ ")
     assert shown.limit == "≥ -3.00000 pp"
 
 
@@ -74,16 +74,16 @@ def test_no_bound_reads_like_a_limit_it_does_not_touch(
     margin: float, low: float, half: float, metric: str
 ) -> None:
     of, found = check("c", metric, margin), estimate(low + half, half, low=low)
-    shown = numbers.shown(of, found, margin)
-    limit = numbers.bare(shown.limit)[2:]
+    shown = formatting.shown(of, found, margin)
+    limit = formatting.bare(shown.limit)[2:]
     for value, text in zip(
-        sorted(numbers.natural(of, v) for v in (found.low, found.high) if v is not None),
+        sorted(formatting.natural(of, v) for v in (found.low, found.high) if v is not None),
         shown.bounds.split(" to "),
         strict=True,
     ):
-        if not math.isclose(value, numbers.natural(of, -margin), rel_tol=1e-9, abs_tol=1e-12):
+        if not math.isclose(value, formatting.natural(of, -margin), rel_tol=1e-9, abs_tol=1e-12):
             assert text != limit
-            assert (_float(text) < _float(limit)) == (value < numbers.natural(of, -margin))
+            assert (_float(text) < _float(limit)) == (value < formatting.natural(of, -margin))
 
 
 def _float(text: str) -> float:
@@ -101,7 +101,7 @@ def _float(text: str) -> float:
     ],
 )
 def test_fixed(value: float, digits: int, text: str) -> None:
-    assert numbers.fixed(value, digits) == text
+    assert formatting.fixed(value, digits) == text
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_fixed(value: float, digits: int, text: str) -> None:
     ],
 )
 def test_probability(value: float, against: float | None, text: str) -> None:
-    assert numbers.probability(value, against) == text
+    assert formatting.probability(value, against) == text
 
 
 @pytest.mark.parametrize(
@@ -133,26 +133,26 @@ def test_probability(value: float, against: float | None, text: str) -> None:
     ],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert numbers.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0 B"), (1000, "1000 B"), (411_000_000, "392 MiB"), (2**41, "2 TiB")]
 )
 def test_size(value: float, text: str) -> None:
-    assert numbers.size(value) == text
+    assert formatting.size(value) == text
 
 
 def test_levels() -> None:
-    assert numbers.level("log_length", math.log(24.5)) == "24.5 tokens"
-    assert numbers.level("nats/token", 2.9) == "2.9000 nats/token"
-    assert numbers.level("score", None) == "-"
-    assert numbers.levels("log_perplexity", 2.9, 3.2) == "2.9000 → 3.2000 nats/token"
-    assert numbers.levels("score", 1.0, None) == "100.0% → -"
-    assert numbers.loss("score", 0.5) == "50.0 pp"
+    assert formatting.level("log_length", math.log(24.5)) == "24.5 tokens"
+    assert formatting.level("nats/token", 2.9) == "2.9000 nats/token"
+    assert formatting.level("score", None) == "-"
+    assert formatting.levels("log_perplexity", 2.9, 3.2) == "2.9000 → 3.2000 nats/token"
+    assert formatting.levels("score", 1.0, None) == "100.0% → -"
+    assert formatting.loss("score", 0.5) == "50.0 pp"
 
 
 def test_huge_values_do_not_overflow() -> None:
     of = check("t", "ttft", 0.1, scale="log", statistic="p50")
-    assert "e+" in numbers.shown(of, estimate(-1e5, 1.0), 0.1).effect
-    assert numbers.times(1.0001) == "1.0001×"
+    assert "e+" in formatting.shown(of, estimate(-1e5, 1.0), 0.1).effect
+    assert formatting.times(1.0001) == "1.0001×"

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.report import sample
 from tests.unit.report.sample import check, estimate, result
 
-from checkweigh.decide import checks_of, decide
+from checkweigh.decision.verdict import checks_of, decide
 from checkweigh.records.decision import Verdict
 from checkweigh.records.policy import Policy
 from checkweigh.report import view

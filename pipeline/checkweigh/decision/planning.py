@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from checkweigh.compare import margin_of
-from checkweigh.decide import checks_of, gating, hypotheses
-from checkweigh.looks import Look, planned
-from checkweigh.pairing import PairedSample
+from checkweigh.decision.compare import margin_of
+from checkweigh.decision.looks import Look, planned
+from checkweigh.decision.pairing import PairedSample
+from checkweigh.decision.verdict import checks_of, gating, hypotheses
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.plan import PlannedCheck

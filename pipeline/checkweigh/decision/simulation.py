@@ -18,11 +18,27 @@ from zlib import crc32
 import numpy as np
 from scipy import special
 
-from checkweigh.compare import block_key, compare_blocks, compare_many, margin_of
-from checkweigh.decide import checks_of, decide, hypotheses
-from checkweigh.looks import Level, Look, planned, slices
-from checkweigh.pairing import Floats, PairedSample
-from checkweigh.planning import Noise, Noises, assumed_blocks, items_of, size_of
+from checkweigh.decision.compare import (
+    block_key,
+    compare_blocks,
+    compare_many,
+    margin_of,
+)
+from checkweigh.decision.looks import (
+    Level,
+    Look,
+    planned,
+    slices,
+)
+from checkweigh.decision.pairing import Floats, PairedSample
+from checkweigh.decision.planning import (
+    Noise,
+    Noises,
+    assumed_blocks,
+    items_of,
+    size_of,
+)
+from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.records.comparison import Comparison
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet, Item

@@ -17,8 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from checkweigh.looks import Level, alone
-from checkweigh.pairing import Bools, Floats, PairedSample
+from checkweigh.decision.looks import Level, alone
+from checkweigh.decision.pairing import Bools, Floats, PairedSample
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.measurement import PairedRun
 from checkweigh.records.metrics import METRICS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh.numbers import confidence, shown
+from checkweigh.decision.formatting import confidence, shown
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult
 from checkweigh.records.metrics import METRICS

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.compare import margin_of
+from checkweigh.decision.compare import margin_of
 from checkweigh.records.calibration import HONEST, LEAST_KL, Calibration, Floor
 from checkweigh.records.comparison import Comparison, Estimate, Identical
 from checkweigh.records.evalset import EvalSet

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkweigh.compare import EVENTS, margin_of
-from checkweigh.looks import Level, Look, designed
+from checkweigh.decision.compare import EVENTS, margin_of
+from checkweigh.decision.looks import Level, Look, designed
+from checkweigh.decision.wording import sentence
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Outcome, Verdict
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import FAILURES, Check, Policy
-from checkweigh.sentences import sentence
 from checkweigh.stats import holm, items_to_settle
 
 # Raise it with every change of a rule in compare, divergence or here: stored verdicts are then judged again (attempts).

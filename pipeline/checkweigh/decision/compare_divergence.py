@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from checkweigh.compare import MAX_UNBOUNDED_FAILURES
-from checkweigh.looks import Level, alone
+from checkweigh.decision.compare import MAX_UNBOUNDED_FAILURES
+from checkweigh.decision.looks import Level, alone
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import DivergenceSummary, DivergingToken
