@@ -28,9 +28,9 @@ from typing import Any
 
 import aiohttp
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
-from checkweigh.engines.server import free_port
+from checkweigh.engines.vllm.server_process import free_port
 from checkweigh.measure import host
 
 HERE = Path(__file__).resolve().parent

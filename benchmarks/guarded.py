@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.serve import listen
 from checkweigh.guard.asked import Bounds
 from checkweigh.guard.guard import Guard, Setup

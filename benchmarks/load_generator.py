@@ -25,8 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from checkweigh.engines.endpoint import Client, Endpoint, Streamed, StreamRequest
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.http.client import (
+    Client,
+    Endpoint,
+    Streamed,
+    StreamRequest,
+)
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.measure import host
 from checkweigh.measure.arrivals import Planned, Supply, plan_block

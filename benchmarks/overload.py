@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 
 from checkweigh.engines.launch import open_engine
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.measure import host
 from checkweigh.report.svg import el, label, line, path

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from checkweigh.engines import hf_generate, hf_speculate
-from checkweigh.engines.hf_backend import TransformersBackend
-from checkweigh.engines.hf_generate import Reply
+from checkweigh.engines.hf import generate, speculative
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.hf.generate import Reply
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.measure import host
 from checkweigh.records.evalset import Generation
@@ -50,10 +50,10 @@ def ways(backend: TransformersBackend) -> dict[str, Complete]:
     assert speculator is not None
 
     def plain(part: list[Reply]) -> None:
-        hf_generate.generate(backend.loaded, part, sampling, time.monotonic())
+        generate.generate(backend.loaded, part, sampling, time.monotonic())
 
     def speculating(part: list[Reply]) -> None:
-        hf_speculate.generate(backend.loaded, speculator, part, sampling.stop, time.monotonic())
+        speculative.generate(backend.loaded, speculator, part, sampling.stop, time.monotonic())
 
     return {"plain": plain, "speculating": speculating}
 

@@ -24,9 +24,14 @@ from pathlib import Path
 import pandas
 from scipy.stats import binom
 
-from checkweigh.engines.endpoint import VLLM_IDS, Client, Endpoint, StreamRequest
-from checkweigh.engines.served import Room, together
-from checkweigh.engines.vllm import VllmEngine, preflight
+from checkweigh.engines.http.batches import Room, together
+from checkweigh.engines.http.client import (
+    VLLM_IDS,
+    Client,
+    Endpoint,
+    StreamRequest,
+)
+from checkweigh.engines.vllm.engine import VllmEngine, preflight
 from checkweigh.files import write_atomic
 from checkweigh.measure import host
 from checkweigh.records.evalset import Generation

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from checkweigh.__main__ import run
-from checkweigh.engines import process
-from checkweigh.engines.child import ChildEngine
+from checkweigh.engines.worker import process
+from checkweigh.engines.worker.engine import ChildEngine
 
 ENGINE = Path(__file__).resolve().parent / "engine"
 

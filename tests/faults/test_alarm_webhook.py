@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 
 P99 = "monitor: {ttft_p99_s: 0.4, ratio: 1.5, webhook_env: ALERT_URL}"

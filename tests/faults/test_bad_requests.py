@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.faults.harness import Running, body, guarded, policy
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard import asked
 from checkweigh.guard.asked import Bounds

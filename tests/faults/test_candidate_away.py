@@ -16,7 +16,7 @@ from tests.faults.test_faults_engine import QUICK
 from tests.faults.test_shadow import shadowed
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard import guard as module
 from checkweigh.guard.launching import mock_plan

@@ -19,9 +19,9 @@ from tests.conftest import missing
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.engines.server import free_port
+from checkweigh.engines.vllm.server_process import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "workflows/kubernetes/envoy.yaml"
 ARMS = ("model-baseline", "model-candidate")

@@ -18,9 +18,9 @@ import psutil
 import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 
-from checkweigh.engines.endpoint import Client
+from checkweigh.engines.http.client import Client
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.breaker import State
 from checkweigh.guard.launching import mock_plan

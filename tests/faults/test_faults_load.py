@@ -31,7 +31,7 @@ from tests.faults.harness import (
     send,
 )
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.guard.host import Reading
 

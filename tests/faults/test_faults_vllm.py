@@ -15,9 +15,9 @@ from tests.faults.harness import Reply, Running, body, client, guarded, open_loo
 from tests.faults.test_faults_engine import one, pid, restarts, streams
 from tests.integration.test_vllm_engine import installed
 
-from checkweigh.engines.endpoint import Client
-from checkweigh.engines.vllm import require_cold
-from checkweigh.engines.vllm_report import read_telemetry
+from checkweigh.engines.http.client import Client
+from checkweigh.engines.vllm.engine import require_cold
+from checkweigh.engines.vllm.report import read_telemetry
 from checkweigh.errors import BadInput
 from checkweigh.guard.launching import vllm_plan
 

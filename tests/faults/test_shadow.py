@@ -18,7 +18,7 @@ import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 
 Got = tuple[int, dict[str, str], bytes]

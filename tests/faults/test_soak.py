@@ -10,7 +10,7 @@ import pytest
 from tests.faults.harness import Reply, body, guarded, open_loop, policy
 from tests.faults.test_faults_engine import QUICK, restarts
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.guard.launching import mock_plan
 
 LIMITS = QUICK + "admission: {slots: 4, tiers: {standard: {queue: 12, deadline_s: 1.0}}}"

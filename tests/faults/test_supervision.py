@@ -21,8 +21,8 @@ from tests.faults.test_faults_engine import QUICK, one, phase, pid, restarts
 from tests.unit.engines.fake_vllm import write_environment
 from tests.unit.engines.test_vllm import make
 
-from checkweigh.engines.endpoint import Client, Endpoint
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.http.client import Client, Endpoint
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.errors import EngineError, PinMismatch, Problem, SourceError
 from checkweigh.guard import supervisor

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import small_disk
 from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 
 

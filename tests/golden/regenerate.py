@@ -9,13 +9,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from rich.console import Console  # noqa: E402
-from tests.unit.report import sample  # noqa: E402
+from rich.console import Console
+from tests.unit.report import sample
 
-from checkweigh.records.decision import Verdict  # noqa: E402
-from checkweigh.report.junit import junit  # noqa: E402
-from checkweigh.report.markdown import summary  # noqa: E402
-from checkweigh.report.terminal import print_decision  # noqa: E402
+from checkweigh.records.decision import Verdict
+from checkweigh.report.junit import junit
+from checkweigh.report.markdown import summary
+from checkweigh.report.terminal import print_decision
 
 
 def terminal(verdict: Verdict, width: int = 100) -> str:

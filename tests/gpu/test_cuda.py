@@ -10,10 +10,10 @@ from tests.conftest import write_model, write_tokenizer
 
 torch = pytest.importorskip("torch")
 
-from tests.unit.engines.conftest import make_spec, user  # noqa: E402
+from tests.unit.engines.conftest import make_spec, user
 
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult  # noqa: E402
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 
 pytestmark = [
     pytest.mark.gpu,

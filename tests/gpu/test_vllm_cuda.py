@@ -16,15 +16,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from checkweigh.engines.protocol import GenerateRequest, GenerateResult  # noqa: E402
-from checkweigh.engines.spec import EngineSpec  # noqa: E402
-from checkweigh.engines.vllm import VllmEngine  # noqa: E402
-from checkweigh.measure.quality import Arm, check_identity  # noqa: E402
-from checkweigh.records.evalset import Message  # noqa: E402
-from checkweigh.records.manifest import Manifest  # noqa: E402
-from checkweigh.sources.environment import packages_of  # noqa: E402
-from checkweigh.sources.pin import verify  # noqa: E402
-from checkweigh.usecases.arms import spec_of  # noqa: E402
+from checkweigh.engines.protocol import GenerateRequest, GenerateResult
+from checkweigh.engines.spec import EngineSpec
+from checkweigh.engines.vllm.engine import VllmEngine
+from checkweigh.measure.quality import Arm, check_identity
+from checkweigh.records.evalset import Message
+from checkweigh.records.manifest import Manifest
+from checkweigh.sources.environment import packages_of
+from checkweigh.sources.pin import verify
+from checkweigh.usecases.arms import spec_of
 
 LOCK = os.environ.get("CHECKWEIGH_GPU_LOCK")
 PYTHON = os.environ.get("CHECKWEIGH_GPU_PYTHON")

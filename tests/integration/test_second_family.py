@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from checkweigh.engines.hf_backend import TransformersBackend
+from checkweigh.engines.hf.backend import TransformersBackend
 from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.evalset import Message, Text

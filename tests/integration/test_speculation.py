@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkweigh.engines import hf_generate, hf_speculate
-from checkweigh.engines.hf_backend import TransformersBackend
-from checkweigh.engines.hf_generate import Reply
-from checkweigh.engines.hf_speculate import Speculator
+from checkweigh.engines.hf import generate, speculative
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.hf.generate import Reply
+from checkweigh.engines.hf.speculative import Speculator
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import Draft, DraftModel, PromptLookup, Sampling
@@ -53,9 +53,7 @@ def replies(prompts: Sequence[tuple[int, ...]], complete: Callable[[list[Reply]]
 
 def plain(backend: TransformersBackend, prompts: Sequence[tuple[int, ...]]) -> list[Reply]:
     sampling = Sampling()
-    return replies(
-        prompts, lambda part: hf_generate.generate(backend.loaded, part, sampling, time.monotonic())
-    )
+    return replies(prompts, lambda part: generate.generate(backend.loaded, part, sampling, time.monotonic()))
 
 
 def speculated(
@@ -63,7 +61,7 @@ def speculated(
 ) -> list[Reply]:
     return replies(
         prompts,
-        lambda part: hf_speculate.generate(backend.loaded, speculator, part, (), time.monotonic()),
+        lambda part: speculative.generate(backend.loaded, speculator, part, (), time.monotonic()),
     )
 
 
@@ -115,7 +113,7 @@ def test_a_draft_of_random_weights_changes_no_token(
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    model.generation_config = hf_speculate.drafting_config(DRAFT)
+    model.generation_config = speculative.drafting_config(DRAFT)
     found = speculated(backend, Speculator(setting=DRAFT, model=model), prompts[:2])
     wanted = plain(backend, prompts[:2])
     assert [(r.tokens, r.finish) for r in found] == [(r.tokens, r.finish) for r in wanted]

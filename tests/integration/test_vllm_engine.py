@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import missing
 from tests.integration.conftest import ROOT
 
+from checkweigh.engines.attached import AttachedEngine
 from checkweigh.engines.launch import open_engine
-from checkweigh.engines.openai import AttachedEngine
 from checkweigh.engines.protocol import (
     GenerateRequest,
     GenerateResult,
@@ -21,7 +21,7 @@ from checkweigh.engines.protocol import (
     ScoreResult,
 )
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.engines.vllm import VllmEngine
+from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import EngineError, SourceError
 from checkweigh.measure.quality import Arm, check_identity
 from checkweigh.records.evalset import Message
@@ -194,7 +194,7 @@ def test_speculation_loses_nothing_and_is_counted(
 
 
 def test_what_it_cannot_do_is_said_before_anything_starts(tmp_path: Path) -> None:
-    from checkweigh.engines.vllm import preflight
+    from checkweigh.engines.vllm.engine import preflight
     from checkweigh.errors import BadDocument
     from checkweigh.records.manifest import Quantization
 

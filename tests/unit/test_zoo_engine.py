@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from checkweigh.engines import hf_generate
+from checkweigh.engines.hf import generate
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "zoo" / "engine" / "sitecustomize.py"
 PREFILL_S, STEP_S, HEAD_S, TOKENS = 0.1, 0.03, 0.01, 8
@@ -45,7 +45,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "time", clock)
     for name, seconds in (("_prefill", PREFILL_S), ("_step", STEP_S)):
         monkeypatch.setattr(module, name.strip("_").upper(), clock.taking(seconds))
-        monkeypatch.setattr(hf_generate, name, clock.taking(seconds))
+        monkeypatch.setattr(generate, name, clock.taking(seconds))
     return module
 
 
@@ -53,11 +53,11 @@ def reply(engine: Any) -> tuple[float, float]:
     """Seconds to the first token, and per token after it, of a reply as ``hf_generate.generate`` makes it."""
     clock, times = engine.time, []
     began = clock.now
-    hf_generate._prefill(None, [])  # type: ignore[arg-type]
+    generate._prefill(None, [])  # type: ignore[arg-type]
     for _ in range(TOKENS):
         clock.sleep(HEAD_S)
         times.append(clock.now - began)
-        hf_generate._step(None, [], None, None)  # type: ignore[arg-type]
+        generate._step(None, [], None, None)  # type: ignore[arg-type]
     return times[0], (times[-1] - times[0]) / (TOKENS - 1)
 
 

@@ -118,7 +118,7 @@ def mock_engine(
     """Serve a mock of an OpenAI-compatible engine that queues, batches and fails as told. Says where on stdout."""
     import asyncio
 
-    from checkweigh.engines.mock.knobs import Knobs
+    from checkweigh.engines.mock.mock_knobs import Knobs
     from checkweigh.engines.mock.serve import serve
     from checkweigh.records.document import parse
 

@@ -6,9 +6,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-from checkweigh.engines.child import ChildEngine
 from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
+from checkweigh.engines.worker.engine import ChildEngine
 from checkweigh.errors import BadInput
 
 VLLM_START_S = 1200.0  # a large model loads and compiles for minutes
@@ -21,7 +21,7 @@ def check_engine(spec: EngineSpec) -> None:
             f"engine {spec.manifest.engine.kind}: aiohttp is missing: pip install 'checkweigh[serving]'"
         )
     if spec.manifest.engine.kind == "vllm":
-        from checkweigh.engines.vllm import preflight
+        from checkweigh.engines.vllm.engine import preflight
 
         preflight(spec)
     endpoint = spec.manifest.engine.endpoint
@@ -32,11 +32,11 @@ def check_engine(spec: EngineSpec) -> None:
 def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:
     """The engine of ``spec``, not yet started: its own process, or an endpoint of another. ``log``: its stderr."""
     if spec.manifest.engine.kind == "vllm":
-        from checkweigh.engines.vllm import VllmEngine
+        from checkweigh.engines.vllm.engine import VllmEngine
 
         return VllmEngine(spec, log=log, timeouts=timeouts or Timeouts(start=VLLM_START_S))
     if spec.manifest.engine.kind == "openai":
-        from checkweigh.engines.openai import AttachedEngine
+        from checkweigh.engines.attached import AttachedEngine
 
         return AttachedEngine(spec, timeouts=timeouts or Timeouts())
     return ChildEngine(spec, log=log, timeouts=timeouts or Timeouts())

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import aiohttp
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard import scrape
 from checkweigh.guard.admission import Gate
 from checkweigh.guard.alarms import Recent

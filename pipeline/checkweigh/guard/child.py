@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from checkweigh.engines import container, keeper
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
+from checkweigh.engines.processes import container, keeper
 
 _TAIL = 20
 _START_S = 10.0

@@ -14,7 +14,7 @@ from socket import socket
 
 import aiohttp
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard.alarms import Beyond, Fails, Recent, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from checkweigh.engines.memory import GROUP, rooms
+from checkweigh.engines.host_memory import GROUP, rooms
 
 _GIB = 1 << 30
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from checkweigh.engines import container
-from checkweigh.engines.endpoint import Client, Endpoint
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.http.client import Client, Endpoint
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import command as mock_command
-from checkweigh.engines.process import environment as own_environment
-from checkweigh.engines.server import environment, free_port
+from checkweigh.engines.processes import container
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.engines.vllm import preflight
-from checkweigh.engines.vllm_command import command, variables
-from checkweigh.engines.vllm_report import mismatches, read_report
+from checkweigh.engines.vllm.command import command, variables
+from checkweigh.engines.vllm.engine import preflight
+from checkweigh.engines.vllm.report import mismatches, read_report
+from checkweigh.engines.vllm.server_process import environment, free_port
+from checkweigh.engines.worker.process import environment as own_environment
 from checkweigh.errors import PinMismatch
 from checkweigh.guard.child import Plan
 

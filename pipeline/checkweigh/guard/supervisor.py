@@ -12,7 +12,7 @@ from typing import Protocol
 
 import aiohttp
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.errors import CheckweighError, EngineError, PinMismatch
 from checkweigh.guard.child import Child, Plan
 from checkweigh.guard.hanging import Backoff, Watch

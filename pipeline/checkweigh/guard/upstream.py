@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard.asked import Asked
 from checkweigh.guard.policy import Timeouts
 from checkweigh.guard.relay import Events, Truncated, whole

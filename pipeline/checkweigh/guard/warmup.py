@@ -6,7 +6,7 @@ import random
 
 import aiohttp
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard.policy import Warmup
 
 _WORDS = (

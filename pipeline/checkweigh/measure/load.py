@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from checkweigh.engines.endpoint import Streamed
+from checkweigh.engines.http.client import Streamed
 from checkweigh.errors import EngineDied, EngineError, EngineRefused, EngineTimeout, EngineTruncated
 from checkweigh.measure.arrivals import Plan, Planned
 from checkweigh.records.load import Load

@@ -23,9 +23,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from checkweigh.engines.endpoint import Client, Deadlines, Endpoint, Streamed, StreamRequest
+from checkweigh.engines.http.client import (
+    Client,
+    Deadlines,
+    Endpoint,
+    Streamed,
+    StreamRequest,
+)
 from checkweigh.engines.protocol import Telemetry
-from checkweigh.engines.vllm import require_cold
+from checkweigh.engines.vllm.engine import require_cold
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
 from checkweigh.measure.latency import block_values, failures, unlike

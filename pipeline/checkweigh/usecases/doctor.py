@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import psutil
 
-from checkweigh.engines.memory import GIB, available
+from checkweigh.engines.host_memory import GIB, available
 from checkweigh.errors import CheckweighError, ExitCode, ScorerError
 from checkweigh.scorers.sandbox import Limits, Sandbox
 from checkweigh.sinks.target import resolve, scrub

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import listen
 from checkweigh.errors import BadDocument, BadInput, ExitCode, Problem
 from checkweigh.guard.asked import Bounds, Count

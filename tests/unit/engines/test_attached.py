@@ -15,11 +15,11 @@ import pytest
 from tests.unit.engines.fake_vllm import write_environment
 from tests.unit.engines.test_vllm import HELLO, make
 
+from checkweigh.engines.attached import AttachedEngine
 from checkweigh.engines.launch import check_engine, open_engine
-from checkweigh.engines.openai import AttachedEngine
 from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.vllm import VllmEngine
+from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import BadInput, EngineDied, EngineRefused, EngineTimeout, PinMismatch
 from checkweigh.measure.quality import Arm, check_identity
 from checkweigh.records.manifest import Attached

@@ -16,9 +16,6 @@ import psutil
 import pytest
 from tests.unit.engines.conftest import MakeSpec, make_spec, user
 
-from checkweigh.engines import answers, wire
-from checkweigh.engines.child import ChildEngine
-from checkweigh.engines.process import environment
 from checkweigh.engines.protocol import (
     GenerateRequest,
     GenerateResult,
@@ -27,6 +24,9 @@ from checkweigh.engines.protocol import (
     ScoreResult,
 )
 from checkweigh.engines.spec import Timeouts
+from checkweigh.engines.worker import validation, wire
+from checkweigh.engines.worker.engine import ChildEngine
+from checkweigh.engines.worker.process import environment
 from checkweigh.errors import (
     BadInput,
     EngineDied,
@@ -180,11 +180,11 @@ def test_an_answer_with_impossible_drafts_is_refused() -> None:
         speculated=Speculated(forwards=2, drafted=4, accepted=1),
     )  # fmt: skip
     packed = wire.pack_result(result)
-    assert answers.reply(packed, request) == result
+    assert validation.reply(packed, request) == result
     for counts in ({"forwards": 1}, {"accepted": 0}, {"accepted": 5}, {"drafted": -1}):
         with pytest.raises((EngineError, ValueError)):
-            answers.reply(packed | {"speculated": packed["speculated"] | counts}, request)
-    assert answers.reply(packed | {"speculated": None}, request) == replace(result, speculated=None)
+            validation.reply(packed | {"speculated": packed["speculated"] | counts}, request)
+    assert validation.reply(packed | {"speculated": None}, request) == replace(result, speculated=None)
 
 
 def test_prints_do_not_disturb_the_protocol(fake: MakeSpec, log: Path) -> None:

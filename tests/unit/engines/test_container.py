@@ -14,9 +14,9 @@ import pytest
 from tests.unit.engines.fake_vllm import write_environment, write_script
 from tests.unit.engines.test_vllm import HELLO, QUICK, alive, make
 
-from checkweigh.engines.container import around, ending, runtime
+from checkweigh.engines.processes.container import around, ending, runtime
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.engines.vllm import VllmEngine, preflight
+from checkweigh.engines.vllm.engine import VllmEngine, preflight
 from checkweigh.errors import EngineDied, SourceError
 from checkweigh.guard.launching import vllm_plan
 from checkweigh.records.manifest import Environment

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from checkweigh.engines.endpoint import (
+from checkweigh.engines.http.client import (
     VLLM_IDS,
     Client,
     Deadlines,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tests.unit.engines.conftest import MakeSpec, user
 
-from checkweigh.engines.fake import FakeBackend
-from checkweigh.engines.fake_knobs import KNOBS, Knobs, read_knobs
+from checkweigh.engines.fake.backend import FakeBackend
+from checkweigh.engines.fake.knobs import KNOBS, Knobs, read_knobs
 from checkweigh.engines.protocol import (
     GenerateRequest,
     GenerateResult,
@@ -57,7 +57,7 @@ def replies(fake: MakeSpec, **knobs: Any) -> list[GenerateResult]:
 
 
 def test_it_starts_without_torch(fake: MakeSpec) -> None:
-    code = "import sys, checkweigh.engines.fake; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, checkweigh.engines.fake.backend; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 

@@ -12,12 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.unit.engines.conftest import make_spec  # noqa: E402
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM  # noqa: E402
+from tests.unit.engines.conftest import make_spec
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, States  # noqa: E402
-from checkweigh.errors import BadInput  # noqa: E402
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, States
+from checkweigh.errors import BadInput
 
 TEXTS = ["the quick brown fox", "a letter to the river and then something much longer than that " * 3, "x"]
 BATCH = [ScoreRequest(id=f"t{i}", messages=None, continuations=(t,)) for i, t in enumerate(TEXTS)]

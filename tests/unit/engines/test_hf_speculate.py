@@ -14,12 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.conftest import write_model, write_tokenizer  # noqa: E402
-from tests.unit.engines.conftest import make_spec, user  # noqa: E402
+from tests.conftest import write_model, write_tokenizer
+from tests.unit.engines.conftest import make_spec, user
 
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ItemFailure  # noqa: E402
-from checkweigh.errors import BadInput  # noqa: E402
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ItemFailure
+from checkweigh.errors import BadInput
 
 LOOKUP = {"method": "prompt_lookup", "num_tokens": 4, "max_ngram": 1}
 DRAFT = {"method": "draft", "model": {"source": "path:draft"}, "num_tokens": 3}
@@ -153,7 +153,7 @@ def test_a_drafting_model_with_more_tokens_is_refused(tiny_dir: Path, tmp_path: 
 
 
 def test_the_drafting_model_is_counted_in_memory(tiny_dir: Path, other_dir: Path) -> None:
-    from checkweigh.engines.memory import estimate_of, require_room
+    from checkweigh.engines.host_memory import estimate_of, require_room
 
     manifest = make_spec(tiny_dir, "transformers").manifest
     alone, draft = estimate_of(manifest, tiny_dir), estimate_of(manifest, other_dir)

@@ -16,8 +16,13 @@ from typing import Any, TypeVar
 import pytest
 
 from checkweigh.cli import main
-from checkweigh.engines.endpoint import VLLM_IDS, Client, Endpoint, StreamRequest
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.http.client import (
+    VLLM_IDS,
+    Client,
+    Endpoint,
+    StreamRequest,
+)
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.errors import EngineDied, EngineError, EngineRefused, EngineTruncated
 from checkweigh.records.evalset import Message

@@ -14,12 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.family import SENTENCES, write_gemma  # noqa: E402
-from tests.unit.engines.conftest import make_spec, user  # noqa: E402
-from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: E402
+from tests.family import SENTENCES, write_gemma
+from tests.unit.engines.conftest import make_spec, user
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult  # noqa: E402
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 
 CLOSE = 1e-4
 LONG = " ".join(SENTENCES)  # several windows of 8 tokens

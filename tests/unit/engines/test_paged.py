@@ -13,13 +13,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.family import write_gemma  # noqa: E402
-from tests.unit.engines.conftest import make_spec, user  # noqa: E402
+from tests.family import write_gemma
+from tests.unit.engines.conftest import make_spec, user
 
-from checkweigh.engines import hf_paged  # noqa: E402
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ItemFailure  # noqa: E402
-from checkweigh.errors import EngineError  # noqa: E402
+from checkweigh.engines.hf import continuous_batching
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ItemFailure
+from checkweigh.errors import EngineError
 
 QUESTIONS = (
     "red",
@@ -88,7 +88,7 @@ def test_a_request_that_does_not_fit_is_the_engines_failure(tiny_dir: Path) -> N
     backend = backend_of(tiny_dir, True)
     reply = backend._new_reply(ASKED[1])
     assert not isinstance(reply, ItemFailure)
-    assert len(reply.prompt) > hf_paged.PAGE
-    pages = hf_paged.pages_for(0, 1, 64)
+    assert len(reply.prompt) > continuous_batching.PAGE
+    pages = continuous_batching.pages_for(0, 1, 64)
     with pytest.raises(EngineError), torch.inference_mode():
-        hf_paged.generate(backend.loaded, [reply], (), time.monotonic(), pages)
+        continuous_batching.generate(backend.loaded, [reply], (), time.monotonic(), pages)

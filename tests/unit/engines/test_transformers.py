@@ -17,12 +17,19 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.unit.engines.conftest import TEMPLATE, make_spec, user  # noqa: E402
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from tests.unit.engines.conftest import TEMPLATE, make_spec, user
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from checkweigh.engines import hf_generate, hf_load, hf_prefix, hf_score  # noqa: E402
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.protocol import (  # noqa: E402
+from checkweigh.engines.hf import (
+    generate,
+    load_model,
+    shared_prefix,
+)
+from checkweigh.engines.hf import (
+    score as hf_score,
+)
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.protocol import (
     Continuation,
     GenerateRequest,
     GenerateResult,
@@ -30,10 +37,10 @@ from checkweigh.engines.protocol import (  # noqa: E402
     ScoreRequest,
     ScoreResult,
 )
-from checkweigh.errors import BadInput, EngineError  # noqa: E402
-from checkweigh.records.evalset import Message  # noqa: E402
-from checkweigh.records.manifest import Sampling  # noqa: E402
-from checkweigh.sources.render import Renderer  # noqa: E402
+from checkweigh.errors import BadInput, EngineError
+from checkweigh.records.evalset import Message
+from checkweigh.records.manifest import Sampling
+from checkweigh.sources.render import Renderer
 
 CLOSE = 1e-4
 TEXTS = ["the quick brown fox", "a letter to the river and then something much longer than that", "x"]
@@ -93,7 +100,9 @@ def test_shared_context_equals_the_unshared_computation(backend: TransformersBac
     results = scored(backend.score(choices()))
     check(results, reference)
     assert [len(r.continuations) for r in results] == [4, 4, 4]
-    assert hf_prefix.shared_length(backend.loaded, [r.prompt_ids for r in results]) >= hf_prefix.SHORTEST
+    assert (
+        shared_prefix.shared_length(backend.loaded, [r.prompt_ids for r in results]) >= shared_prefix.SHORTEST
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [16, 40, 100_000])
@@ -207,9 +216,9 @@ def test_rows_that_end_are_dropped_without_changing_the_others(
     prompts = [r.prompt_ids for r in generated(backend, asks(8))]
     eos = {greedy(reference, p, 20, ())[i + 1] for i, p in enumerate(prompts)}
     loaded = replace(backend.loaded, eos=tuple(sorted(eos)))
-    replies = [hf_generate.Reply(id=str(i), prompt=p, room=20, exact=False) for i, p in enumerate(prompts)]
+    replies = [generate.Reply(id=str(i), prompt=p, room=20, exact=False) for i, p in enumerate(prompts)]
     with torch.inference_mode():
-        hf_generate.generate(loaded, replies, Sampling(max_tokens=20), time.monotonic())
+        generate.generate(loaded, replies, Sampling(max_tokens=20), time.monotonic())
     lengths = {len(reply.tokens) for reply in replies}
     assert len(lengths) > 2
     for reply in replies:
@@ -255,12 +264,12 @@ def test_sampling_is_decided_by_the_seed_and_the_item_alone(tiny_dir: Path) -> N
 def test_sampling_follows_the_distribution() -> None:
     """Draws of one token: frequencies within 4 standard errors; outside the nucleus nothing is drawn."""
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
-    live = [hf_generate.Reply(id=str(i), prompt=(1,), room=1, exact=True) for i in range(4000)]
+    live = [generate.Reply(id=str(i), prompt=(1,), room=1, exact=True) for i in range(4000)]
 
     def shares(**sampling: float) -> np.ndarray:
         for reply in live:
-            reply.draws = hf_generate._draws(0, reply)
-        chosen = hf_generate.choose(logits, Sampling(**sampling), live)
+            reply.draws = generate._draws(0, reply)
+        chosen = generate.choose(logits, Sampling(**sampling), live)
         return np.bincount(chosen, minlength=4) / len(live)
 
     assert shares(temperature=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=4 * math.sqrt(0.25 / 4000))
@@ -270,11 +279,11 @@ def test_sampling_follows_the_distribution() -> None:
 
 
 def test_splitting_a_batch() -> None:
-    replies = [hf_generate.Reply(id=str(i), prompt=(1,) * 10, room=10, exact=True) for i in range(10)]
-    assert [len(p) for p in hf_generate.split(replies, 4, 10_000)] == [4, 4, 2]
-    assert [len(p) for p in hf_generate.split(replies, 16, 60)] == [3, 3, 3, 1]
-    assert [len(p) for p in hf_generate.split(replies[:2], 16, 5)] == [1, 1]
-    assert hf_generate.split([], 16, 5) == []
+    replies = [generate.Reply(id=str(i), prompt=(1,) * 10, room=10, exact=True) for i in range(10)]
+    assert [len(p) for p in generate.split(replies, 4, 10_000)] == [4, 4, 2]
+    assert [len(p) for p in generate.split(replies, 16, 60)] == [3, 3, 3, 1]
+    assert [len(p) for p in generate.split(replies[:2], 16, 5)] == [1, 1]
+    assert generate.split([], 16, 5) == []
 
 
 def test_logits_that_are_no_numbers_are_item_failures(backend: TransformersBackend) -> None:
@@ -322,11 +331,11 @@ def test_dtype_that_is_not_what_was_asked_for_is_refused(
 ) -> None:
     spec = make_spec(tiny_dir, "transformers", engine={"dtype": "bfloat16"})
     with pytest.raises(EngineError, match="dtype bfloat16 was asked for, but loaded is: float32"):
-        hf_load._identity(spec.manifest, backend.loaded.model, (2,))
+        load_model._identity(spec.manifest, backend.loaded.model, (2,))
     quantized = {"method": "bitsandbytes", "bits": 8, "type": "int8"}
     spec = make_spec(tiny_dir, "transformers", quantization=quantized)
     with pytest.raises(EngineError, match="quantization int8 was asked for, but loaded is: none"):
-        hf_load._identity(spec.manifest, backend.loaded.model, (2,))
+        load_model._identity(spec.manifest, backend.loaded.model, (2,))
 
 
 @pytest.mark.parametrize(
@@ -355,10 +364,10 @@ def test_quantization_is_counted_in_the_modules(tiny_dir: Path, bits: int, kind:
 def test_refusals(tiny_dir: Path, tmp_path: Path) -> None:
     model = {"source": "path:tiny", "adapters": [{"source": "path:lora"}]}
     with pytest.raises(BadInput, match="LoRA adapters are not built yet"):
-        hf_load.load(make_spec(tiny_dir, "transformers", model=model))
+        load_model.load(make_spec(tiny_dir, "transformers", model=model))
     if not torch.cuda.is_available():
         with pytest.raises(BadInput, match="torch finds no CUDA device"):
-            hf_load.load(make_spec(tiny_dir, "transformers", engine={"device": "cuda"}))
+            load_model.load(make_spec(tiny_dir, "transformers", engine={"device": "cuda"}))
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     for file in tiny_dir.iterdir():
@@ -366,7 +375,7 @@ def test_refusals(tiny_dir: Path, tmp_path: Path) -> None:
             (pickled / file.name).write_bytes(file.read_bytes())
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        hf_load.load(make_spec(pickled, "transformers"))
+        load_model.load(make_spec(pickled, "transformers"))
 
 
 def test_a_head_with_its_own_softcap_and_scale_is_found(tiny_dir: Path) -> None:
@@ -382,12 +391,12 @@ def test_a_head_with_its_own_softcap_and_scale_is_found(tiny_dir: Path) -> None:
     ).eval()
     ids = torch.tensor([[4, 5, 6]])
     for model in (gemma, granite):
-        head, _, _ = hf_load._head(model, model.base_model, ids.device)
+        head, _, _ = load_model._head(model, model.base_model, ids.device)
         with torch.inference_mode():
             hidden = model.base_model(ids).last_hidden_state[0]
             assert torch.allclose(head(hidden), model(ids).logits[0], atol=1e-5)
-    assert not hf_load.shares_context(gemma.config)  # its layers slide
-    assert hf_load.shares_context(granite.config)
+    assert not load_model.shares_context(gemma.config)  # its layers slide
+    assert load_model.shares_context(granite.config)
 
 
 def test_a_head_nobody_knows_is_refused() -> None:
@@ -403,7 +412,7 @@ def test_a_head_nobody_knows_is_refused() -> None:
     )  # fmt: skip
     model = Odd(config).eval()
     with pytest.raises(EngineError, match="in a way this engine does not know"):
-        hf_load._head(model, model.base_model, torch.device("cpu"))
+        load_model._head(model, model.base_model, torch.device("cpu"))
 
 
 def test_the_models_own_sampling_is_ignored(tiny_dir: Path) -> None:

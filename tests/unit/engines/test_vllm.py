@@ -26,7 +26,7 @@ from checkweigh.engines.protocol import (
     ScoreResult,
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.vllm import VllmEngine
+from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import (
     BadInput,
     EngineDied,

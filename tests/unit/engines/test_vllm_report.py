@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tests.unit.engines.test_vllm import make
 
-from checkweigh.engines.vllm import require_cold
-from checkweigh.engines.vllm_command import command, unable, variables
-from checkweigh.engines.vllm_memory import cache_bytes
-from checkweigh.engines.vllm_report import mismatches, read_report, read_telemetry
+from checkweigh.engines.vllm.command import command, unable, variables
+from checkweigh.engines.vllm.engine import require_cold
+from checkweigh.engines.vllm.memory import cache_bytes
+from checkweigh.engines.vllm.report import mismatches, read_report, read_telemetry
 from checkweigh.envs.abilities import Abilities
 from checkweigh.errors import BadInput, EngineError
 

@@ -12,14 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.family import write_gemma  # noqa: E402
-from tests.unit.engines.conftest import make_spec, user  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from tests.family import write_gemma
+from tests.unit.engines.conftest import make_spec, user
+from transformers import AutoModelForCausalLM
 
-from checkweigh.engines.hf_backend import TransformersBackend  # noqa: E402
-from checkweigh.engines.hf_score import Task  # noqa: E402
-from checkweigh.engines.hf_window import windows  # noqa: E402
-from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, ScoreResult  # noqa: E402
+from checkweigh.engines.hf.backend import TransformersBackend
+from checkweigh.engines.hf.score import Task
+from checkweigh.engines.hf.windows import windows
+from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, ScoreResult
 
 CLOSE = 1e-4
 LIMIT = 64

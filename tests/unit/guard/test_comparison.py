@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard import guard as module
 from checkweigh.guard.asked import Bounds, read
 from checkweigh.guard.desk import Visit

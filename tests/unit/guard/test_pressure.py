@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from checkweigh.engines.mock.metrics import Metrics
+from checkweigh.engines.mock.mock_metrics import Metrics
 from checkweigh.guard import scrape
 from checkweigh.guard.hanging import Backoff, Watch
 from checkweigh.guard.host import Host

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkweigh.engines.endpoint import Client, Deadlines, Endpoint, Streamed, StreamRequest
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.http.client import (
+    Client,
+    Deadlines,
+    Endpoint,
+    Streamed,
+    StreamRequest,
+)
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.measure.arrivals import Plan, Planned
 from checkweigh.measure.latency import block_values, failures, kept, unlike
@@ -203,7 +209,7 @@ def test_a_blocked_sender_says_how_late_it_was() -> None:
     async def answer(planned: Planned) -> Streamed:
         if planned.id == "r1":
             time.sleep(0.3)  # noqa: ASYNC251: that it blocks the loop is the point
-        from checkweigh.engines.endpoint import Event
+        from checkweigh.engines.http.client import Event
 
         now = time.monotonic()
         return Streamed(

@@ -13,9 +13,9 @@ from tests.builders import IDENTITY, check
 from tests.unit.measure.conftest import InProcess, encode, make_arm
 
 from checkweigh.decision.compare import compare_blocks
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.engines.protocol import Messages, Resources, Telemetry
 from checkweigh.errors import BadInput, EngineDied, EngineError

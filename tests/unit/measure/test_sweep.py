@@ -8,7 +8,7 @@ import pytest
 from tests.unit.measure.conftest import make_arm
 from tests.unit.measure.test_load_pairs import loaded, mocks, timing
 
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.protocol import Messages
 from checkweigh.measure import sweep as module
 from checkweigh.measure.pairs import ARMS, Rules

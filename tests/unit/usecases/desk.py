@@ -185,7 +185,7 @@ def workers(parent: int) -> list[psutil.Process]:
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return "checkweigh.engines.worker" in process.cmdline()
+        return "checkweigh.engines.worker.main" in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

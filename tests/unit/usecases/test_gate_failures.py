@@ -32,7 +32,9 @@ def no_engine_is_left_behind() -> Any:
     """Whatever happened, no worker outlives its gate."""
     yield
     left = [
-        p for p in psutil.Process().children(recursive=True) if "checkweigh.engines.worker" in p.cmdline()
+        p
+        for p in psutil.Process().children(recursive=True)
+        if "checkweigh.engines.worker.main" in p.cmdline()
     ]
     assert left == []
 

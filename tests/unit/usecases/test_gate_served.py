@@ -10,7 +10,7 @@ from tests.unit.engines.fake_vllm import write_environment, write_script
 from tests.unit.engines.test_vllm import make
 from tests.unit.usecases.desk import PERPLEXITY, SCORE, TPOT, Desk
 
-from checkweigh.engines.vllm import VllmEngine
+from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.records.decision import Verdict
 
 

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from checkweigh.engines.mock import texts
-from checkweigh.engines.mock.asks import Ask
+from checkweigh.engines.mock.requests import Ask
 
 _NUMBERS = count(1)
 DONE = b"data: [DONE]\n\n"

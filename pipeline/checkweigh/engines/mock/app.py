@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from checkweigh.engines.mock import asks
+from checkweigh.engines.mock import requests
 from checkweigh.engines.mock.answers import Answer
-from checkweigh.engines.mock.asks import Ask, Refused
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.requests import Ask, Refused
 from checkweigh.engines.mock.schedule import Fate, Schedule, Sequence
 
 Scope = MutableMapping[str, Any]
@@ -103,7 +103,7 @@ class MockApp:
         await _answer(send, json.dumps({"object": "list", "data": [card]}).encode())
 
     async def _tokenize(self, body: bytes, send: Send) -> None:
-        ids = asks.prompt_ids(asks.decode(body))
+        ids = requests.prompt_ids(requests.decode(body))
         value = {"count": len(ids), "max_model_len": self.schedule.knobs.max_len, "tokens": list(ids)}
         await _answer(send, json.dumps(value).encode())
 
@@ -113,7 +113,7 @@ class MockApp:
         await _answer(send, json.dumps(value).encode())
 
     async def _turn(self, body: bytes, send: Send) -> None:
-        changed = asks.decode(body)
+        changed = requests.decode(body)
         try:
             knobs = Knobs.model_validate(self.schedule.knobs.model_dump() | changed)
         except ValidationError as error:
@@ -122,13 +122,13 @@ class MockApp:
         await _answer(send, knobs.model_dump_json().encode())
 
     async def _crash(self, body: bytes, send: Send) -> None:
-        self._die(int(asks.decode(body or b"{}").get("code", self.schedule.knobs.crash_code)))
+        self._die(int(requests.decode(body or b"{}").get("code", self.schedule.knobs.crash_code)))
 
     async def _chat(self, body: bytes, send: Send) -> None:
-        await self._reply(asks.ask_of(asks.decode(body), chat=True, knobs=self.schedule.knobs), send)
+        await self._reply(requests.ask_of(requests.decode(body), chat=True, knobs=self.schedule.knobs), send)
 
     async def _complete(self, body: bytes, send: Send) -> None:
-        await self._reply(asks.ask_of(asks.decode(body), chat=False, knobs=self.schedule.knobs), send)
+        await self._reply(requests.ask_of(requests.decode(body), chat=False, knobs=self.schedule.knobs), send)
 
     async def _reply(self, ask: Ask, send: Send) -> None:
         fate = self.schedule.fate()

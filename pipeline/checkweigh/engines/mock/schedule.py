@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from checkweigh.engines.mock.knobs import Knobs
-from checkweigh.engines.mock.metrics import Metrics
+from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_metrics import Metrics
 
 
 class Fate(Enum):

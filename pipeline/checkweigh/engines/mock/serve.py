@@ -17,9 +17,9 @@ from pathlib import Path
 
 import uvicorn
 
-from checkweigh.engines.endpoint import Endpoint
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.errors import EngineDied
 
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from checkweigh.engines.hf_load import Loaded
+from checkweigh.engines.hf.load_model import Loaded
 
 SHORTEST = 8  # tokens; below it, sharing costs more than it saves
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkweigh.engines.mock import texts
-from checkweigh.engines.mock.knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import Knobs
 
 
 class Refused(Exception):

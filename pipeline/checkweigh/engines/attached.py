@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from checkweigh.engines import vllm_divergence
-from checkweigh.engines.endpoint import Client, Deadlines, Endpoint
+from checkweigh.engines.http.batches import Dialect, Talk, within
+from checkweigh.engines.http.client import Client, Deadlines, Endpoint
 from checkweigh.engines.protocol import (
     Divergence,
     GenerateRequest,
@@ -30,10 +30,10 @@ from checkweigh.engines.protocol import (
     States,
     Telemetry,
 )
-from checkweigh.engines.served import Dialect, Talk, within
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.vllm import end_ids, require_cold
-from checkweigh.engines.vllm_report import read_telemetry
+from checkweigh.engines.vllm import topk_kl
+from checkweigh.engines.vllm.engine import end_ids, require_cold
+from checkweigh.engines.vllm.report import read_telemetry
 from checkweigh.errors import BadInput, EngineDied, EngineError, EngineTimeout, PinMismatch, Problem
 from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.render import Renderer
@@ -156,14 +156,14 @@ class AttachedEngine:
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """As ``VllmEngine``: the likeliest tokens."""
-        return vllm_divergence.states(self.score, batch, folder)
+        return topk_kl.states(self.score, batch, folder)
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
     ) -> list[Divergence | ItemFailure]:
         """As ``VllmEngine``: lower bounds."""
         decode = self._talk.renderer.decode
-        return [vllm_divergence.compare(request.id, theirs, mine, decode) for request in batch]
+        return [topk_kl.compare(request.id, theirs, mine, decode) for request in batch]
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Of another's process nothing is known: 0, which no check on memory can use. Counters where it is a vLLM."""

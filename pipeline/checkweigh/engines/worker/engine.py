@@ -11,8 +11,6 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from checkweigh.engines import answers, wire
-from checkweigh.engines.process import TooSlow, Worker, WorkerGone
 from checkweigh.engines.protocol import (
     Divergence,
     GenerateRequest,
@@ -25,6 +23,8 @@ from checkweigh.engines.protocol import (
     States,
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
+from checkweigh.engines.worker import validation, wire
+from checkweigh.engines.worker.process import TooSlow, Worker, WorkerGone
 from checkweigh.errors import BadInput, EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, StoreError
 from checkweigh.records.measurement import EngineIdentity
 
@@ -32,7 +32,7 @@ _DEFAULT = Timeouts()
 
 
 class ChildEngine:
-    """Starts ``checkweigh.engines.worker`` on entering and ends it on leaving.
+    """Starts ``checkweigh.engines.worker.main`` on entering and ends it on leaving.
 
     Raises on any call: ``EngineDied`` (the process ended; later calls say so at once), ``EngineTimeout``
     and ``EngineOutOfMemory`` (the process is ended first), ``EngineError`` (an answer that does not fit its
@@ -79,18 +79,22 @@ class ChildEngine:
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt token ids as the engine itself renders them, generation prompt included."""
         packed = [wire.pack_messages(c) for c in conversations]
-        return answers.rendered(self._ask("render", self.timeouts.render, conversations=packed), len(packed))
+        return validation.rendered(
+            self._ask("render", self.timeouts.render, conversations=packed), len(packed)
+        )
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Score one batch."""
         packed = [wire.pack_score_request(r) for r in batch]
-        return answers.results(self._ask("score", self.timeouts.call, batch=packed), batch, answers.score)
+        return validation.results(
+            self._ask("score", self.timeouts.call, batch=packed), batch, validation.score
+        )
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Write hidden states of one batch of raw texts to ``folder``."""
         packed = [wire.pack_score_request(r) for r in batch]
         answer = self._ask("states", self.timeouts.call, batch=packed, folder=str(folder))
-        return answers.results(answer, batch, answers.states)
+        return validation.results(answer, batch, validation.states)
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
@@ -98,16 +102,18 @@ class ChildEngine:
         """Compare the hidden states in two folders."""
         packed = [wire.pack_score_request(r) for r in batch]
         answer = self._ask("divergence", self.timeouts.call, batch=packed, theirs=str(theirs), mine=str(mine))
-        return answers.results(answer, batch, answers.divergence)
+        return validation.results(answer, batch, validation.divergence)
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""
         packed = [wire.pack_generate_request(r) for r in batch]
-        return answers.results(self._ask("generate", self.timeouts.call, batch=packed), batch, answers.reply)
+        return validation.results(
+            self._ask("generate", self.timeouts.call, batch=packed), batch, validation.reply
+        )
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Memory of the worker process now; afterwards the peak starts anew when asked to."""
-        return answers.resources(self._ask("resources", self.timeouts.render, reset_peak=reset_peak))
+        return validation.resources(self._ask("resources", self.timeouts.render, reset_peak=reset_peak))
 
     def _ask(self, call: str, seconds: float, **arguments: Any) -> Any:
         """The worker's answer to one call; every way it can fail becomes an error with its cause."""
@@ -125,7 +131,7 @@ class ChildEngine:
             except wire.BrokenFrame as error:
                 self._end("it answered with something that is no message", grace=0)
                 raise EngineError(
-                    f"{call}: {answers.LIES}", cause=str(error), log_tail=worker.tail()
+                    f"{call}: {validation.LIES}", cause=str(error), log_tail=worker.tail()
                 ) from error
             except (
                 BaseException
@@ -158,7 +164,7 @@ class ChildEngine:
         try:
             return EngineIdentity.model_validate_json(json.dumps(answer))
         except ValidationError as error:
-            raise EngineError(answers.LIES, cause=f"no identity: {error}") from error
+            raise EngineError(validation.LIES, cause=f"no identity: {error}") from error
 
     def _slow(self, worker: Worker, call: str, seconds: float) -> EngineTimeout:
         name = {"start": "start", "render": "render", "resources": "render"}.get(call, "call")

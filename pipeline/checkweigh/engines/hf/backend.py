@@ -10,18 +10,24 @@ import jinja2
 import numpy as np
 import torch
 
-from checkweigh.engines import (
-    hf_divergence,
-    hf_draft,
-    hf_generate,
-    hf_load,
-    hf_paged,
-    hf_score,
-    hf_speculate,
-    hf_window,
-)
 from checkweigh.engines.backend import too_long
-from checkweigh.engines.memory import kv_budget, process_memory, require_room
+from checkweigh.engines.hf import (
+    continuous_batching,
+    draft_model,
+    exact_kl,
+    load_model,
+    speculative,
+)
+from checkweigh.engines.hf import (
+    generate as hf_generate,
+)
+from checkweigh.engines.hf import (
+    score as hf_score,
+)
+from checkweigh.engines.hf import (
+    windows as hf_window,
+)
+from checkweigh.engines.host_memory import kv_budget, process_memory, require_room
 from checkweigh.engines.protocol import (
     Divergence,
     GenerateRequest,
@@ -50,8 +56,8 @@ class TransformersBackend:
         self.limit = spec.manifest.limits.max_sequence
         if self.manifest.engine.device == "cuda" and torch.cuda.is_available():
             require_room(self.manifest, spec.model_dir, int(torch.cuda.mem_get_info()[0]), spec.draft_dir)
-        self.loaded = hf_load.load(spec)
-        self.speculator = hf_draft.load(spec, self.loaded)
+        self.loaded = load_model.load(spec)
+        self.speculator = draft_model.load(spec, self.loaded)
         self._warm_up()
 
     @property
@@ -123,17 +129,17 @@ class TransformersBackend:
         tasks = {r.id: t for r, t in zip(batch, prepared, strict=True) if isinstance(t, hf_score.Task)}
         with torch.inference_mode():
             hidden = self._hidden(list(tasks.values()))
-            hf_divergence.write_states(self.loaded, dict(zip(tasks, hidden, strict=True)), folder)
+            exact_kl.write_states(self.loaded, dict(zip(tasks, hidden, strict=True)), folder)
         return [
             task if isinstance(task, ItemFailure) else States(id=r.id, token_ids=task.continuations[0])
             for r, task in zip(batch, prepared, strict=True)
         ]
 
-    def _hidden(self, tasks: Sequence[hf_score.Task]) -> list[hf_load.Tensor]:
+    def _hidden(self, tasks: Sequence[hf_score.Task]) -> list[load_model.Tensor]:
         """(T, hidden) of each raw text, from its windows where it is long."""
         windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
         parts = [window.task for cut in windows for window in cut]
-        found = iter(hf_divergence.hidden_of(self.loaded, parts, self.manifest.engine.max_batch_tokens))
+        found = iter(exact_kl.hidden_of(self.loaded, parts, self.manifest.engine.max_batch_tokens))
         return [torch.cat([next(found)[window.seen :] for window in cut]) for cut in windows]
 
     def divergence(
@@ -141,12 +147,12 @@ class TransformersBackend:
     ) -> list[Divergence | ItemFailure]:
         """Each raw text's states, as another engine and as this one wrote them, through either's head."""
         prepared = [self._task(request) for request in batch]
-        other = hf_divergence.read_head(theirs, self.loaded.device)
+        other = exact_kl.read_head(theirs, self.loaded.device)
         with torch.inference_mode():
             return [
                 task
                 if isinstance(task, ItemFailure)
-                else hf_divergence.compare(self.loaded, other, theirs, mine, r.id, task.continuations[0])
+                else exact_kl.compare(self.loaded, other, theirs, mine, r.id, task.continuations[0])
                 for r, task in zip(batch, prepared, strict=True)
             ]
 
@@ -177,12 +183,14 @@ class TransformersBackend:
         """Together, in pages or in a static batch, or one by one where tokens are drafted."""
         engine = self.manifest.engine
         if engine.continuous:
-            pages = hf_paged.pages_for(kv_budget(self.manifest), engine.max_batch, engine.max_batch_tokens)
-            hf_paged.generate(self.loaded, replies, sampling.stop, sent, pages)
+            pages = continuous_batching.pages_for(
+                kv_budget(self.manifest), engine.max_batch, engine.max_batch_tokens
+            )
+            continuous_batching.generate(self.loaded, replies, sampling.stop, sent, pages)
         elif self.speculator is None:
             hf_generate.generate(self.loaded, replies, sampling, sent)
         else:
-            hf_speculate.generate(self.loaded, self.speculator, replies, sampling.stop, sent)
+            speculative.generate(self.loaded, self.speculator, replies, sampling.stop, sent)
 
     def _new_reply(self, request: GenerateRequest) -> hf_generate.Reply | ItemFailure:
         prompt = self._render(request.messages)

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from checkweigh.engines.hf_generate import Reply, append
-from checkweigh.engines.hf_load import Loaded
+from checkweigh.engines.hf.generate import Reply, append
+from checkweigh.engines.hf.load_model import Loaded
 from checkweigh.errors import EngineError
 
 PAGE = 32  # tokens a page

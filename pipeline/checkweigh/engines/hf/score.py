@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkweigh.engines.hf_load import Loaded, Tensor
-from checkweigh.engines.hf_prefix import expanded, run_prefix, shared_length
-from checkweigh.engines.memory import HEAD_ROWS
+from checkweigh.engines.hf.load_model import Loaded, Tensor
+from checkweigh.engines.hf.shared_prefix import expanded, run_prefix, shared_length
+from checkweigh.engines.host_memory import HEAD_ROWS
 from checkweigh.engines.protocol import Continuation
 
 Ids = tuple[int, ...]

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from checkweigh.engines.backend import states_file, too_long
-from checkweigh.engines.fake_knobs import Knobs, read_knobs
-from checkweigh.engines.memory import process_memory
+from checkweigh.engines.fake.knobs import Knobs, read_knobs
+from checkweigh.engines.host_memory import process_memory
 from checkweigh.engines.protocol import (
     Continuation,
     Divergence,

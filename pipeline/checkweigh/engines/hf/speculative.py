@@ -16,8 +16,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from checkweigh.engines.hf_generate import Reply, append
-from checkweigh.engines.hf_load import Loaded, Tensor
+from checkweigh.engines.hf.generate import Reply, append
+from checkweigh.engines.hf.load_model import Loaded, Tensor
 from checkweigh.records.manifest import PromptLookup, Speculative
 from checkweigh.records.measurement import Speculated
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from checkweigh.engines.hf_score import Task
+from checkweigh.engines.hf.score import Task
 from checkweigh.engines.protocol import Continuation
 
 

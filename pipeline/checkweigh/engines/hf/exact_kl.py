@@ -19,9 +19,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from checkweigh.engines.backend import states_file
-from checkweigh.engines.hf_load import Head, Loaded, Tensor, head_of
-from checkweigh.engines.hf_score import Ids, Task, hidden_states, parts_of, rows_of
-from checkweigh.engines.memory import HEAD_ROWS
+from checkweigh.engines.hf.load_model import (
+    Head,
+    Loaded,
+    Tensor,
+    head_of,
+)
+from checkweigh.engines.hf.score import (
+    Ids,
+    Task,
+    hidden_states,
+    parts_of,
+    rows_of,
+)
+from checkweigh.engines.host_memory import HEAD_ROWS
 from checkweigh.engines.protocol import Divergence, ItemFailure
 from checkweigh.errors import BadInput
 from checkweigh.records.measurement import WorstToken

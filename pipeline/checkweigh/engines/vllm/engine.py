@@ -24,9 +24,22 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import psutil
 
-from checkweigh.engines import container, gpu, vllm_divergence
-from checkweigh.engines.endpoint import VLLM_IDS, Client, Deadlines, Endpoint, StreamRequest
-from checkweigh.engines.memory import available
+from checkweigh.engines import gpu
+from checkweigh.engines.host_memory import available
+from checkweigh.engines.http.batches import (
+    Dialect,
+    Talk,
+    together,
+    within,
+)
+from checkweigh.engines.http.client import (
+    VLLM_IDS,
+    Client,
+    Deadlines,
+    Endpoint,
+    StreamRequest,
+)
+from checkweigh.engines.processes import container
 from checkweigh.engines.protocol import (
     Divergence,
     GenerateRequest,
@@ -39,12 +52,17 @@ from checkweigh.engines.protocol import (
     States,
     Telemetry,
 )
-from checkweigh.engines.served import Dialect, Talk, together, within
-from checkweigh.engines.server import Server, free_port, memory_of
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.vllm_command import command, unable, variables
-from checkweigh.engines.vllm_memory import require_server_room
-from checkweigh.engines.vllm_report import Report, mismatches, read_report, read_telemetry
+from checkweigh.engines.vllm import topk_kl
+from checkweigh.engines.vllm.command import command, unable, variables
+from checkweigh.engines.vllm.memory import require_server_room
+from checkweigh.engines.vllm.report import (
+    Report,
+    mismatches,
+    read_report,
+    read_telemetry,
+)
+from checkweigh.engines.vllm.server_process import Server, free_port, memory_of
 from checkweigh.envs.abilities import ask
 from checkweigh.envs.place import require
 from checkweigh.errors import (
@@ -256,14 +274,14 @@ class VllmEngine:
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Write the likeliest tokens at each position of each raw text: all that a server says of a distribution."""
-        return vllm_divergence.states(self.score, batch, folder)
+        return topk_kl.states(self.score, batch, folder)
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
     ) -> list[Divergence | ItemFailure]:
         """Lower bounds on the divergence, from what both servers wrote."""
         decode = self._talk.renderer.decode
-        return [vllm_divergence.compare(request.id, theirs, mine, decode) for request in batch]
+        return [topk_kl.compare(request.id, theirs, mine, decode) for request in batch]
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Memory of the server and all it started, and its counters. Judges whether timed requests were cold."""

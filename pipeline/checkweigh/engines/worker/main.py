@@ -1,4 +1,4 @@
-"""The worker process: ``python -m checkweigh.engines.worker``. Reads calls from stdin, answers on stdout.
+"""The worker process: ``python -m checkweigh.engines.worker.main``. Reads calls from stdin, answers on stdout.
 
 1. Take stdout away from everybody else: what a library prints goes to the log.
 2. Make sure to leave with the parent.
@@ -23,10 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from checkweigh.engines import memory, wire
+from checkweigh.engines import host_memory
 from checkweigh.engines.backend import Backend
 from checkweigh.engines.protocol import ItemFailure, ScoreRequest, States
 from checkweigh.engines.spec import EngineSpec
+from checkweigh.engines.worker import wire
 from checkweigh.errors import BadInput, EngineError, EngineOutOfMemory, StoreError
 from checkweigh.records.manifest import Manifest
 
@@ -76,12 +77,12 @@ def read_spec(value: dict[str, Any]) -> EngineSpec:
 def start(spec: EngineSpec) -> Backend:
     """The backend of ``engine.kind``, loaded and warm. Only the one that is needed is imported."""
     if spec.manifest.engine.kind == "fake":
-        from checkweigh.engines.fake import FakeBackend
+        from checkweigh.engines.fake.backend import FakeBackend
 
         return FakeBackend(spec)
     if spec.manifest.engine.device == "cpu":  # before torch is imported: a refusal takes no time
-        memory.require_room(spec.manifest, spec.model_dir, memory.available(), spec.draft_dir)
-    from checkweigh.engines.hf_backend import TransformersBackend
+        host_memory.require_room(spec.manifest, spec.model_dir, host_memory.available(), spec.draft_dir)
+    from checkweigh.engines.hf.backend import TransformersBackend
 
     return TransformersBackend(spec)
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 import checkweigh
-from checkweigh.engines import wire
+from checkweigh.engines.worker import wire
 
 PASSED = (
     "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "USER", "LD_LIBRARY_PATH",
@@ -62,13 +62,13 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class Worker:
-    """One running ``checkweigh.engines.worker``."""
+    """One running ``checkweigh.engines.worker.main``."""
 
     def __init__(self, *, threads: int, log: Path) -> None:
         self.log = log
         self.lowest_free = psutil.virtual_memory().available
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-P", "-m", "checkweigh.engines.worker"]
+        command = [sys.executable, "-P", "-m", "checkweigh.engines.worker.main"]
         if threading.current_thread() is threading.main_thread():
             # The kernel's death signal follows the *thread* that started the worker: only the main one asks.
             command += ["--parent", str(os.getpid())]

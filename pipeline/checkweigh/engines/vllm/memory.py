@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh.engines.memory import GIB, estimate_of
+from checkweigh.engines.host_memory import GIB, estimate_of
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import EngineOutOfMemory
 from checkweigh.records.manifest import Quantization, VllmArgs

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from checkweigh.engines import keeper
-from checkweigh.engines.process import GIB, PASSED
+from checkweigh.engines.processes import keeper
 from checkweigh.engines.protocol import Resources
+from checkweigh.engines.worker.process import GIB, PASSED
 from checkweigh.errors import EngineDied, EngineError
 
 GRACE_S = 20.0  # that a server has to drain and leave

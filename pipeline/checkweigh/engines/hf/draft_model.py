@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from checkweigh.engines.hf_load import DTYPES, Loaded, found_dtype, found_quantization
-from checkweigh.engines.hf_speculate import Speculator, drafting_config
+from checkweigh.engines.hf.load_model import (
+    DTYPES,
+    Loaded,
+    found_dtype,
+    found_quantization,
+)
+from checkweigh.engines.hf.speculative import Speculator, drafting_config
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import BadInput, EngineError
 from checkweigh.records.manifest import Draft

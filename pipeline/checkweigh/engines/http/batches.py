@@ -20,9 +20,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from checkweigh.engines.answers import check
 from checkweigh.engines.backend import too_long
-from checkweigh.engines.endpoint import VLLM_IDS, Client, Event, Streamed, StreamRequest
+from checkweigh.engines.http.client import (
+    VLLM_IDS,
+    Client,
+    Event,
+    Streamed,
+    StreamRequest,
+)
 from checkweigh.engines.protocol import (
     Continuation,
     GenerateRequest,
@@ -32,6 +37,7 @@ from checkweigh.engines.protocol import (
     ScoreRequest,
     ScoreResult,
 )
+from checkweigh.engines.worker.validation import check
 from checkweigh.errors import BadInput, EngineError, EngineRefused
 from checkweigh.records.manifest import Manifest
 from checkweigh.sources.render import Renderer

@@ -16,7 +16,6 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from checkweigh.engines import wire
 from checkweigh.engines.protocol import (
     Continuation,
     Divergence,
@@ -28,6 +27,7 @@ from checkweigh.engines.protocol import (
     ScoreResult,
     States,
 )
+from checkweigh.engines.worker import wire
 from checkweigh.errors import EngineError
 from checkweigh.records.measurement import FailureKind, Speculated, WorstToken
 

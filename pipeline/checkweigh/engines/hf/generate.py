@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from checkweigh.engines.hf_load import Loaded, Tensor
-from checkweigh.engines.hf_prefix import expanded, run_prefix, shared_length
+from checkweigh.engines.hf.load_model import Loaded, Tensor
+from checkweigh.engines.hf.shared_prefix import expanded, run_prefix, shared_length
 from checkweigh.records.manifest import Sampling
 from checkweigh.records.measurement import Speculated
 

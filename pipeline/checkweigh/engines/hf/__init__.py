@@ -1,0 +1,1 @@
+"""transformers in the worker process: loading, scoring, generation, exact divergence."""

@@ -1,0 +1,1 @@
+"""What keeps a process and its descendants: the keeper, containers."""
