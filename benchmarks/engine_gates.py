@@ -17,7 +17,7 @@ from typing import Any
 
 from checkweigh.files import write_atomic
 from checkweigh.records.decision import Decision
-from checkweigh.usecases.stored import read_decision
+from checkweigh.usecases.read_decision import read_decision
 
 OUT = Path(__file__).with_suffix(".json")
 

@@ -31,7 +31,7 @@ from checkweigh.engines.mock.serve import in_process
 from checkweigh.measure import host
 from checkweigh.report.svg import el, label, line, path
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.arms import spec_of
+from checkweigh.usecases.gate.arm import spec_of
 
 HERE = Path(__file__).resolve().parent
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)

@@ -43,7 +43,7 @@ from checkweigh.records.evalset import Choice, EvalSet, Item
 from checkweigh.sources.evalsets import find_evalset
 from checkweigh.sources.pin import Resolved, quiet, verify
 from checkweigh.store import Store
-from checkweigh.usecases.arms import ArmRun
+from checkweigh.usecases.gate.arm import ArmRun
 
 HERE = Path(__file__).resolve().parent
 TASKS = {"prose": "checkweigh_prose", "choices": "checkweigh_choices"}

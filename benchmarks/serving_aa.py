@@ -32,7 +32,7 @@ from checkweigh.sources.evalsets import load_evalset
 from checkweigh.sources.pin import verify
 from checkweigh.stats import block_log_ratio
 from checkweigh.store import Store
-from checkweigh.usecases.arms import ArmRun
+from checkweigh.usecases.gate.arm import ArmRun
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGINS = [round(0.01 * i, 2) for i in range(1, 101)]

@@ -38,7 +38,7 @@ from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import VllmArgs
 from checkweigh.sources.evalsets import load_evalset
 from checkweigh.sources.pin import quiet, verify
-from checkweigh.usecases.arms import spec_of
+from checkweigh.usecases.gate.arm import spec_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = (

@@ -32,7 +32,7 @@ from checkweigh.report.items import ItemPair
 from checkweigh.sinks.content import ArmEvidence, Finished
 from checkweigh.sinks.target import Target
 from checkweigh.sources.pin import Resolved
-from checkweigh.usecases.publish import keep
+from checkweigh.usecases.deliver.mlflow import keep
 
 START_S = 120
 

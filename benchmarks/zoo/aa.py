@@ -46,7 +46,7 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import load_evalset
 from checkweigh.sources.pin import Resolved, pin, verify
 from checkweigh.store import Store
-from checkweigh.usecases.arms import ArmRun
+from checkweigh.usecases.gate.arm import ArmRun
 
 SETS = ("prose", "choices", "answers", "open-ended")
 REPLIES = SETS[2:]

@@ -40,7 +40,7 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, load_evalset, roots
 from checkweigh.sources.pin import read_pinned, verify
 from checkweigh.store import Store
-from checkweigh.usecases.stored import measured, read_decision
+from checkweigh.usecases.read_decision import measured, read_decision
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the user's cache: what is fetched, converted and installed.

@@ -21,7 +21,7 @@ from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import Check
 from checkweigh.records.simulation import Rates
 from checkweigh.sources.pin import quiet
-from checkweigh.usecases.inputs import read_policy_inputs
+from checkweigh.usecases.gate.inputs import read_policy_inputs
 
 Claim = Callable[..., float]
 ROOT = Path(__file__).resolve().parents[2]

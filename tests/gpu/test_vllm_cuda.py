@@ -24,7 +24,7 @@ from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
 from checkweigh.sources.environment import packages_of
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.arms import spec_of
+from checkweigh.usecases.gate.arm import spec_of
 
 LOCK = os.environ.get("CHECKWEIGH_GPU_LOCK")
 PYTHON = os.environ.get("CHECKWEIGH_GPU_PYTHON")

@@ -27,8 +27,8 @@ from checkweigh.measure.quality import Arm, check_identity
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Attached, Environment
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.arms import spec_of
-from checkweigh.usecases.engines import install_engine
+from checkweigh.usecases.engine_install import install_engine
+from checkweigh.usecases.gate.arm import spec_of
 
 PROSE = (
     "The river rose slowly through the night, and by morning the lower fields were under water. Nobody in "

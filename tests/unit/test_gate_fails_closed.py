@@ -183,7 +183,7 @@ def test_a_pass_that_cannot_be_delivered_is_neither_pass_nor_block(desk: Desk) -
 def test_an_unforeseen_crash_is_no_verdict(desk: Desk) -> None:
     """A fault of the tool's own, forced in a real process."""
     code = (
-        "import sys, checkweigh.usecases.gate as g\n"
+        "import sys, checkweigh.usecases.gate.run as g\n"
         "def fall(*_, **__): raise ZeroDivisionError('a bug')\n"
         "g.gate = fall\n"
         "from checkweigh.cli import entry\n"

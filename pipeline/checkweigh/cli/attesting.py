@@ -44,9 +44,9 @@ def admit(
     """Verify at deploy time that these bytes passed that policy. Exit 0 admitted, 1 refused, 2 bad input, 4 broken."""
     import json
 
-    from checkweigh.usecases.admission import Proof
-    from checkweigh.usecases.admission import admit as run
     from checkweigh.usecases.durations import duration
+    from checkweigh.usecases.release.admit import Proof
+    from checkweigh.usecases.release.admit import admit as run
 
     proof = Proof(
         attestation=attestation, key=key, policy=policy, max_age=duration("--max-age", max_age),
@@ -77,12 +77,12 @@ def waive(
     from checkweigh.attest.keys import private_key
     from checkweigh.sinks.notice import WaiverNotice, hook
     from checkweigh.sinks.target import resolve
-    from checkweigh.usecases.attesting import WAIVER
-    from checkweigh.usecases.attesting import waive as sign
+    from checkweigh.usecases.deliver.webhook import announce
     from checkweigh.usecases.durations import duration
-    from checkweigh.usecases.notify import announce
-    from checkweigh.usecases.registry import show_waiver
-    from checkweigh.usecases.stored import read_decision
+    from checkweigh.usecases.read_decision import read_decision
+    from checkweigh.usecases.release.attest import WAIVER
+    from checkweigh.usecases.release.attest import waive as sign
+    from checkweigh.usecases.release.registry import show_waiver
 
     receiver, target = hook(notify), resolve(mlflow)
     made = sign(run, manifest, reason, owner, duration("--expires", expires), private_key(key))

@@ -26,7 +26,7 @@ def changed(base: Base, baseline: Declared = None, as_json: AsJson = False) -> N
     """List the manifests, policies and sets that differ from REF, and what each needs. Exit 0, or 2."""
     import json
 
-    from checkweigh.usecases.changed import changed as run
+    from checkweigh.usecases.ci.changes import changed as run
 
     with run(base, baseline, Path.cwd()) as found:
         if as_json:
@@ -53,7 +53,7 @@ def ci_gate(
     ] = None,
 ) -> None:
     """Do everything that the change requires. Exit 0 pass, 1 block, 2 bad input, 3 held, 4 broken."""
-    from checkweigh.usecases.ci import Asked, run
+    from checkweigh.usecases.ci.run import Asked, run
 
     asked = Asked(base=base, policy=policy, out=out, baseline=baseline, key=key, options=tuple(options or ()))
     with bars() as bar:
@@ -68,7 +68,7 @@ def ci_comment(
     key: Key = "checkweigh",
 ) -> None:
     """Put the results below DIR into one comment on GitHub, updated in place. Needs GITHUB_TOKEN."""
-    from checkweigh.usecases.comment import put
+    from checkweigh.usecases.ci.comment import put
 
     say(put(pull_request, out, key))
 
@@ -76,7 +76,7 @@ def ci_comment(
 @works.command("policies")
 def ci_policies(base: Base) -> None:
     """Hold every changed policy against what it was at REF. Exit 1 when something got looser without a new reason."""
-    from checkweigh.usecases.ci import policies
+    from checkweigh.usecases.ci.run import policies
 
     raise typer.Exit(policies(base, say))
 
@@ -86,7 +86,7 @@ def ci_pin(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="manifests to pin")],
 ) -> None:
     """Pin manifests before a commit. Exit 1 when a lock was written anew: it belongs into the same commit."""
-    from checkweigh.usecases.ci import pin_all
+    from checkweigh.usecases.ci.run import pin_all
 
     with bars() as bar:
         raise typer.Exit(pin_all(manifests, say, bar.update))

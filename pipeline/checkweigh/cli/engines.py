@@ -31,7 +31,7 @@ def engine_install(
 ) -> None:
     """Install one version of an engine into an environment of its own, exactly as its lock says."""
     from checkweigh.decision.formatting import size
-    from checkweigh.usecases.engines import install_engine
+    from checkweigh.usecases.engine_install import install_engine
 
     with bars() as bar:
         file, folder, found = install_engine(spec, lock, bar.update)

@@ -74,13 +74,13 @@ def gate(
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
     from checkweigh.sinks.notice import hook
     from checkweigh.sinks.target import resolve
-    from checkweigh.usecases import registry
-    from checkweigh.usecases.attesting import sign, signing_key
-    from checkweigh.usecases.gate import gate as run
-    from checkweigh.usecases.inputs import read_inputs, swept
-    from checkweigh.usecases.notify import announce
+    from checkweigh.usecases.deliver.mlflow import publish
+    from checkweigh.usecases.deliver.webhook import announce
+    from checkweigh.usecases.gate.inputs import read_inputs, swept
+    from checkweigh.usecases.gate.run import gate as run
     from checkweigh.usecases.plan import unsettled
-    from checkweigh.usecases.publish import publish
+    from checkweigh.usecases.release import registry
+    from checkweigh.usecases.release.attest import sign, signing_key
 
     out = out or Path("runs") / candidate.stem
     target, receiver = resolve(mlflow), hook(notify)
@@ -158,7 +158,7 @@ def calibrate(
     """Execute a manifest five times against itself: noise floors, and the smallest honest margins."""
     from checkweigh.report.calibration import table
     from checkweigh.usecases.calibrate import calibrate as run
-    from checkweigh.usecases.inputs import read_calibration_inputs
+    from checkweigh.usecases.gate.inputs import read_calibration_inputs
 
     with bars() as bar:
         resolved, rules, sets = read_calibration_inputs(manifest, policy, bar.update)
@@ -175,8 +175,8 @@ def report(
 ) -> None:
     """Show a stored decision again; the exit code is the gate's."""
     from checkweigh.report.safe import one_line
-    from checkweigh.usecases.attesting import waiver_said
-    from checkweigh.usecases.stored import read_decision
+    from checkweigh.usecases.read_decision import read_decision
+    from checkweigh.usecases.release.attest import waiver_said
 
     decision = read_decision(run)
     waived = waiver_said(run, decision)
@@ -193,7 +193,7 @@ def schema(
     """Print the JSON Schema of a document, for editors."""
     import json
 
-    from checkweigh.usecases.stored import json_schema
+    from checkweigh.usecases.read_decision import json_schema
 
     print(json.dumps(json_schema(kind), indent=2))
 

@@ -11,7 +11,7 @@ from checkweigh.cli.common import AsJson, PolicyPath, app, say
 from checkweigh.cli.gating import Mlflow
 
 if TYPE_CHECKING:
-    from checkweigh.usecases.registry import Moved
+    from checkweigh.usecases.release.registry import Moved
 
 Model = Annotated[str, typer.Option("--model", metavar="NAME", help="the registered model")]
 Alias = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="the alias that is served")]
@@ -37,8 +37,8 @@ def promote(
 ) -> None:
     """Register the candidate and move the alias, on a pass against the champion. Exit 0 moved, 1 refused, 4 broken."""
     from checkweigh.sinks.target import resolve
-    from checkweigh.usecases.registry import place
-    from checkweigh.usecases.registry import promote as move
+    from checkweigh.usecases.release.registry import place
+    from checkweigh.usecases.release.registry import promote as move
 
     _tell(move(run, policy, place(resolve(mlflow), model, alias), first=first, key=key), as_json)
 
@@ -53,8 +53,8 @@ def rollback(
 ) -> None:
     """Move the alias back to the version before. Exit 0 moved, 1 there is none, 4 broken."""
     from checkweigh.sinks.target import resolve
-    from checkweigh.usecases.registry import place
-    from checkweigh.usecases.registry import rollback as move
+    from checkweigh.usecases.release.registry import place
+    from checkweigh.usecases.release.registry import rollback as move
 
     _tell(move(place(resolve(mlflow), model, alias), reason), as_json)
 

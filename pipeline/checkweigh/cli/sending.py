@@ -28,7 +28,7 @@ def sync(
     """Send what waits in the outbox. Exit 4 when something still waits."""
     import json
 
-    from checkweigh.usecases.publish import sync as run
+    from checkweigh.usecases.deliver.mlflow import sync as run
 
     found = run(mlflow, say)
     if as_json:
@@ -56,7 +56,7 @@ def notify_sync(
     import json
 
     from checkweigh.sinks.notice import hook
-    from checkweigh.usecases.notify import sync as run
+    from checkweigh.usecases.deliver.webhook import sync as run
 
     found = run(hook(notify), say)
     if as_json:

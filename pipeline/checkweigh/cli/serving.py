@@ -10,7 +10,7 @@ import typer
 from checkweigh.cli.common import app, bars, say
 
 if TYPE_CHECKING:
-    from checkweigh.usecases.admission import Proof
+    from checkweigh.usecases.release.admit import Proof
 
 
 @app.command()
@@ -83,8 +83,8 @@ def _proofs(
     if not attestations:
         return ()
     from checkweigh.errors import BadInput
-    from checkweigh.usecases.admission import Proof
     from checkweigh.usecases.durations import duration
+    from checkweigh.usecases.release.admit import Proof
 
     if key is None or not policies:
         raise BadInput("--require-attestation: expected --key and --policy with it")

@@ -21,7 +21,7 @@ def store_ls(as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from checkweigh.report.store import listing
-    from checkweigh.usecases.housekeeping import entries, store_root
+    from checkweigh.usecases.store_maintenance import entries, store_root
 
     found = entries(store_root())
     if as_json:
@@ -35,7 +35,7 @@ def store_verify(as_json: AsJson = False) -> None:
     """Check every record against its digests. Exit 2 when one is damaged."""
     import json
 
-    from checkweigh.usecases.housekeeping import entries, store_root
+    from checkweigh.usecases.store_maintenance import entries, store_root
 
     found = entries(store_root())
     damaged = [entry for entry in found if entry.state == "damaged"]
@@ -60,7 +60,7 @@ def store_gc(
     import json
 
     from checkweigh.decision.formatting import size
-    from checkweigh.usecases.housekeeping import store_root, sweep
+    from checkweigh.usecases.store_maintenance import store_root, sweep
 
     done = sweep(store_root(), older_than=older_than, incomplete=incomplete, dry_run=dry_run)
     if as_json:

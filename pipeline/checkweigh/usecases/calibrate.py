@@ -33,8 +33,8 @@ from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved
 from checkweigh.store import Store
-from checkweigh.usecases.arms import ArmRun, Progress
-from checkweigh.usecases.calibrations import keep
+from checkweigh.usecases.calibration_store import keep
+from checkweigh.usecases.gate.arm import ArmRun, Progress
 
 # (seed of the batch plan, on another number of threads): five executions are ten contrasts
 EXECUTIONS = ((0, False), (1, False), (0, True), (2, True), (3, False))

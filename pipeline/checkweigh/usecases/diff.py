@@ -8,8 +8,8 @@ from pathlib import Path
 from checkweigh.records.decision import Change
 from checkweigh.sources.diff import changes, comparable, undeclared
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.arms import Progress
-from checkweigh.usecases.speculation import forks
+from checkweigh.usecases.gate.arm import Progress
+from checkweigh.usecases.gate.note_speculation import forks
 
 
 @dataclass(frozen=True, slots=True)

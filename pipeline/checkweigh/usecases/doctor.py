@@ -27,7 +27,7 @@ from checkweigh.scorers.sandbox import Limits, Sandbox
 from checkweigh.sinks.target import resolve, scrub
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import read_pinned
-from checkweigh.usecases.calibrations import known_here
+from checkweigh.usecases.calibration_store import known_here
 
 State = Literal["ok", "note", "missing"]
 LEAST_PYTHON = (3, 11)

@@ -16,7 +16,7 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.evalsets import Draft, complete, draft
 from checkweigh.sources.pin import verify
 from checkweigh.store import Store
-from checkweigh.usecases.arms import Progress
+from checkweigh.usecases.gate.arm import Progress
 
 SHOWN_IDS = 5
 

@@ -35,9 +35,9 @@ from checkweigh.records.simulation import Simulation
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store
-from checkweigh.usecases.arms import Progress
-from checkweigh.usecases.calibrations import known
-from checkweigh.usecases.inputs import Inputs, read_policy_inputs
+from checkweigh.usecases.calibration_store import known
+from checkweigh.usecases.gate.arm import Progress
+from checkweigh.usecases.gate.inputs import Inputs, read_policy_inputs
 
 EXPECTED_RUNS = 200
 CLEARLY_WORSE = -3.0

@@ -27,11 +27,13 @@ from checkweigh.sources.digests import Progress
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.sources.render import Renderer
-from checkweigh.usecases.arms import spec_of
-from checkweigh.usecases.stored import read_decision
+from checkweigh.usecases.gate.arm import spec_of
+from checkweigh.usecases.read_decision import read_decision
 
 if TYPE_CHECKING:
-    from checkweigh.usecases.admission import Proof  # needs the extra `attest`, which serving alone does not
+    from checkweigh.usecases.release.admit import (
+        Proof,
+    )  # needs the extra `attest`, which serving alone does not
 
 Say = Callable[[str], None]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -101,7 +103,7 @@ def _admitted(asked: Serving, progress: Progress, say: Say) -> list[str] | None:
     """The digests of the pins admitted, none where no proof is required. None: something was refused."""
     if not asked.proofs:
         return []
-    from checkweigh.usecases.admission import admit
+    from checkweigh.usecases.release.admit import admit
 
     found = [admit(path, proof, progress) for path, proof in zip(asked.manifests, asked.proofs, strict=True)]
     for path, one in zip(asked.manifests, found, strict=True):

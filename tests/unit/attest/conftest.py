@@ -24,8 +24,8 @@ from checkweigh.records.policy import Policy
 from checkweigh.report import write_all
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import pin, verify
-from checkweigh.usecases.admission import Admission, Proof, admit
-from checkweigh.usecases.attesting import attest
+from checkweigh.usecases.release.admit import Admission, Proof, admit
+from checkweigh.usecases.release.attest import attest
 
 
 @dataclass

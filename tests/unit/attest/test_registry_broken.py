@@ -17,7 +17,7 @@ from checkweigh.errors import BadInput
 from checkweigh.records.decision import Verdict
 from checkweigh.sinks.child import LIMIT
 from checkweigh.sinks.target import Target
-from checkweigh.usecases.registry import baseline, place
+from checkweigh.usecases.release.registry import baseline, place
 
 ABSENT = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"}'
 

@@ -23,8 +23,8 @@ from checkweigh.records.attestation import Waiver
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report.pull_request import Outcome, Run
 from checkweigh.sources.pin import verify
-from checkweigh.usecases import ci
-from checkweigh.usecases.attesting import waive
+from checkweigh.usecases.ci import run as ci
+from checkweigh.usecases.release.attest import waive
 
 DAY = timedelta(days=1)
 REASON = "customers are down; <script>alert(1)</script> **bold** @octocat"

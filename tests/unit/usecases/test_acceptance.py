@@ -10,7 +10,7 @@ from tests.builders import evalset, measured, with_observations
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import Observation, Speculated
 from checkweigh.usecases.diff import Difference
-from checkweigh.usecases.speculation import acceptance, forks
+from checkweigh.usecases.gate.note_speculation import acceptance, forks
 
 
 def manifest(speculative: dict[str, Any] | None) -> Manifest:

@@ -30,7 +30,7 @@ from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.pin import Resolved, quiet, verify
 from checkweigh.sources.render import Renderer
 from checkweigh.store import Store
-from checkweigh.usecases.arms import ArmRun
+from checkweigh.usecases.gate.arm import ArmRun
 
 
 class Scripted:

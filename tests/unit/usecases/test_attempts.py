@@ -16,9 +16,9 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
 from checkweigh.sources.pin import quiet
 from checkweigh.sources.trace import Row
-from checkweigh.usecases import attempts
-from checkweigh.usecases.attempts import attempt, rules
-from checkweigh.usecases.inputs import read_inputs
+from checkweigh.usecases.gate import ledger
+from checkweigh.usecases.gate.inputs import read_inputs
+from checkweigh.usecases.gate.ledger import attempt, rules
 
 NAMES = ("decision.json", "report.html", "junit.xml", "summary.md")
 
@@ -132,7 +132,7 @@ def test_a_change_of_the_rules_judges_the_same_measurements_again(
 ) -> None:
     desk.policy(PERPLEXITY)
     assert desk.gate() == 0, desk.stderr
-    monkeypatch.setattr(attempts, "JUDGING", attempts.JUDGING + 1)
+    monkeypatch.setattr(ledger, "JUDGING", ledger.JUDGING + 1)
     assert desk.gate() == 0, desk.stderr
     assert desk.decision.attempt is not None
     assert (desk.decision.attempt.number, desk.decision.attempt.stored) == (1, False)

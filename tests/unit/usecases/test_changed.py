@@ -16,7 +16,7 @@ from tests.unit.usecases.desk import Desk
 from checkweigh.errors import PinMismatch
 from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.pin import pin, verify
-from checkweigh.usecases.changed import changed
+from checkweigh.usecases.ci.changes import changed
 
 SERVED = "manifests/served.yaml"
 

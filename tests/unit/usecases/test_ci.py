@@ -12,8 +12,8 @@ from tests.scratch import Scratch
 from tests.unit.usecases.desk import PERPLEXITY, Desk
 
 from checkweigh.errors import ExitCode
-from checkweigh.usecases.changed import Change
-from checkweigh.usecases.ci import judge
+from checkweigh.usecases.ci.changes import Change
+from checkweigh.usecases.ci.run import judge
 
 SERVED = "manifests/served.yaml"
 

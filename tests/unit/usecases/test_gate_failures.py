@@ -13,8 +13,8 @@ from tests.unit.usecases.desk import PERPLEXITY, SCORE, TPOT, Desk
 from checkweigh.engines.spec import Timeouts
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.sources.pin import quiet
-from checkweigh.usecases.gate import gate
-from checkweigh.usecases.inputs import read_inputs
+from checkweigh.usecases.gate.inputs import read_inputs
+from checkweigh.usecases.gate.run import gate
 
 DEATHS: list[tuple[dict[str, Any], str]] = [
     ({"crash_at": 0}, "SIGABRT"),

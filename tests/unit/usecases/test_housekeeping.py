@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.unit.usecases.desk import CONSOLE, ENDINGS, PERPLEXITY, Desk, wait_for
 
-from checkweigh.usecases.housekeeping import entries
+from checkweigh.usecases.store_maintenance import entries
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from tests.unit.usecases.desk import PERPLEXITY, Desk
 from checkweigh.cli import main
 from checkweigh.records.decision import Verdict
 from checkweigh.sinks.notice import Hook, WaiverNotice, hook, notice, notices_root
-from checkweigh.usecases import notify
-from checkweigh.usecases.notify import announce, sync
+from checkweigh.usecases.deliver import webhook
+from checkweigh.usecases.deliver.webhook import announce, sync
 
 SECRET = "T0PSECRET/B4hunter2/xyzzy-99"
 BLOCK = sample.decision(Verdict.BLOCK)
@@ -150,7 +150,7 @@ def test_refusals_wait_and_redirects_are_not_followed(receiver: Receiver, status
 @pytest.mark.usefixtures("checkweigh_home")
 def test_a_receiver_that_never_answers_is_left(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     receiver.hold = Event()
-    monkeypatch.setattr(notify, "SECONDS", 2)
+    monkeypatch.setattr(webhook, "SECONDS", 2)
     lines: list[str] = []
     started = time.monotonic()
     announce(BLOCK, Hook(receiver.url), lines.append)

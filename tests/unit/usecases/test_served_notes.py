@@ -9,7 +9,7 @@ from tests.unit.measure.conftest import MANIFEST
 from checkweigh.engines.protocol import Telemetry
 from checkweigh.measure import host
 from checkweigh.records.manifest import Manifest, Ngram
-from checkweigh.usecases.served import served, swapping
+from checkweigh.usecases.gate.note_servers import served, swapping
 
 COUNTED = Telemetry(
     prompt_tokens=10, generated_tokens=5, preemptions=2, cache_queries=1000, cache_hits=30, drafts=100, drafted=400,

@@ -16,8 +16,13 @@ from checkweigh.errors import EngineDied, EngineOutOfMemory
 from checkweigh.measure.pairs import ARMS
 from checkweigh.measure.quality import Arm
 from checkweigh.records.policy import Policy
-from checkweigh.usecases.arms import ArmRun
-from checkweigh.usecases.timing import BY_RESTARTS, Prompts, short_tails, time_arms
+from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.time_arms import (
+    BY_RESTARTS,
+    Prompts,
+    short_tails,
+    time_arms,
+)
 
 from tests.builders import check, policy  # isort: skip
 

@@ -13,7 +13,7 @@ from checkweigh.measure import host
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.measure.plan import Batch, plan
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
-from checkweigh.usecases.arms import ArmRun, Kept
+from checkweigh.usecases.gate.arm import ArmRun, Kept
 
 
 @dataclass

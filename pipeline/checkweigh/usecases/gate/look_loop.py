@@ -18,13 +18,18 @@ from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.diff import comparable
-from checkweigh.usecases.arms import ArmRun, Progress
-from checkweigh.usecases.divergence import Divergences, measure_divergences
-from checkweigh.usecases.evidence import ROLES, Records, nothing, whole_parts
-from checkweigh.usecases.inputs import Inputs
-from checkweigh.usecases.judging import Judge
-from checkweigh.usecases.timed import conversations, wanted
-from checkweigh.usecases.timing import Prompts, time_arms
+from checkweigh.usecases.gate.arm import ArmRun, Progress
+from checkweigh.usecases.gate.inputs import Inputs
+from checkweigh.usecases.gate.judge import Judge
+from checkweigh.usecases.gate.measure_divergence import Divergences, measure_divergences
+from checkweigh.usecases.gate.measured import (
+    ROLES,
+    Records,
+    nothing,
+    whole_parts,
+)
+from checkweigh.usecases.gate.time_arms import Prompts, time_arms
+from checkweigh.usecases.gate.timing_prompts import conversations, wanted
 
 BLOCKED_FIRST = "not timed: the verdict was settled without it"
 

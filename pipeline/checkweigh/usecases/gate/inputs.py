@@ -22,9 +22,9 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets import find_evalset, roots
 from checkweigh.sources.pin import Resolved, read_pinned, verify
 from checkweigh.sources.trace import Row
-from checkweigh.usecases.arms import Progress, spec_of
-from checkweigh.usecases.calibrations import known
-from checkweigh.usecases.loads import loaded
+from checkweigh.usecases.calibration_store import known
+from checkweigh.usecases.gate.arm import Progress, spec_of
+from checkweigh.usecases.gate.load_checks import loaded
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from checkweigh.records.evalset import Generation, Message
 from checkweigh.records.measurement import Scored
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
-from checkweigh.usecases.evidence import Evidence
+from checkweigh.usecases.gate.measured import Evidence
 
 
 def wanted(policy: Policy) -> bool:

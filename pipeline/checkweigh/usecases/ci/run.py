@@ -29,10 +29,10 @@ from checkweigh.report.pull_request import Outcome, Run, comment, junit
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.git import repository
 from checkweigh.sources.pin import lock_path, pin, verify
-from checkweigh.usecases.arms import Progress
-from checkweigh.usecases.changed import Change, Changed, changed
+from checkweigh.usecases.ci.changes import Change, Changed, changed
 from checkweigh.usecases.evalset_check import check_evalset
-from checkweigh.usecases.stored import read_decision
+from checkweigh.usecases.gate.arm import Progress
+from checkweigh.usecases.read_decision import read_decision
 
 GATES = "gates"
 RESULTS, COMMENT, JUNIT = "ci.json", "comment.md", "junit.xml"

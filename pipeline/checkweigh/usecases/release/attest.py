@@ -18,8 +18,8 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.document import parse_json
 from checkweigh.report.waived import write_waived
 from checkweigh.sources.pin import Resolved, read_pinned
-from checkweigh.usecases.ci import show_waived
-from checkweigh.usecases.stored import read_decision
+from checkweigh.usecases.ci.run import show_waived
+from checkweigh.usecases.read_decision import read_decision
 
 ATTESTATION = "attestation.json"
 WAIVER = "waiver.json"

@@ -14,8 +14,8 @@ from checkweigh.decision.looks import (
 )
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, PairedRun
-from checkweigh.usecases.divergence import Divergences
-from checkweigh.usecases.inputs import Inputs
+from checkweigh.usecases.gate.inputs import Inputs
+from checkweigh.usecases.gate.measure_divergence import Divergences
 
 Records = dict[str, MeasurementSet]
 ROLES = ("baseline", "candidate", "anchor")

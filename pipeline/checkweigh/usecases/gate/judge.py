@@ -22,9 +22,9 @@ from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.diff import comparable
-from checkweigh.usecases.arms import ArmRun
-from checkweigh.usecases.evidence import Evidence
-from checkweigh.usecases.inputs import Inputs
+from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.inputs import Inputs
+from checkweigh.usecases.gate.measured import Evidence
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from checkweigh.sinks.target import INSTALL, Target, installed
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import read_pinned
-from checkweigh.usecases.attesting import ATTESTATION
-from checkweigh.usecases.stored import read_decision
+from checkweigh.usecases.read_decision import read_decision
+from checkweigh.usecases.release.attest import ATTESTATION
 
 MODULE = "checkweigh.sinks.registry"
 _ALIAS = "look where the alias is before you try again: the same command goes on, or says why not"

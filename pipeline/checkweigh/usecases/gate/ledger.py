@@ -37,9 +37,9 @@ from checkweigh.records.decision import Attempt, Decision, LookMade
 from checkweigh.records.measurement import PROTOCOL
 from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
-from checkweigh.usecases.arms import Progress
-from checkweigh.usecases.inputs import Inputs
-from checkweigh.usecases.timing import TIMING_WAIT_S
+from checkweigh.usecases.gate.arm import Progress
+from checkweigh.usecases.gate.inputs import Inputs
+from checkweigh.usecases.gate.time_arms import TIMING_WAIT_S
 
 WORDING = {"name", "because", "attempts", "max_minutes"}
 

@@ -31,19 +31,19 @@ from checkweigh.sinks.content import ArmEvidence, Finished
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.diff import changes
 from checkweigh.store import Store
-from checkweigh.usecases.arms import ArmRun, Progress
-from checkweigh.usecases.attempts import Try, attempt, taken
-from checkweigh.usecases.evidence import Evidence, nothing
-from checkweigh.usecases.guarantees import guarantees
-from checkweigh.usecases.inputs import Inputs, read_inputs
-from checkweigh.usecases.items import item_pairs
-from checkweigh.usecases.lengths import no_room
-from checkweigh.usecases.looking import Looking
-from checkweigh.usecases.served import served, swapping
-from checkweigh.usecases.speculation import acceptance, forks
-from checkweigh.usecases.stored import measured
-from checkweigh.usecases.timing import short_tails
-from checkweigh.usecases.units import units
+from checkweigh.usecases.gate.arm import ArmRun, Progress
+from checkweigh.usecases.gate.inputs import Inputs, read_inputs
+from checkweigh.usecases.gate.item_pairs import item_pairs
+from checkweigh.usecases.gate.ledger import Try, attempt, taken
+from checkweigh.usecases.gate.look_loop import Looking
+from checkweigh.usecases.gate.measured import Evidence, nothing
+from checkweigh.usecases.gate.note_guarantees import guarantees
+from checkweigh.usecases.gate.note_length_limit import no_room
+from checkweigh.usecases.gate.note_servers import served, swapping
+from checkweigh.usecases.gate.note_speculation import acceptance, forks
+from checkweigh.usecases.gate.note_vocabulary import units
+from checkweigh.usecases.gate.time_arms import short_tails
+from checkweigh.usecases.read_decision import measured
 
 __all__ = ["Inputs", "gate", "read_inputs"]
 

@@ -24,7 +24,7 @@ from checkweigh.records.measurement import Block, PairedRun, SweepPoint
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import GATING_PAIRS, P99_REQUESTS, Policy
 from checkweigh.sources.trace import Row
-from checkweigh.usecases.arms import ArmRun, Progress
+from checkweigh.usecases.gate.arm import ArmRun, Progress
 
 TIMING_WAIT_S = 1800
 BY_RESTARTS = (

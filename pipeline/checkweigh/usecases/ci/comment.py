@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkweigh.report.pull_request import marker, unfinished
 from checkweigh.sinks.github import Github
-from checkweigh.usecases.ci import COMMENT, RESULTS, link
+from checkweigh.usecases.ci.run import COMMENT, RESULTS, link
 
 
 def put(pull_request: int, out: Path, key: str) -> str:

@@ -23,7 +23,7 @@ from checkweigh.sources.pin import Resolved
 from checkweigh.sources.probes import probes
 from checkweigh.sources.render import Renderer
 from checkweigh.store import Store
-from checkweigh.usecases.protected import open_protected
+from checkweigh.usecases.gate.open_engine import open_protected
 
 T = TypeVar("T")
 Kept = tuple[list[Observation], int, float]  # a batch's observations, tokens and seconds

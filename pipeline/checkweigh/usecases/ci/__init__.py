@@ -1,0 +1,1 @@
+"""A pull request: what it changes, the gates that needs, the comment."""

@@ -1,0 +1,1 @@
+"""Sending finished gates to MLflow and to a webhook."""

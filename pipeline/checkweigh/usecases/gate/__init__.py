@@ -1,0 +1,1 @@
+"""The gate: inputs, arms, looks, judgement, ledger, reports."""

@@ -1,0 +1,1 @@
+"""Moving a registry alias behind a pass; signing and admitting."""
