@@ -16,8 +16,8 @@ from pathlib import Path
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.serve import listen
-from checkweigh.guard.asked import Bounds
 from checkweigh.guard.guard import Guard, Setup
+from checkweigh.guard.http.request_schema import Bounds
 from checkweigh.usecases.serving import read_limits
 
 KEY = "OVERLOAD_KEY"  # environment variable with the engine's key, where it has one

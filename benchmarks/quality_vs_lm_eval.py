@@ -40,7 +40,7 @@ from checkweigh import canonical
 from checkweigh.engines.protocol import Engine, ItemFailure, ScoreRequest, ScoreResult
 from checkweigh.measure import host
 from checkweigh.records.evalset import Choice, EvalSet, Item
-from checkweigh.sources.evalsets import find_evalset
+from checkweigh.sources.evalsets.load_evalset import find_evalset
 from checkweigh.sources.pin import Resolved, quiet, verify
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm import ArmRun

@@ -28,7 +28,7 @@ from checkweigh.records.evalset import Generation
 from checkweigh.records.measurement import PairedRun
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import verify
 from checkweigh.stats import block_log_ratio
 from checkweigh.store import Store

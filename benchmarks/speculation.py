@@ -27,7 +27,7 @@ from checkweigh.engines.hf.generate import Reply
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.measure import host
 from checkweigh.records.evalset import Generation
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, verify
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ from checkweigh.files import write_atomic
 from checkweigh.measure import host
 from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import VllmArgs
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import quiet, verify
 from checkweigh.usecases.gate.arm import spec_of
 

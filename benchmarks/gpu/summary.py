@@ -8,7 +8,7 @@ from pathlib import Path
 
 from checkweigh.measure import host
 from checkweigh.sources.documents import read_manifest
-from checkweigh.sources.environment import packages_of
+from checkweigh.sources.engine_environment import packages_of
 
 VERDICTS = (0, 1, 3)
 

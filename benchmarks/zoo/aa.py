@@ -43,7 +43,7 @@ from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, pin, verify
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm import ArmRun

@@ -37,7 +37,7 @@ from checkweigh.records.measurement import PROTOCOL, MeasurementSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets import find_evalset, load_evalset, roots
+from checkweigh.sources.evalsets.load_evalset import find_evalset, load_evalset, roots
 from checkweigh.sources.pin import read_pinned, verify
 from checkweigh.store import Store
 from checkweigh.usecases.read_decision import measured, read_decision

@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 
 from checkweigh.engines.mock.serve import listen
-from checkweigh.guard.asked import Bounds
 from checkweigh.guard.guard import Guard, Setup, Source
-from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.http.request_schema import Bounds
 from checkweigh.records.document import parse
 
 MODEL = "mock"

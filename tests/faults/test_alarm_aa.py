@@ -14,7 +14,7 @@ from tests.faults.harness import body, guarded, open_loop, policy
 from tests.integration.test_vllm_engine import installed
 
 from checkweigh.guard.alarms import Slower
-from checkweigh.guard.launching import vllm_plan
+from checkweigh.guard.supervision.launch_plan import vllm_plan
 
 LIMITS = """
 routing: {{margin: 10.0}}

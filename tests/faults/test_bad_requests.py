@@ -18,9 +18,9 @@ from tests.faults.harness import Running, body, guarded, policy
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.guard import asked
-from checkweigh.guard.asked import Bounds
-from checkweigh.guard.refusals import Refusal
+from checkweigh.guard.http import request_schema
+from checkweigh.guard.http.error_responses import Refusal
+from checkweigh.guard.http.request_schema import Bounds
 
 KEY, ENGINE_KEY = "client-key-0123456789", "engine-key-9876543210"
 HEAD = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
@@ -265,9 +265,9 @@ JSON = st.recursive(
 )
 
 
-def read(data: bytes, *, chat: bool) -> asked.Asked | Refusal:
+def read(data: bytes, *, chat: bool) -> request_schema.Asked | Refusal:
     try:
-        return asked.read(data, chat=chat, bounds=BOUNDS)
+        return request_schema.read(data, chat=chat, bounds=BOUNDS)
     except Refusal as refusal:
         return refusal
 
@@ -282,7 +282,7 @@ def test_any_bytes_are_a_refusal_or_a_request(raw_body: bytes, chat: bool) -> No
 
 
 @settings(max_examples=400, deadline=None)
-@given(changes=st.dictionaries(st.sampled_from(sorted(asked.KNOWN)), JSON, max_size=3))
+@given(changes=st.dictionaries(st.sampled_from(sorted(request_schema.KNOWN)), JSON, max_size=3))
 def test_any_value_of_any_field_is_a_refusal_or_is_within_bounds(changes: dict[str, Any]) -> None:
     found = read(json.dumps(body() | changes).encode(), chat=True)
     if isinstance(found, Refusal):

@@ -19,8 +19,8 @@ from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard import guard as module
-from checkweigh.guard.launching import mock_plan
-from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.supervision.launch_plan import mock_plan
 
 SOUND = Knobs()
 START_S = 120.0  # machines are shared

@@ -16,7 +16,7 @@ from tests.faults.harness import Reply, Running, body, guarded, open_loop, polic
 
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.guard.asked import Bounds, read
+from checkweigh.guard.http.request_schema import Bounds, read
 
 # 4 at once, 16 tokens in 350 ms: 11 requests a second; of 4 tokens, 110 ms: 36.
 SLOW = Knobs(slots=4, first_ms=30, token_ms=20, reply_tokens=16)

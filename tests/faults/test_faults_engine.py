@@ -23,8 +23,8 @@ from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.breaker import State
-from checkweigh.guard.launching import mock_plan
-from checkweigh.guard.supervisor import Phase
+from checkweigh.guard.supervision.launch_plan import mock_plan
+from checkweigh.guard.supervision.supervisor import Phase
 
 QUICK = """
 supervision: {backoff_s: 0.1, backoff_max_s: 0.5, heartbeat_s: 1.0, probe_s: 1.5, kill_s: 1.0, long_prompt: 300,

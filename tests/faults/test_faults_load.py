@@ -33,7 +33,7 @@ from tests.faults.harness import (
 
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
-from checkweigh.guard.host import Reading
+from checkweigh.guard.host_gauges import Reading
 
 # 4 at once, 320 ms each: 12.5 requests a second.
 SLOW = Knobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8)

@@ -19,7 +19,7 @@ from checkweigh.engines.http.client import Client
 from checkweigh.engines.vllm.engine import require_cold
 from checkweigh.engines.vllm.report import read_telemetry
 from checkweigh.errors import BadInput
-from checkweigh.guard.launching import vllm_plan
+from checkweigh.guard.supervision.launch_plan import vllm_plan
 
 LIMITS = """
 admission: {scoring: 2, tiers: {standard: {queue: 64, deadline_s: 120.0, age_s: 100.0}}}

@@ -11,7 +11,7 @@ from tests.faults.harness import Reply, body, guarded, open_loop, policy
 from tests.faults.test_faults_engine import QUICK, restarts
 
 from checkweigh.engines.mock.mock_knobs import Knobs
-from checkweigh.guard.launching import mock_plan
+from checkweigh.guard.supervision.launch_plan import mock_plan
 
 LIMITS = QUICK + "admission: {slots: 4, tiers: {standard: {queue: 12, deadline_s: 1.0}}}"
 RATE = 25.0  # twice what four slots of 320 ms give

@@ -25,12 +25,12 @@ from checkweigh.engines.http.client import Client, Endpoint
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.errors import EngineError, PinMismatch, Problem, SourceError
-from checkweigh.guard import supervisor
 from checkweigh.guard.arm import Arm
-from checkweigh.guard.child import Plan
-from checkweigh.guard.host import Reading
-from checkweigh.guard.launching import mock_plan, vllm_plan
-from checkweigh.guard.supervisor import Phase
+from checkweigh.guard.host_gauges import Reading
+from checkweigh.guard.supervision import supervisor
+from checkweigh.guard.supervision.engine_process import Plan
+from checkweigh.guard.supervision.launch_plan import mock_plan, vllm_plan
+from checkweigh.guard.supervision.supervisor import Phase
 
 START_S = 120.0  # machines are shared
 

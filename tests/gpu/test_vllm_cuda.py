@@ -22,7 +22,7 @@ from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.measure.quality import Arm, check_identity
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
-from checkweigh.sources.environment import packages_of
+from checkweigh.sources.engine_environment import packages_of
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.gate.arm import spec_of
 

@@ -14,7 +14,7 @@ from checkweigh.errors import SourceError
 from checkweigh.records.evalset import Generation
 from checkweigh.scorers.embedding import LONGEST, EmbeddingSimilarity
 from checkweigh.scorers.items import item_scorer
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 
 CARD = """\
 schema: checkweigh/evalset@1

@@ -14,7 +14,7 @@ from checkweigh.errors import BadDocument, PinMismatch, ScorerError, SourceError
 from checkweigh.records.evalset import Choice, EvalSet, Generation
 from checkweigh.scorers.items import item_scorer
 from checkweigh.scoring.replies import score_reply
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 
 SETS = Path(__file__).resolve().parents[2] / "evalsets"
 

@@ -15,7 +15,7 @@ from checkweigh.engines.hf.backend import TransformersBackend
 from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.evalset import Message, Text
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, verify
 
 ROOT = Path(__file__).resolve().parents[2]

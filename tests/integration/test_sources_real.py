@@ -13,10 +13,10 @@ from tests.conftest import missing
 from checkweigh.errors import PinMismatch, SourceError
 from checkweigh.records.evalset import Message
 from checkweigh.sources.digests import file_digest, tensor_digest
+from checkweigh.sources.model.render import Renderer
+from checkweigh.sources.model.render_probes import probes
 from checkweigh.sources.pin import Resolved, pin, verify
-from checkweigh.sources.probes import probes
-from checkweigh.sources.publish import SEAL
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.sealed_cache import SEAL
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 SHIPPED = sorted(path.stem for path in MANIFESTS.glob("smollm2-*.yaml"))

@@ -17,7 +17,7 @@ from checkweigh.engines.hf.speculative import Speculator
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import Draft, DraftModel, PromptLookup, Sampling
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 
 ROOT = Path(__file__).resolve().parents[2]
 TIED = 1e-3  # logits

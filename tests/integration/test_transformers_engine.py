@@ -18,7 +18,7 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.evalset import Message
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.render import Renderer
 
 PROSE = (
     "The river rose slowly through the night, and by morning the lower fields were under water. Nobody in "

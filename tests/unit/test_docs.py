@@ -16,7 +16,7 @@ from checkweigh.cli import app
 from checkweigh.records.evalset import GENERATION_SCORERS
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.documents import read_card, read_manifest, read_policy
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import quiet
 from checkweigh.usecases.evalset_check import check_evalset
 

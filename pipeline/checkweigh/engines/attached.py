@@ -36,7 +36,7 @@ from checkweigh.engines.vllm.engine import end_ids, require_cold
 from checkweigh.engines.vllm.report import read_telemetry
 from checkweigh.errors import BadInput, EngineDied, EngineError, EngineTimeout, PinMismatch, Problem
 from checkweigh.records.measurement import EngineIdentity
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.render import Renderer
 
 T = TypeVar("T")
 ALWAYS = ("weights", "quantization", "dtype", "device", "threads", "packages", "memory")

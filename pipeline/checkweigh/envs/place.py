@@ -16,7 +16,7 @@ from checkweigh.records.base import Digest, Record
 from checkweigh.records.document import parse_json
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_bytes
-from checkweigh.sources.enginelock import EngineLock
+from checkweigh.sources.engine_lock import EngineLock
 
 MARK = "checkweigh.json"
 

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from checkweigh.guard import asked
-from checkweigh.guard.desk import Desk, Send, Visit
-from checkweigh.guard.keys import Keys
-from checkweigh.guard.refusals import Refusal
+from checkweigh.guard.http import request_schema
+from checkweigh.guard.http.client_keys import Keys
+from checkweigh.guard.http.error_responses import Refusal
+from checkweigh.guard.request_handler import Desk, Send, Visit
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -120,7 +120,7 @@ class GuardApp:
         tier = self._keys.tier(headers.get(b"authorization", b""), headers.get(b"x-checkweigh-tier"))
         deadline = _deadline(headers.get(b"x-checkweigh-deadline-ms"))
         raw = await self._body(headers, receive)
-        found = asked.read(raw, chat=chat, bounds=self._desk.bounds)
+        found = request_schema.read(raw, chat=chat, bounds=self._desk.bounds)
         own = headers.get(b"x-request-id", b"")
         name = own.decode() if _ID.match(own) else uuid.uuid4().hex
         session = headers.get(self._desk.policy.routing.session_header.encode(), b"").decode("latin-1")

@@ -12,17 +12,17 @@ import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard import scrape
-from checkweigh.guard.admission import Gate
+from checkweigh.guard.admission.kv_admission import Gate
+from checkweigh.guard.admission.queueing import Entry, Shed
+from checkweigh.guard.admission.saturation import Memory, Saturation
 from checkweigh.guard.alarms import Recent
-from checkweigh.guard.asked import Asked
 from checkweigh.guard.breaker import Breaker, Permit, State
-from checkweigh.guard.child import Plan
-from checkweigh.guard.policy import GuardPolicy, Tier
-from checkweigh.guard.pressure import Memory, Saturation
-from checkweigh.guard.queueing import Entry, Shed
+from checkweigh.guard.guard_policy import GuardPolicy, Tier
+from checkweigh.guard.http.request_schema import Asked
+from checkweigh.guard.http.upstream import UpstreamError
 from checkweigh.guard.routing import Arm as ArmName
-from checkweigh.guard.supervisor import Phase, Supervisor
-from checkweigh.guard.upstream import UpstreamError
+from checkweigh.guard.supervision.engine_process import Plan
+from checkweigh.guard.supervision.supervisor import Phase, Supervisor
 
 KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn, and so vLLM, closes an idle connection
 _DEFAULT_KV = 16_384  # until the engine says, where nothing else does

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from checkweigh.guard.guard import Setup
-from checkweigh.guard.policy import TIERS, GuardPolicy
+from checkweigh.guard.guard_policy import TIERS, GuardPolicy
 
 Served = tuple[str, str, tuple[str, ...]]  # name, engine kind, what is unsafe
 

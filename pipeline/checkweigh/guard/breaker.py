@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
-from checkweigh.guard.policy import Breaker as Limits
+from checkweigh.guard.guard_policy import Breaker as Limits
 
 _LASTING = 5  # times in a row
 

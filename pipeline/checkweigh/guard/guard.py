@@ -18,18 +18,18 @@ from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard.alarms import Beyond, Fails, Recent, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
-from checkweigh.guard.asked import Bounds
 from checkweigh.guard.breaker import State
-from checkweigh.guard.child import Plan
-from checkweigh.guard.desk import Desk, Visit
-from checkweigh.guard.host import Host, Reading
-from checkweigh.guard.keys import Keys
-from checkweigh.guard.listener import listener
-from checkweigh.guard.policy import TIERS, GuardPolicy
-from checkweigh.guard.prom import Metrics
+from checkweigh.guard.guard_metrics import Metrics
+from checkweigh.guard.guard_policy import TIERS, GuardPolicy
+from checkweigh.guard.host_gauges import Host, Reading
+from checkweigh.guard.http.client_keys import Keys
+from checkweigh.guard.http.listener import listener
+from checkweigh.guard.http.request_schema import Bounds
+from checkweigh.guard.request_handler import Desk, Visit
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Router
-from checkweigh.guard.traffic import Log
+from checkweigh.guard.supervision.engine_process import Plan
+from checkweigh.guard.traffic_log import Log
 
 Source = Callable[[], Plan] | Endpoint
 _SETTLED_S = 5.0  # after a failure it is known whether the engine has died of it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from checkweigh.guard.pressure import Scrape
+from checkweigh.guard.admission.saturation import Scrape
 
 _LINE = re.compile(rb"^vllm:([a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _CAPACITY = re.compile(rb'kv_cache_size_tokens="(\d+)"')

@@ -15,7 +15,7 @@ from checkweigh import canonical
 from checkweigh.records.evalset import Message
 from checkweigh.records.load import Bursts, Load, Poisson, Trace
 from checkweigh.records.policy import Timing
-from checkweigh.sources.trace import Row
+from checkweigh.sources.load_trace import Row
 
 Floats = NDArray[np.float64]
 Conversation = tuple[Message, ...]

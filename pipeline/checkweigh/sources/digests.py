@@ -20,7 +20,7 @@ from checkweigh import canonical
 from checkweigh.errors import SourceError, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.safetensors import tensors
+from checkweigh.sources.model.safetensors_header import tensors
 
 CHUNK = 1 << 22
 MEGA = 1_000_000

@@ -20,13 +20,18 @@ from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
 from checkweigh.records.document import MAX_JSON, parse_json
 from checkweigh.records.manifest import Lock, Manifest, Pins
-from checkweigh.sources.assemble import Whole, find_whole
-from checkweigh.sources.derive import served_dir
 from checkweigh.sources.digests import Progress, digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
-from checkweigh.sources.draft import DraftFiles, draft_digests, find_draft, require_same_tokens
-from checkweigh.sources.environment import Packages, packages_of
-from checkweigh.sources.folder import (
+from checkweigh.sources.engine_environment import Packages, packages_of
+from checkweigh.sources.evalsets.split_files import Whole, find_whole
+from checkweigh.sources.model.derive import served_dir
+from checkweigh.sources.model.draft_model_source import (
+    DraftFiles,
+    draft_digests,
+    find_draft,
+    require_same_tokens,
+)
+from checkweigh.sources.model.model_directory import (
     check_shards,
     refuse_auto_map,
     refuse_code,
@@ -34,11 +39,11 @@ from checkweigh.sources.folder import (
     template_file,
     template_text,
     weight_files,
-)  # fmt: skip
-from checkweigh.sources.probes import probes
-from checkweigh.sources.render import Renderer
+)
+from checkweigh.sources.model.render import Renderer
+from checkweigh.sources.model.render_probes import probes
+from checkweigh.sources.model.safetensors_header import tensors
 from checkweigh.sources.resolve import resolve
-from checkweigh.sources.safetensors import tensors
 
 FAKE_VERSION = "1"
 

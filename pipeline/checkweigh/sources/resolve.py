@@ -15,7 +15,7 @@ from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, Problem, SourceError, StoreError
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress, file_digest
-from checkweigh.sources.publish import published, sound
+from checkweigh.sources.sealed_cache import published, sound
 
 HF_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model"]
 HF_UNSAFE = ["*.bin", "*.pt", "*.pth", "*.py"]

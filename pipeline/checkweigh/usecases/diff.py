@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh.records.decision import Change
-from checkweigh.sources.diff import changes, comparable, undeclared
 from checkweigh.sources.pin import verify
+from checkweigh.sources.undeclared import changes, comparable, undeclared
 from checkweigh.usecases.gate.arm import Progress
 from checkweigh.usecases.gate.note_speculation import forks
 

@@ -9,7 +9,7 @@ from checkweigh.envs.build import install, parse_spec, resolve
 from checkweigh.envs.place import Installed
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.files import write_atomic
-from checkweigh.sources.enginelock import read_engine_lock
+from checkweigh.sources.engine_lock import read_engine_lock
 
 LOCKS = Path("manifests") / "engines"
 

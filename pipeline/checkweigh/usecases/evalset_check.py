@@ -13,7 +13,7 @@ from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.scorers.items import item_scorer
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.evalsets import Draft, complete, draft
+from checkweigh.sources.evalsets.load_evalset import Draft, complete, draft
 from checkweigh.sources.pin import verify
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm import Progress

@@ -8,7 +8,7 @@ from typing import Any
 
 from checkweigh.decision.looks import merged
 from checkweigh.errors import BadInput
-from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.records.base import Record
 from checkweigh.records.decision import Decision
 from checkweigh.records.document import parse_json

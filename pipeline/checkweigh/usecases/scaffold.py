@@ -27,7 +27,7 @@ from checkweigh.files import write_atomic
 from checkweigh.records.document import parse
 from checkweigh.records.manifest import Manifest, Model
 from checkweigh.records.policy import Policy
-from checkweigh.sources.folder import (
+from checkweigh.sources.model.model_directory import (
     read_object,
     refuse_auto_map,
     template_file,

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import listen
 from checkweigh.errors import BadDocument, BadInput, ExitCode, Problem
-from checkweigh.guard.asked import Bounds, Count
 from checkweigh.guard.banner import banner
 from checkweigh.guard.guard import Guard, Setup, Source
-from checkweigh.guard.host import warnings
-from checkweigh.guard.launching import mock_plan, vllm_plan
-from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.host_gauges import warnings
+from checkweigh.guard.http.request_schema import Bounds, Count
 from checkweigh.guard.routing import Arm
+from checkweigh.guard.supervision.launch_plan import mock_plan, vllm_plan
 from checkweigh.records.decision import Decision
 from checkweigh.records.document import parse
 from checkweigh.sources.digests import Progress
 from checkweigh.sources.documents import read_bytes
+from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
-from checkweigh.sources.render import Renderer
 from checkweigh.usecases.gate.arm import spec_of
 from checkweigh.usecases.read_decision import read_decision
 

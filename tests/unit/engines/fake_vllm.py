@@ -76,7 +76,7 @@ class Model:
     """Replies and log-probabilities that depend on the tokens before them and on nothing else."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from checkweigh.sources.render import Renderer
+        from checkweigh.sources.model.render import Renderer
 
         self.renderer = Renderer(Path(options.tokenizer), Path(options.chat_template).read_text())
         self.vocabulary = 300

@@ -18,7 +18,7 @@ from checkweigh.engines.processes.container import around, ending, runtime
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.engine import VllmEngine, preflight
 from checkweigh.errors import EngineDied, SourceError
-from checkweigh.guard.launching import vllm_plan
+from checkweigh.guard.supervision.launch_plan import vllm_plan
 from checkweigh.records.manifest import Environment
 
 IMAGE = f"vllm/vllm-openai@sha256:{'ab' * 32}"

@@ -40,7 +40,7 @@ from checkweigh.engines.protocol import (
 from checkweigh.errors import BadInput, EngineError
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Sampling
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.render import Renderer
 
 CLOSE = 1e-4
 TEXTS = ["the quick brown fox", "a letter to the river and then something much longer than that", "x"]

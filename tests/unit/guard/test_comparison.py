@@ -13,10 +13,10 @@ import pytest
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard import guard as module
-from checkweigh.guard.asked import Bounds, read
-from checkweigh.guard.desk import Visit
 from checkweigh.guard.guard import Guard, Setup
-from checkweigh.guard.policy import GuardPolicy
+from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.http.request_schema import Bounds, read
+from checkweigh.guard.request_handler import Visit
 from checkweigh.guard.routing import Arm, Route
 
 BOUNDS = Bounds(model="mock", max_sequence=512, max_tokens=256, default_tokens=16, count=len)

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.guard.test_comparison import ARMS, Engine, Service
 
 from checkweigh.guard.alarms import Fails
-from checkweigh.guard.desk import Visit
 from checkweigh.guard.guard import _APART_S, _SETTLED_S, Guard
+from checkweigh.guard.request_handler import Visit
 from checkweigh.guard.routing import Arm, Route
 
 ALPHA = 0.05

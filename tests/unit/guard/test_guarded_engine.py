@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkweigh.engines.protocol import GenerateRequest, Resources, ScoreRequest, Telemetry
-from checkweigh.guard.engine import GuardedEngine
+from checkweigh.guard.admission.guarded_engine import GuardedEngine
 from checkweigh.records.evalset import Message
 
 

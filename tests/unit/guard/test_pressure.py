@@ -10,12 +10,12 @@ import pytest
 
 from checkweigh.engines.mock.mock_metrics import Metrics
 from checkweigh.guard import scrape
-from checkweigh.guard.hanging import Backoff, Watch
-from checkweigh.guard.host import Host
-from checkweigh.guard.policy import Memory as MemoryLimits
-from checkweigh.guard.policy import Saturation as Limits
-from checkweigh.guard.policy import Supervision
-from checkweigh.guard.pressure import Memory, Saturation, Scrape
+from checkweigh.guard.admission.saturation import Memory, Saturation, Scrape
+from checkweigh.guard.guard_policy import Memory as MemoryLimits
+from checkweigh.guard.guard_policy import Saturation as Limits
+from checkweigh.guard.guard_policy import Supervision
+from checkweigh.guard.host_gauges import Host
+from checkweigh.guard.supervision.watchdog import Backoff, Watch
 
 LIMITS = Limits(scrape_s=0.5, stale_s=2, kv_high=0.92, kv_low=0.8, waiting_high=8, hold_s=1)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from checkweigh.guard.policy import Traffic
-from checkweigh.guard.traffic import Log, Request
+from checkweigh.guard.guard_policy import Traffic
+from checkweigh.guard.traffic_log import Log, Request
 
 LEAST = 10_000  # bytes; about 20 lines
 

@@ -14,7 +14,7 @@ from checkweigh.measure.arrivals import Plan, Supply, arrival_times, gaps, plan_
 from checkweigh.records.evalset import Message
 from checkweigh.records.load import Arrivals, Bursts, Load, Objective, Poisson, Trace
 from checkweigh.records.policy import Timing
-from checkweigh.sources.trace import Row
+from checkweigh.sources.load_trace import Row
 
 CONVERSATIONS = [(Message(role="user", content=f"question {i} of several words"),) for i in range(7)]
 TRACE = Trace(kind="trace", file="t.csv", speed=4.0, max_prompt_tokens=30, max_output_tokens=9)

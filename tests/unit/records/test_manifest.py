@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from checkweigh import canonical
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest, Prompts
-from checkweigh.sources.diff import changes
+from checkweigh.sources.undeclared import changes
 
 Path = tuple[str | int, ...]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,7 +9,7 @@ from checkweigh.errors import ScorerError
 from checkweigh.records.evalset import Generation
 from checkweigh.scorers.code import CodeExecution, code_of, program
 from checkweigh.scorers.sandbox import Limits
-from checkweigh.sources.recipes import human_eval
+from checkweigh.sources.evalsets.dataset_recipes import human_eval
 
 ROW = {
     "task_id": "Test/0",

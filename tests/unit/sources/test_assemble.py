@@ -16,7 +16,7 @@ from checkweigh.canonical import short
 from checkweigh.errors import BadDocument, PinMismatch, SourceError
 from checkweigh.sources.digests import file_digest
 from checkweigh.sources.pin import pin, verify
-from checkweigh.sources.publish import published
+from checkweigh.sources.sealed_cache import published
 
 WHOLE = b"GGUF" + bytes(range(256)) * 40
 DIGEST = canonical.digest_bytes(WHOLE)

@@ -13,11 +13,11 @@ from tests.conftest import WriteManifest
 from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, SourceError
 from checkweigh.records.manifest import Derive
-from checkweigh.sources import derive
-from checkweigh.sources.derive import derived
 from checkweigh.sources.digests import file_digest, tensor_digest
+from checkweigh.sources.model import derive
+from checkweigh.sources.model.derive import derived
 from checkweigh.sources.pin import quiet, verify
-from checkweigh.sources.publish import SEAL, published
+from checkweigh.sources.sealed_cache import SEAL, published
 
 RECIPE = Derive(recipe="gguf-to-safetensors")
 

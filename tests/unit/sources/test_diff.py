@@ -12,8 +12,13 @@ from tests.conftest import WriteManifest
 
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.metrics import METRICS
-from checkweigh.sources.diff import _explanations, changes, comparable, undeclared
 from checkweigh.sources.pin import Resolved, verify
+from checkweigh.sources.undeclared import (
+    _explanations,
+    changes,
+    comparable,
+    undeclared,
+)
 
 Make = Callable[..., Resolved]
 OTHER = "sha256:" + "1" * 64

@@ -13,7 +13,7 @@ import pytest
 from checkweigh.errors import SourceError
 from checkweigh.sources import digests
 from checkweigh.sources.digests import digest_all, file_digest, json_digest, tensor_digest
-from checkweigh.sources.safetensors import tensors
+from checkweigh.sources.model.safetensors_header import tensors
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.unit.engines.fake_vllm import write_environment
 
 from checkweigh.records.manifest import Engine
-from checkweigh.sources.environment import packages_of
+from checkweigh.sources.engine_environment import packages_of
 
 
 def test_of_a_distribution_that_is_there_twice_the_one_that_is_imported_counts(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch
 from checkweigh.records.evalset import Choice, Generation, Text
-from checkweigh.sources.evalsets import find_evalset, load_evalset, roots
+from checkweigh.sources.evalsets.load_evalset import find_evalset, load_evalset, roots
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 Row = dict[str, Any]

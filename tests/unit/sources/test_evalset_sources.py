@@ -20,8 +20,8 @@ from checkweigh import canonical
 from checkweigh.errors import BadDocument, PinMismatch, SourceError
 from checkweigh.records.evalset import Choice, Generation, Text
 from checkweigh.sources.digests import file_digest
-from checkweigh.sources.evalsets import draft, load_evalset
-from checkweigh.sources.recipes import RECIPES, Recipe
+from checkweigh.sources.evalsets.dataset_recipes import RECIPES, Recipe
+from checkweigh.sources.evalsets.load_evalset import draft, load_evalset
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 Row = dict[str, Any]
@@ -368,7 +368,7 @@ def test_a_recipe_is_for_one_version_of_one_package(
 
 
 def test_no_more_is_read_than_may_be(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from checkweigh.sources import rows
+    from checkweigh.sources.evalsets import row_readers as rows
 
     monkeypatch.setattr(rows, "MAX_BYTES", 1000)
     assert said(make("d.jsonl.gz", gzip.compress(b" " * 5000)))[0].endswith(

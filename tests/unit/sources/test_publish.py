@@ -11,12 +11,17 @@ import pytest
 
 from checkweigh.errors import HostBusy, StoreError
 from checkweigh.files import lock
-from checkweigh.sources import publish
-from checkweigh.sources.publish import SEAL, damage, published, sound
+from checkweigh.sources import sealed_cache
+from checkweigh.sources.sealed_cache import (
+    SEAL,
+    damage,
+    published,
+    sound,
+)
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 BUILD = (
-    "import os, sys, time; from pathlib import Path; from checkweigh.sources.publish import published\n"
+    "import os, sys, time; from pathlib import Path; from checkweigh.sources.sealed_cache import published\n"
     "def build(folder):\n"
     "    (folder / 'builder').write_text(str(os.getpid())); print('building', flush=True)\n"
     "    time.sleep(float(sys.argv[2])); (folder / 'rest').write_text('x')\n"
@@ -59,10 +64,10 @@ def test_a_killed_builder_leaves_no_directory_and_its_rest_is_swept(tmp_path: Pa
 def test_damage_is_named_with_both_digests(tmp_path: Path) -> None:
     target = published(tmp_path / "thing", write)
     assert damage(target) == []
-    sealed = publish.file_digest(target / "a")
+    sealed = sealed_cache.file_digest(target / "a")
     (target / "a").write_text("Whole")
     (target / "b").write_text("more")
-    found = [publish.file_digest(target / name) for name in ("a", "b")]
+    found = [sealed_cache.file_digest(target / name) for name in ("a", "b")]
     assert damage(target) == [
         (target / "a", sealed, found[0]),
         (target / "b", "no such file", found[1]),
@@ -88,7 +93,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_waiting_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "BUILD_WAIT_S", 0.1)
+    monkeypatch.setattr(sealed_cache, "BUILD_WAIT_S", 0.1)
     with start(tmp_path / "thing", 60) as builder:
         assert builder.stdout is not None
         builder.stdout.readline()

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from checkweigh.sources.recipes import RECIPES, hellaswag, human_eval, truthfulqa
+from checkweigh.sources.evalsets.dataset_recipes import (
+    RECIPES,
+    hellaswag,
+    human_eval,
+    truthfulqa,
+)
 
 
 def test_truthful_choices_are_turned_and_stay_the_same_choices() -> None:

@@ -14,8 +14,8 @@ from tests.conftest import TEMPLATE, write_tokenizer
 from checkweigh.errors import SourceError
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
-from checkweigh.sources.probes import probes
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.render import Renderer
+from checkweigh.sources.model.render_probes import probes
 
 MANIFEST = Manifest.model_validate_json(
     '{"schema": "checkweigh/manifest@1", "name": "x", "model": {"source": "path:x"},'
@@ -148,7 +148,7 @@ def test_what_cannot_be_read(folder: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, checkweigh.sources.pin, checkweigh.sources.render, checkweigh.sources.evalsets;"
+        "import sys, checkweigh.sources.pin, checkweigh.sources.model.render, checkweigh.sources.evalsets.load_evalset;"
         "heavy = {'torch', 'transformers', 'datasets', 'huggingface_hub', 'scipy'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -20,8 +20,8 @@ from checkweigh.errors import PinMismatch, SourceError
 from checkweigh.sources import resolve as module
 from checkweigh.sources.digests import file_digest
 from checkweigh.sources.pin import quiet
-from checkweigh.sources.publish import SEAL, published, sound
 from checkweigh.sources.resolve import resolve
+from checkweigh.sources.sealed_cache import SEAL, published, sound
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from checkweigh.errors import BadDocument
-from checkweigh.sources.trace import Row, read_trace
+from checkweigh.sources.load_trace import Row, read_trace
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 

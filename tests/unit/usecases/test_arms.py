@@ -27,8 +27,8 @@ from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, PinMismatch
 from checkweigh.measure.quality import Arm
 from checkweigh.records.measurement import EngineIdentity
+from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, quiet, verify
-from checkweigh.sources.render import Renderer
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm import ArmRun
 

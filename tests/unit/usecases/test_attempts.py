@@ -14,8 +14,8 @@ from tests.unit.usecases.desk import PERPLEXITY, SCORE, TPOT, Desk, measured_fil
 
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
+from checkweigh.sources.load_trace import Row
 from checkweigh.sources.pin import quiet
-from checkweigh.sources.trace import Row
 from checkweigh.usecases.gate import ledger
 from checkweigh.usecases.gate.inputs import read_inputs
 from checkweigh.usecases.gate.ledger import attempt, rules

@@ -13,7 +13,7 @@ from tests.conftest import WriteManifest
 
 from checkweigh import canonical
 from checkweigh.cli import main
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import verify
 from checkweigh.store import Store
 from checkweigh.usecases.evalset_check import check_evalset

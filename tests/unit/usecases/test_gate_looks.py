@@ -10,7 +10,7 @@ from tests.unit.usecases.test_gate_store import steady
 
 from checkweigh.records.decision import Verdict
 from checkweigh.records.policy import ADAPTIVE
-from checkweigh.sources.evalsets import find_evalset, roots
+from checkweigh.sources.evalsets.load_evalset import find_evalset, roots
 from checkweigh.sources.pin import quiet
 from checkweigh.store import Store
 

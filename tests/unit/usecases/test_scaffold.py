@@ -12,7 +12,7 @@ import yaml
 
 from checkweigh.cli import main
 from checkweigh.sources.documents import read_manifest, read_policy
-from checkweigh.sources.evalsets import load_evalset
+from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.diff import diff
 from checkweigh.usecases.scaffold import SETS, WORKFLOWS, shipped_root

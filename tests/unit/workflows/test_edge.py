@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from checkweigh.guard.app import _ADMIN, _GETS, _SERVED
-from checkweigh.guard.listener import _KEEPALIVE_S
-from checkweigh.guard.policy import TIERS, GuardPolicy
+from checkweigh.guard.guard_policy import TIERS, GuardPolicy
+from checkweigh.guard.http.listener import _KEEPALIVE_S
 
 FOLDER = Path(__file__).resolve().parents[3] / "workflows/kubernetes"
 POLICY = GuardPolicy()

@@ -45,7 +45,7 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.measurement import EngineIdentity, WorstToken
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.render import Renderer
 
 FILLER = (
     "and",

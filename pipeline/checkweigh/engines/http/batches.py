@@ -40,7 +40,7 @@ from checkweigh.engines.protocol import (
 from checkweigh.engines.worker.validation import check
 from checkweigh.errors import BadInput, EngineError, EngineRefused
 from checkweigh.records.manifest import Manifest
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.render import Renderer
 
 T = TypeVar("T")
 Ids = tuple[int, ...]

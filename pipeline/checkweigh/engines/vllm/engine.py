@@ -76,8 +76,8 @@ from checkweigh.errors import (
     PinMismatch,
 )
 from checkweigh.records.measurement import EngineIdentity
-from checkweigh.sources.enginelock import read_engine_lock
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.engine_lock import read_engine_lock
+from checkweigh.sources.model.render import Renderer
 
 T = TypeVar("T")
 PORTS = 3  # tries: somebody else may take the port between the look and the start

@@ -32,9 +32,9 @@ from checkweigh.errors import BadInput
 from checkweigh.records.manifest import Lock, Manifest
 from checkweigh.report.safe import one_line
 from checkweigh.sources.documents import read_manifest
-from checkweigh.sources.git import FileChange, Status, repository
 from checkweigh.sources.pin import lock_path, read_pinned
-from checkweigh.sources.revisions import Trees, below, named_paths
+from checkweigh.sources.repository.git import FileChange, Status, repository
+from checkweigh.sources.repository.revisions import Trees, below, named_paths
 
 Need = Literal["gate", "verify", "policy diff", "evalset check", "nothing"]
 COMMIT = 12  # digits of a commit's name that are shown

@@ -27,8 +27,8 @@ from checkweigh.errors import BadInput, CheckweighError, ExitCode, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.report.pull_request import Outcome, Run, comment, junit
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.git import repository
 from checkweigh.sources.pin import lock_path, pin, verify
+from checkweigh.sources.repository.git import repository
 from checkweigh.usecases.ci.changes import Change, Changed, changed
 from checkweigh.usecases.evalset_check import check_evalset
 from checkweigh.usecases.gate.arm import Progress

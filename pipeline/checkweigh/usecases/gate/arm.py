@@ -19,9 +19,9 @@ from checkweigh.measure.quality import Arm, check_identity, run_batch
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import EngineIdentity, MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.scorers.items import ScoreItem, item_scorer
+from checkweigh.sources.model.render import Renderer
+from checkweigh.sources.model.render_probes import probes
 from checkweigh.sources.pin import Resolved
-from checkweigh.sources.probes import probes
-from checkweigh.sources.render import Renderer
 from checkweigh.store import Store
 from checkweigh.usecases.gate.open_engine import open_protected
 

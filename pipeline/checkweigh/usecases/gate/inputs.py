@@ -17,11 +17,11 @@ from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.scorers.items import item_scorer
-from checkweigh.sources.diff import undeclared
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets import find_evalset, roots
+from checkweigh.sources.evalsets.load_evalset import find_evalset, roots
+from checkweigh.sources.load_trace import Row
 from checkweigh.sources.pin import Resolved, read_pinned, verify
-from checkweigh.sources.trace import Row
+from checkweigh.sources.undeclared import undeclared
 from checkweigh.usecases.calibration_store import known
 from checkweigh.usecases.gate.arm import Progress, spec_of
 from checkweigh.usecases.gate.load_checks import loaded

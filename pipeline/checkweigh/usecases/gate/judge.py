@@ -21,7 +21,7 @@ from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
-from checkweigh.sources.diff import comparable
+from checkweigh.sources.undeclared import comparable
 from checkweigh.usecases.gate.arm import ArmRun
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.measured import Evidence

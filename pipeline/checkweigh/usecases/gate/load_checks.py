@@ -8,8 +8,8 @@ from pathlib import Path
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.records.load import Trace
 from checkweigh.records.policy import Policy
+from checkweigh.sources.load_trace import Row, read_trace
 from checkweigh.sources.pin import Resolved
-from checkweigh.sources.trace import Row, read_trace
 
 EMBEDDED = ("transformers", "fake")  # engines that answer this process only
 TEMPLATE_TOKENS = 64  # of a chat template around one message, at most

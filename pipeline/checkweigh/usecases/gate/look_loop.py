@@ -17,7 +17,7 @@ from checkweigh.decision.verdict import Judgement, holds_back, hypotheses
 from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
-from checkweigh.sources.diff import comparable
+from checkweigh.sources.undeclared import comparable
 from checkweigh.usecases.gate.arm import ArmRun, Progress
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.judge import Judge

@@ -7,7 +7,7 @@ from pathlib import Path
 from checkweigh.engines.launch import open_engine
 from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.guard.engine import GuardedEngine
+from checkweigh.guard.admission.guarded_engine import GuardedEngine
 
 SCORING = 8  # scored together: prompt_logprobs of long prompts are what kills a server
 

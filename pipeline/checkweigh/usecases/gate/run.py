@@ -29,7 +29,7 @@ from checkweigh.measure.pairs import ARMS
 from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
 from checkweigh.sinks.content import ArmEvidence, Finished
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.diff import changes
+from checkweigh.sources.undeclared import changes
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm import ArmRun, Progress
 from checkweigh.usecases.gate.inputs import Inputs, read_inputs

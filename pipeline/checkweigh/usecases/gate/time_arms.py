@@ -23,7 +23,7 @@ from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, SweepPoint
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import GATING_PAIRS, P99_REQUESTS, Policy
-from checkweigh.sources.trace import Row
+from checkweigh.sources.load_trace import Row
 from checkweigh.usecases.gate.arm import ArmRun, Progress
 
 TIMING_WAIT_S = 1800

@@ -18,7 +18,7 @@ from checkweigh.errors import PinMismatch, Problem, SourceError
 from checkweigh.records.manifest import Derive, Model
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress, file_digest
-from checkweigh.sources.publish import damage, published
+from checkweigh.sources.sealed_cache import damage, published
 
 TIMEOUT_S = 1800
 
@@ -45,7 +45,7 @@ def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Pa
     def build(folder: Path) -> None:
         progress(f"converting {source.name} (once)", 0, 1)
         # -P: a file named torch.py in the working directory is nobody's torch.
-        command = [sys.executable, "-P", "-m", "checkweigh.sources.derive", str(source), str(folder)]
+        command = [sys.executable, "-P", "-m", "checkweigh.sources.model.derive", str(source), str(folder)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False

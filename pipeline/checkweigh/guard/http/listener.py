@@ -12,8 +12,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from checkweigh.guard.policy import Surface
-from checkweigh.guard.refusals import Refusal
+from checkweigh.guard.guard_policy import Surface
+from checkweigh.guard.http.error_responses import Refusal
 
 _KEEPALIVE_S = 30
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.guard.asked import Asked
-from checkweigh.guard.policy import Timeouts
-from checkweigh.guard.relay import Events, Truncated, whole
+from checkweigh.guard.guard_policy import Timeouts
+from checkweigh.guard.http.relay import Events, Truncated, whole
+from checkweigh.guard.http.request_schema import Asked
 
 OnStart = Callable[[], Awaitable[None]]
 OnData = Callable[[bytes, int], Awaitable[None]]

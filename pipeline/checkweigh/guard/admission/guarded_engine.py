@@ -24,9 +24,9 @@ from checkweigh.engines.protocol import (
     ScoreResult,
     States,
 )
-from checkweigh.guard.admission import Gate
-from checkweigh.guard.policy import Admission, TierLimits, Tiers
-from checkweigh.guard.queueing import Entry, Shed
+from checkweigh.guard.admission.kv_admission import Gate
+from checkweigh.guard.admission.queueing import Entry, Shed
+from checkweigh.guard.guard_policy import Admission, TierLimits, Tiers
 from checkweigh.records.measurement import EngineIdentity
 
 _BYTES_A_TOKEN = 3  # fewer than text has: a cost that is too high only makes turns shorter

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from checkweigh import canonical
 from checkweigh.errors import SourceError
 from checkweigh.records.evalset import Message
-from checkweigh.sources.folder import read_object
+from checkweigh.sources.model.model_directory import read_object
 
 _TEMPLATE_FAILURES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

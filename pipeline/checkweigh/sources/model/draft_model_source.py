@@ -7,12 +7,17 @@ from pathlib import Path
 
 from checkweigh.errors import SourceError
 from checkweigh.records.manifest import DraftModel, Eagle3, Manifest
-from checkweigh.sources.derive import served_dir
 from checkweigh.sources.digests import Progress, digest_all, small_digest
-from checkweigh.sources.folder import check_shards, refuse_auto_map, small_files, weight_files
-from checkweigh.sources.render import Renderer
+from checkweigh.sources.model.derive import served_dir
+from checkweigh.sources.model.model_directory import (
+    check_shards,
+    refuse_auto_map,
+    small_files,
+    weight_files,
+)
+from checkweigh.sources.model.render import Renderer
+from checkweigh.sources.model.safetensors_header import tensors
 from checkweigh.sources.resolve import resolve
-from checkweigh.sources.safetensors import tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

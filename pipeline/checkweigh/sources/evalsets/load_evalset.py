@@ -12,13 +12,12 @@ from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch, Problem
 from checkweigh.records.evalset import Card, EvalSet, Item
 from checkweigh.scoring.replies import CHECKS
-from checkweigh.sources.adapt import adapt
 from checkweigh.sources.digests import Progress, file_digest
 from checkweigh.sources.documents import read_card
-from checkweigh.sources.items import Parsed, own_items, parse_items
-from checkweigh.sources.recipes import RECIPES
-from checkweigh.sources.resolve import resolve
-from checkweigh.sources.rows import (
+from checkweigh.sources.evalsets.column_mapping import adapt
+from checkweigh.sources.evalsets.dataset_recipes import RECIPES
+from checkweigh.sources.evalsets.item_parsing import Parsed, own_items, parse_items
+from checkweigh.sources.evalsets.row_readers import (
     Numbered,
     file_rows,
     first_problems,
@@ -27,6 +26,7 @@ from checkweigh.sources.rows import (
     problem,
     rows_digest,
 )
+from checkweigh.sources.resolve import resolve
 
 
 def _silent(label: str, done: int, total: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from checkweigh import canonical
 from checkweigh.errors import SourceError
 from checkweigh.records.manifest import Engine
-from checkweigh.sources.enginelock import read_engine_lock
+from checkweigh.sources.engine_lock import read_engine_lock
 
 LIST = (
     "import json, re; from importlib.metadata import distributions as d; "

@@ -17,7 +17,7 @@ from checkweigh.records.evalset import ITEM_OF, Card, Generation, Item, Kind
 from checkweigh.scoring.replies import CHECKS, score_reply
 from checkweigh.scoring.standard import STANDARD, score_against
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.rows import json_lines, present, problem
+from checkweigh.sources.evalsets.row_readers import json_lines, present, problem
 
 Parsed = tuple[tuple[Item, ...], list[Problem]]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from checkweigh.guard.refusals import Refusal, bad
+from checkweigh.guard.http.error_responses import Refusal, bad
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _NUMBERS: dict[str, tuple[float, float]] = {

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from checkweigh.guard.policy import Tier as TierName
-from checkweigh.guard.policy import Traffic
+from checkweigh.guard.guard_policy import Tier as TierName
+from checkweigh.guard.guard_policy import Traffic
 from checkweigh.guard.routing import Arm
 from checkweigh.records.base import Record
 

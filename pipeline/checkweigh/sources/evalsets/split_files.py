@@ -15,8 +15,8 @@ from checkweigh.errors import PinMismatch, Problem, SourceError
 from checkweigh.records.manifest import Model, Pins
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress, file_digest
-from checkweigh.sources.publish import published
 from checkweigh.sources.resolve import resolve
+from checkweigh.sources.sealed_cache import published
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"

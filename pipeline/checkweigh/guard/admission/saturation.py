@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from checkweigh.guard.policy import Memory as MemoryLimits
-from checkweigh.guard.policy import Saturation as SaturationLimits
+from checkweigh.guard.guard_policy import Memory as MemoryLimits
+from checkweigh.guard.guard_policy import Saturation as SaturationLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

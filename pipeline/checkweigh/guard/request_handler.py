@@ -9,18 +9,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from checkweigh.guard.admission.queueing import Entry
 from checkweigh.guard.arm import Arm
-from checkweigh.guard.asked import Asked, Bounds
 from checkweigh.guard.breaker import Permit
-from checkweigh.guard.policy import GuardPolicy, Tier
-from checkweigh.guard.prom import Metrics
-from checkweigh.guard.queueing import Entry
-from checkweigh.guard.refusals import Refusal
-from checkweigh.guard.relay import Events, Truncated, whole
+from checkweigh.guard.guard_metrics import Metrics
+from checkweigh.guard.guard_policy import GuardPolicy, Tier
+from checkweigh.guard.http.error_responses import Refusal
+from checkweigh.guard.http.relay import Events, Truncated, whole
+from checkweigh.guard.http.request_schema import Asked, Bounds
+from checkweigh.guard.http.upstream import UpstreamError, Waits, ask
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Route, Router
-from checkweigh.guard.traffic import Log, Outcome, Request, hashed
-from checkweigh.guard.upstream import UpstreamError, Waits, ask
+from checkweigh.guard.traffic_log import (
+    Log,
+    Outcome,
+    Request,
+    hashed,
+)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Heard = Callable[["Visit"], None]

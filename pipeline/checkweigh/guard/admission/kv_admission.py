@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from checkweigh.guard.policy import TIERS, Admission, Tier
-from checkweigh.guard.queueing import Entry, Queues, Shed
+from checkweigh.guard.admission.queueing import Entry, Queues, Shed
+from checkweigh.guard.guard_policy import TIERS, Admission, Tier
 
 _OUTPUTS = 512  # replies remembered
 _ENOUGH = 32  # before the percentile counts

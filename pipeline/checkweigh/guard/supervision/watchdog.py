@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from checkweigh.guard.policy import Supervision
+from checkweigh.guard.guard_policy import Supervision
 
 
 class Backoff:

@@ -7,7 +7,7 @@ import random
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.guard.policy import Warmup
+from checkweigh.guard.guard_policy import Warmup
 
 _WORDS = (
     "gram",

@@ -18,7 +18,7 @@ from checkweigh.engines.vllm.report import mismatches, read_report
 from checkweigh.engines.vllm.server_process import environment, free_port
 from checkweigh.engines.worker.process import environment as own_environment
 from checkweigh.errors import PinMismatch
-from checkweigh.guard.child import Plan
+from checkweigh.guard.supervision.engine_process import Plan
 
 
 def mock_plan(knobs: Knobs, log: Path) -> Callable[[], Plan]:

@@ -7,8 +7,8 @@ import hmac
 from collections.abc import Mapping
 
 from checkweigh.errors import BadInput
-from checkweigh.guard.policy import TIERS, Surface, Tier
-from checkweigh.guard.refusals import Refusal
+from checkweigh.guard.guard_policy import TIERS, Surface, Tier
+from checkweigh.guard.http.error_responses import Refusal
 
 ADMIN = "CHECKWEIGH_ADMIN_KEY"
 _LEAST = 8  # characters of a key

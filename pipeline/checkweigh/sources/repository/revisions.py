@@ -13,7 +13,7 @@ import yaml
 
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.yamltree import MAX_BYTES
-from checkweigh.sources.git import FileChange, Repository
+from checkweigh.sources.repository.git import FileChange, Repository
 
 Kind = Literal["manifest", "policy", "evalset"]
 KINDS: tuple[Kind, ...] = ("manifest", "policy", "evalset")

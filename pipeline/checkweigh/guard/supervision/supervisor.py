@@ -14,10 +14,10 @@ import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.errors import CheckweighError, EngineError, PinMismatch
-from checkweigh.guard.child import Child, Plan
-from checkweigh.guard.hanging import Backoff, Watch
-from checkweigh.guard.policy import GuardPolicy
-from checkweigh.guard.warmup import WarmupFailed, one, warm
+from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.supervision.engine_process import Child, Plan
+from checkweigh.guard.supervision.warmup import WarmupFailed, one, warm
+from checkweigh.guard.supervision.watchdog import Backoff, Watch
 
 _GIB = 1 << 30
 _LOOK_S = 0.25  # between two looks at a running process

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from checkweigh.guard.policy import TIERS, Tier, Tiers
+from checkweigh.guard.guard_policy import TIERS, Tier, Tiers
 
 
 @dataclass(frozen=True, slots=True)

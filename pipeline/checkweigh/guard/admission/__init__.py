@@ -1,0 +1,1 @@
+"""Who may use the KV cache now: cost, queues, saturation."""

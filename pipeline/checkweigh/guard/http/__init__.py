@@ -1,0 +1,1 @@
+"""Requests at the door and upstream: schema, keys, errors, streams."""

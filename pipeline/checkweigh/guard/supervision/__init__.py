@@ -1,0 +1,1 @@
+"""Engine processes: launch, warm-up, watchdog, restart."""

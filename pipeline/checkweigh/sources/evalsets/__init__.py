@@ -1,0 +1,1 @@
+"""Evaluation sets: loaded, mapped to items, split over files."""

@@ -1,0 +1,1 @@
+"""Git: revisions, changes, files of another revision."""
