@@ -33,8 +33,8 @@ from checkweigh.decision.compare import compare
 from checkweigh.decision.pairing import PairedSample
 from checkweigh.decision.verdict import decide
 from checkweigh.measure import host
-from checkweigh.records.document import parse
 from checkweigh.records.policy import Check, Policy
+from checkweigh.records.yaml.document import parse
 from checkweigh.stats import Partition
 from checkweigh.stats.bootstrap import cluster_bootstrap
 

@@ -38,7 +38,7 @@ from checkweigh.measure.arrivals import Planned, Supply, plan_block
 from checkweigh.measure.load import Offered, offer
 from checkweigh.measure.load_pairs import punctual
 from checkweigh.records.evalset import Message
-from checkweigh.records.load import Load, Objective, Poisson
+from checkweigh.records.load_spec import Load, Objective, Poisson
 from checkweigh.records.policy import Timing
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -29,7 +29,12 @@ from checkweigh.engines.launch import open_engine
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.measure import host
-from checkweigh.report.svg import el, label, line, path
+from checkweigh.report.html.svg import (
+    el,
+    label,
+    line,
+    path,
+)
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.gate.arm import spec_of
 

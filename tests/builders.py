@@ -11,7 +11,6 @@ from checkweigh import canonical
 from checkweigh.decision.compare import compare
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import Judgement, checks_of, decide
-from checkweigh.records.document import parse
 from checkweigh.records.evalset import SCORER_OF, Card, Choice, EvalSet, Generation, Item, Scorer, Text
 from checkweigh.records.measurement import (
     EngineIdentity,
@@ -24,6 +23,7 @@ from checkweigh.records.measurement import (
     Stage,
 )
 from checkweigh.records.policy import Policy
+from checkweigh.records.yaml.document import parse
 
 WHEN = "2026-01-01T00:00:00+00:00"
 IDENTITY = EngineIdentity(

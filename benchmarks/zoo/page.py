@@ -13,7 +13,15 @@ from benchmarks.zoo.peers import table
 from benchmarks.zoo.specimens import QUALITY_SPECIMENS, SPECIMENS, TIMING
 
 from checkweigh.files import write_atomic
-from checkweigh.report.svg import Scale, dot, el, label, line, path, picture
+from checkweigh.report.html.svg import (
+    Scale,
+    dot,
+    el,
+    label,
+    line,
+    path,
+    picture,
+)
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

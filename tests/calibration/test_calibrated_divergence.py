@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkweigh.stats.divergence import KAPPA, divergence_evidence
+from checkweigh.stats.estimators.mean_kl import KAPPA, divergence_evidence
 from checkweigh.stats.partition import Partition
 
 Array = np.ndarray[Any, Any]

@@ -18,8 +18,8 @@ from tests.builders import check, evalset, policy
 from checkweigh.decision.planning import Noise, assumed
 from checkweigh.decision.simulation import Bench, Scenario
 from checkweigh.records.evalset import EvalSet
+from checkweigh.records.operating_characteristics import Rates
 from checkweigh.records.policy import Check
-from checkweigh.records.simulation import Rates
 from checkweigh.sources.pin import quiet
 from checkweigh.usecases.gate.inputs import read_policy_inputs
 

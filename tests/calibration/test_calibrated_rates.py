@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkweigh.stats import block_log_ratio, block_rates, nominal_level
+from checkweigh.stats import block_log_ratio, nominal_level
+from checkweigh.stats.estimators import block_rates
 
 Array = np.ndarray[Any, Any]
 Claim = Callable[..., float]

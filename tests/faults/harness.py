@@ -17,7 +17,7 @@ from checkweigh.engines.mock.serve import listen
 from checkweigh.guard.guard import Guard, Setup, Source
 from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.guard.http.request_schema import Bounds
-from checkweigh.records.document import parse
+from checkweigh.records.yaml.document import parse
 
 MODEL = "mock"
 

@@ -34,7 +34,7 @@ from checkweigh.records.comparison import Comparison, Estimate, Identical
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import ADAPTIVE, FAILURES, Check, Policy
-from checkweigh.stats.binary import PRIOR_CORRELATION
+from checkweigh.stats.estimators.binary import PRIOR_CORRELATION
 from checkweigh.stats.partition import Partition
 
 N = 1600

@@ -316,8 +316,8 @@ TIMED = (
     ],
 )
 def test_policies_that_check_nothing_are_refused(text: str, message: str) -> None:
-    from checkweigh.records.document import parse
     from checkweigh.records.policy import Policy
+    from checkweigh.records.yaml.document import parse
 
     with pytest.raises(BadDocument, match=message):
         parse(Policy, f"schema: checkweigh/policy@1\nname: x\n{text}\n".encode(), "p.yaml")

@@ -16,8 +16,8 @@ from checkweigh.decision.planning import (
 )
 from checkweigh.decision.planning import measured as noise_of
 from checkweigh.records.evalset import EvalSet
-from checkweigh.records.plan import PlannedCheck
 from checkweigh.records.policy import Check, Policy
+from checkweigh.records.sample_plan import PlannedCheck
 
 LENGTH = check(id="length", metric="log_length", direction="lower", scale="relative", margin=0.1)
 

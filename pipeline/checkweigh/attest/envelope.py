@@ -13,7 +13,7 @@ from checkweigh.attest.keys import PrivateKey
 from checkweigh.errors import BadDocument, SigningError
 from checkweigh.records.attestation import PAYLOAD, Statement
 from checkweigh.records.base import Record
-from checkweigh.records.document import load_json, parse_json
+from checkweigh.records.yaml.document import load_json, parse_json
 
 MOST = 4_000_000  # bytes of an envelope
 

@@ -156,7 +156,7 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Execute a manifest five times against itself: noise floors, and the smallest honest margins."""
-    from checkweigh.report.calibration import table
+    from checkweigh.report.commands.show_calibration import table
     from checkweigh.usecases.calibrate import calibrate as run
     from checkweigh.usecases.gate.inputs import read_calibration_inputs
 

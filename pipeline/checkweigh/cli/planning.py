@@ -21,7 +21,7 @@ def plan(
 ) -> None:
     """Show items needed, the smallest margin the items hold, and the expected cost. Exit 3 when it cannot settle."""
     from checkweigh.errors import ExitCode
-    from checkweigh.report.plan import table
+    from checkweigh.report.commands.show_plan import table
     from checkweigh.usecases.plan import plan as run
 
     with bars() as bar:
@@ -45,7 +45,7 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Draw candidates through the decision code of a gate: how often each kind ships, blocks, stays open."""
-    from checkweigh.report.simulation import table, write
+    from checkweigh.report.commands.show_simulation import table, write
     from checkweigh.usecases.plan import characteristics
 
     with bars() as bar:

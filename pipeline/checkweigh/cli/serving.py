@@ -120,7 +120,7 @@ def mock_engine(
 
     from checkweigh.engines.mock.mock_knobs import Knobs
     from checkweigh.engines.mock.serve import serve
-    from checkweigh.records.document import parse
+    from checkweigh.records.yaml.document import parse
 
     lines = [f"{name}: {value}" for name, _, value in (word.partition("=") for word in sets or [])]
     knobs = parse(Knobs, "\n".join(lines or ["{}"]).encode(), "--set")

@@ -21,7 +21,7 @@ def doctor(manifests: Manifests = None, as_json: AsJson = False) -> None:
     """Say what is missing on this machine. Exit 0, or 4 where a gate could not run."""
     import json
 
-    from checkweigh.report.doctor import findings
+    from checkweigh.report.commands.show_doctor import findings
     from checkweigh.usecases.doctor import examine
 
     found = examine(tuple(manifests or sorted(Path("manifests").glob("*.yaml"))))

@@ -20,7 +20,7 @@ def store_ls(as_json: AsJson = False) -> None:
 
     from rich.console import Console
 
-    from checkweigh.report.store import listing
+    from checkweigh.report.commands.show_store import listing
     from checkweigh.usecases.store_maintenance import entries, store_root
 
     found = entries(store_root())

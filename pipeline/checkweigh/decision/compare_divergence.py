@@ -15,7 +15,7 @@ from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, Observation, Scored
 from checkweigh.records.policy import Check
 from checkweigh.stats import MIN_EFFECTIVE_CLUSTERS, Partition, differing_share_upper
-from checkweigh.stats.divergence import MIN_DOCUMENTS, divergence_evidence, typical_divergence
+from checkweigh.stats.estimators.mean_kl import MIN_DOCUMENTS, divergence_evidence, typical_divergence
 
 WORST = 12  # tokens shown of a set
 SERVED = ("vllm", "openai")  # engines that say only their likeliest tokens

@@ -27,7 +27,7 @@ from checkweigh.records.evalset import EvalSet, Item
 from checkweigh.records.measurement import MeasurementSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
-from checkweigh.stats.binary import PRIOR_CORRELATION
+from checkweigh.stats.estimators.binary import PRIOR_CORRELATION
 from checkweigh.stats.sequential import spending_boundary, spent
 
 BLOCK_ONLY = 0.125  # shares up to here cannot pass

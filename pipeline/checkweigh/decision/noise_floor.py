@@ -13,7 +13,7 @@ from checkweigh.records.comparison import Comparison, Estimate, Identical
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check
-from checkweigh.stats.divergence import KAPPA, typical_divergence
+from checkweigh.stats.estimators.mean_kl import KAPPA, typical_divergence
 
 
 def difference_floor(

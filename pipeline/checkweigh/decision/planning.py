@@ -22,8 +22,8 @@ from checkweigh.decision.pairing import PairedSample
 from checkweigh.decision.verdict import checks_of, gating, hypotheses
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.plan import PlannedCheck
 from checkweigh.records.policy import Check, Policy
+from checkweigh.records.sample_plan import PlannedCheck
 from checkweigh.stats import (
     MIN_EFFECTIVE_CLUSTERS,
     Partition,
@@ -31,8 +31,8 @@ from checkweigh.stats import (
     effective_binary_n,
     least_n_without_flips,
 )
-from checkweigh.stats.binary import PRIOR_CORRELATION, PRIOR_FLIPS
-from checkweigh.stats.divergence import MIN_DOCUMENTS
+from checkweigh.stats.estimators.binary import PRIOR_CORRELATION, PRIOR_FLIPS
+from checkweigh.stats.estimators.mean_kl import MIN_DOCUMENTS
 from checkweigh.stats.power import (
     detectable_binary,
     pass_probability_binary,

@@ -44,8 +44,8 @@ from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet, Item
 from checkweigh.records.measurement import Block, PairedRun
 from checkweigh.records.metrics import METRICS
+from checkweigh.records.operating_characteristics import Rates
 from checkweigh.records.policy import Check, Policy, Timing
-from checkweigh.records.simulation import Rates
 from checkweigh.stats import Partition
 
 CORRELATION = 0.3

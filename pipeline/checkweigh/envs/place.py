@@ -13,7 +13,7 @@ from checkweigh import canonical
 from checkweigh.envs.abilities import Abilities
 from checkweigh.errors import BadDocument, SourceError
 from checkweigh.records.base import Digest, Record
-from checkweigh.records.document import parse_json
+from checkweigh.records.yaml.document import parse_json
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.engine_lock import EngineLock

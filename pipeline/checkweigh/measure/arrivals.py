@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from checkweigh import canonical
 from checkweigh.records.evalset import Message
-from checkweigh.records.load import Bursts, Load, Poisson, Trace
+from checkweigh.records.load_spec import (
+    Bursts,
+    Load,
+    Poisson,
+    Trace,
+)
 from checkweigh.records.policy import Timing
 from checkweigh.sources.load_trace import Row
 

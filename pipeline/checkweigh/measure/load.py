@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from checkweigh.engines.http.client import Streamed
 from checkweigh.errors import EngineDied, EngineError, EngineRefused, EngineTimeout, EngineTruncated
 from checkweigh.measure.arrivals import Plan, Planned
-from checkweigh.records.load import Load
+from checkweigh.records.load_spec import Load
 
 LEAD_S = 0.05  # between the plan's start and now, so that the first request is no later than the others
 LATE_SHARE = 0.01  # or one request, which no quantile of a smaller block rests on

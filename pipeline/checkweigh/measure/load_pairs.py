@@ -39,7 +39,7 @@ from checkweigh.measure.load import Offered, Outcome, offer
 from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn, collect, order_of
 from checkweigh.measure.quality import Arm
 from checkweigh.measure.timing import acceptance, held, memory, paired_run
-from checkweigh.records.load import Load, Poisson, Trace
+from checkweigh.records.load_spec import Load, Poisson, Trace
 from checkweigh.records.measurement import Block, EngineIdentity, PairedRun
 
 WARM_UP = 10  # requests

@@ -16,7 +16,7 @@ import numpy as np
 from checkweigh.measure.arrivals import plan_block
 from checkweigh.measure.load_pairs import Loaded
 from checkweigh.measure.pairs import ARMS, Role, order_of
-from checkweigh.records.load import Load, Trace
+from checkweigh.records.load_spec import Load, Trace
 from checkweigh.records.measurement import KNEE, SweepPoint
 
 FIRST = 0.5  # of the load's own rate

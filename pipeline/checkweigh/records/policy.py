@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from checkweigh.records.base import Name, Record
-from checkweigh.records.load import Load
+from checkweigh.records.load_spec import Load
 from checkweigh.records.metrics import METRICS, Scale, Statistic
 
 Tier = Literal["critical", "supporting", "advisory"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from checkweigh.files import write_atomic
 from checkweigh.records.decision import Decision
-from checkweigh.report.items import ItemPair, worst
+from checkweigh.report.worst_items import ItemPair, worst
 
 __all__ = ["DECISION", "ItemPair", "clear", "decision_json", "worst", "write_all"]
 
@@ -44,7 +44,7 @@ def write_all(decision: Decision, pairs: Sequence[ItemPair], out: Path) -> dict[
     a pass that the exit code does not.
     """
     # Loaded when first used: jinja2 costs start-up time that `--help` should not pay.
-    from checkweigh.report.html import page
+    from checkweigh.report.html.page import page
     from checkweigh.report.junit import junit
     from checkweigh.report.markdown import summary
 

@@ -16,8 +16,8 @@ from checkweigh.canonical import short
 from checkweigh.decision import formatting
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
-from checkweigh.report.items import ItemPair, worst
 from checkweigh.report.safe import clip, one_line, visible
+from checkweigh.report.worst_items import ItemPair, worst
 
 _MOST = 60_000
 _CHANGES = 20

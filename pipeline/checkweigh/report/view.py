@@ -12,7 +12,7 @@ from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
 from checkweigh.records.measurement import Stage, WorstToken
-from checkweigh.report.ledger import ledger
+from checkweigh.report.attempt_line import ledger
 
 HEADLINE = {
     Verdict.PASS: "PASS: the candidate may ship",

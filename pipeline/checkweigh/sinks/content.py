@@ -26,9 +26,9 @@ from checkweigh.records.evalset import Card, EvalSet
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.report import view
-from checkweigh.report.items import ItemPair, worst
 from checkweigh.report.markdown import summary
 from checkweigh.report.safe import clip, one_line, visible
+from checkweigh.report.worst_items import ItemPair, worst
 from checkweigh.sinks.outbox import Bundle, DatasetInput, Run, Trace
 from checkweigh.sinks.table import TABLE
 from checkweigh.sinks.target import Target

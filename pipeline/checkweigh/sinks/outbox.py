@@ -25,7 +25,7 @@ from checkweigh.errors import StoreError
 from checkweigh.files import write_atomic
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.decision import Verdict
-from checkweigh.records.document import parse_json
+from checkweigh.records.yaml.document import parse_json
 from checkweigh.sources.cache import cache_root
 
 BUNDLE = "bundle.json"

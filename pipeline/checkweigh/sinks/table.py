@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from math import isfinite
 
-from checkweigh.report.items import ItemPair
 from checkweigh.report.safe import clip, one_line, visible
+from checkweigh.report.worst_items import ItemPair
 
 TABLE = "items.json"
 _TEXT = 2000  # characters of a prompt or reply; the measurement store has all of them

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.records.base import Record
-from checkweigh.records.document import parse
 from checkweigh.records.evalset import Card
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.policy import Policy
-from checkweigh.records.yamltree import MAX_BYTES
+from checkweigh.records.yaml.document import parse
+from checkweigh.records.yaml.yaml_tree import MAX_BYTES
 
 R = TypeVar("R", bound=Record)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
-from checkweigh.records.document import MAX_JSON, parse_json
 from checkweigh.records.manifest import Lock, Manifest, Pins
+from checkweigh.records.yaml.document import MAX_JSON, parse_json
 from checkweigh.sources.digests import Progress, digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
 from checkweigh.sources.engine_environment import Packages, packages_of

@@ -3,19 +3,21 @@
 delta is always candidate - baseline with higher better. Every estimator accepts a leading simulation axis.
 """
 
-from checkweigh.stats.binary import (
+from checkweigh.stats.estimators.binary import (
     clustered_tango,
     effective_binary_n,
     least_n_without_flips,
     mcnemar_exact,
     tango_interval,
 )
-from checkweigh.stats.block_rates import block_rates
-from checkweigh.stats.blocks import MIN_BLOCKS, block_log_ratio
+from checkweigh.stats.estimators.block_rates import block_rates
+from checkweigh.stats.estimators.blocks import MIN_BLOCKS, block_log_ratio
+from checkweigh.stats.estimators.identical import MIN_CLUSTERS, differing_share_upper
+from checkweigh.stats.estimators.paired import MIN_EFFECTIVE_CLUSTERS, clustered_mean
+from checkweigh.stats.estimators.proportion import clustered_proportion
+from checkweigh.stats.estimators.ratio import ratio_difference
 from checkweigh.stats.evidence import Evidence
-from checkweigh.stats.identical import MIN_CLUSTERS, differing_share_upper
 from checkweigh.stats.multiplicity import holm
-from checkweigh.stats.paired import MIN_EFFECTIVE_CLUSTERS, clustered_mean
 from checkweigh.stats.partition import Partition
 from checkweigh.stats.power import (
     items_to_settle,
@@ -25,9 +27,7 @@ from checkweigh.stats.power import (
     required_n_binary,
     standard_errors_needed,
 )
-from checkweigh.stats.proportion import clustered_proportion
 from checkweigh.stats.quantiles import harrell_davis
-from checkweigh.stats.ratio import ratio_difference
 from checkweigh.stats.sequential import nominal_level
 
 __all__ = [

@@ -7,7 +7,7 @@ import math
 from scipy import special
 
 from checkweigh.stats._tails import checked_alpha, checked_margin, z_isf
-from checkweigh.stats.binary import least_n_without_flips
+from checkweigh.stats.estimators.binary import least_n_without_flips
 
 MOST_TIMES = 100
 """More than this many times the items at hand is no plan: the effect cannot be told from -margin."""

@@ -29,9 +29,9 @@ from checkweigh.measure import host
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import PROTOCOL, MeasurementSet
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.plan import Expected, Plan
+from checkweigh.records.operating_characteristics import Simulation
 from checkweigh.records.policy import Check, Policy
-from checkweigh.records.simulation import Simulation
+from checkweigh.records.sample_plan import Expected, Plan
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store

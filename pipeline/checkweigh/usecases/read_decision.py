@@ -11,11 +11,11 @@ from checkweigh.errors import BadInput
 from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.records.base import Record
 from checkweigh.records.decision import Decision
-from checkweigh.records.document import parse_json
 from checkweigh.records.evalset import Card
 from checkweigh.records.manifest import Lock, Manifest
 from checkweigh.records.measurement import MeasurementSet
 from checkweigh.records.policy import Policy
+from checkweigh.records.yaml.document import parse_json
 from checkweigh.store import Store
 
 DOCUMENTS: dict[str, type[Record]] = {

@@ -24,9 +24,9 @@ import yaml
 from checkweigh import canonical
 from checkweigh.errors import BadInput, SourceError
 from checkweigh.files import write_atomic
-from checkweigh.records.document import parse
 from checkweigh.records.manifest import Manifest, Model
 from checkweigh.records.policy import Policy
+from checkweigh.records.yaml.document import parse
 from checkweigh.sources.model.model_directory import (
     read_object,
     refuse_auto_map,

@@ -22,7 +22,7 @@ from checkweigh.guard.http.request_schema import Bounds, Count
 from checkweigh.guard.routing import Arm
 from checkweigh.guard.supervision.launch_plan import mock_plan, vllm_plan
 from checkweigh.records.decision import Decision
-from checkweigh.records.document import parse
+from checkweigh.records.yaml.document import parse
 from checkweigh.sources.digests import Progress
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.model.render import Renderer

@@ -12,7 +12,14 @@ from pydantic import TypeAdapter
 
 from checkweigh.measure.arrivals import Plan, Supply, arrival_times, gaps, plan_block
 from checkweigh.records.evalset import Message
-from checkweigh.records.load import Arrivals, Bursts, Load, Objective, Poisson, Trace
+from checkweigh.records.load_spec import (
+    Arrivals,
+    Bursts,
+    Load,
+    Objective,
+    Poisson,
+    Trace,
+)
 from checkweigh.records.policy import Timing
 from checkweigh.sources.load_trace import Row
 

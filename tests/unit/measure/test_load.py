@@ -22,7 +22,7 @@ from checkweigh.measure.arrivals import Plan, Planned
 from checkweigh.measure.latency import block_values, failures, kept, unlike
 from checkweigh.measure.load import MOST_OUTSTANDING, Offered, Outcome, growing, offer
 from checkweigh.records.evalset import Message
-from checkweigh.records.load import Load, Objective, Poisson
+from checkweigh.records.load_spec import Load, Objective, Poisson
 
 HELLO = (Message(role="user", content="weigh this box"),)
 SLO = Objective(ttft=0.5, tpot=0.2, e2e=1.0)

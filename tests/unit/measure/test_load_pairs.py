@@ -24,7 +24,7 @@ from checkweigh.measure.load_pairs import Loaded, run_load
 from checkweigh.measure.pairs import ARMS, Rules
 from checkweigh.measure.quality import Arm
 from checkweigh.records.comparison import Estimate, Inestimable
-from checkweigh.records.load import Load, Objective, Poisson
+from checkweigh.records.load_spec import Load, Objective, Poisson
 from checkweigh.records.measurement import PairedRun
 from checkweigh.records.policy import Check, Timing
 

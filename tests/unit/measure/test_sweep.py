@@ -13,9 +13,14 @@ from checkweigh.engines.protocol import Messages
 from checkweigh.measure import sweep as module
 from checkweigh.measure.pairs import ARMS, Rules
 from checkweigh.measure.sweep import FACTOR, knees, scaled, sweep
-from checkweigh.records.load import Load, Objective, Poisson, Trace
+from checkweigh.records.load_spec import (
+    Load,
+    Objective,
+    Poisson,
+    Trace,
+)
 from checkweigh.records.measurement import SweepPoint
-from checkweigh.report.loadplot import sweep as plot
+from checkweigh.report.html.load_plot import sweep as plot
 
 
 def point(arm: str, offered: float, share: float, *, saturated: bool = False) -> SweepPoint:

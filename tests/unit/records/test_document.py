@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkweigh.errors import BadDocument, Problem
-from checkweigh.records.document import parse, parse_json
 from checkweigh.records.manifest import Lock, Manifest
 from checkweigh.records.policy import Policy
-from checkweigh.records.yamltree import MAX_BYTES, dotted
+from checkweigh.records.yaml.document import parse, parse_json
+from checkweigh.records.yaml.yaml_tree import MAX_BYTES, dotted
 
 MANIFEST = """\
 schema: checkweigh/manifest@1

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from checkweigh.errors import BadInput
-from checkweigh.records.document import _inner
+from checkweigh.records.yaml.document import _inner
 from checkweigh.usecases.read_decision import DOCUMENTS, json_schema
 
 

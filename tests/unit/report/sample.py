@@ -25,7 +25,7 @@ from checkweigh.records.decision import (
 from checkweigh.records.measurement import Block, PairedRun, Provenance, Stage, WorstToken
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, CheckKind, Tier
-from checkweigh.report.items import ItemPair
+from checkweigh.report.worst_items import ItemPair
 
 HOSTILE = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'>",

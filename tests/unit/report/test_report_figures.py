@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 from tests.unit.report import sample
 
 from checkweigh.records.decision import Verdict
-from checkweigh.report.figures import figures
+from checkweigh.report.html.figures import figures
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -10,10 +10,11 @@ from tests.unit.report import sample
 from tests.unit.report.sample import HOSTILE, check, estimate, result
 
 from checkweigh.records.decision import Verdict
-from checkweigh.report import plots, view
-from checkweigh.report.forest import forest
-from checkweigh.report.html import page
-from checkweigh.report.svg import Scale, el, spread
+from checkweigh.report import view
+from checkweigh.report.html import plots
+from checkweigh.report.html.forest import forest
+from checkweigh.report.html.page import page
+from checkweigh.report.html.svg import Scale, el, spread
 
 ALLOWED = {
     "html",

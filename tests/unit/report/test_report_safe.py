@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.report.sample import HOSTILE, pairs
 
-from checkweigh.report.diff import sides
-from checkweigh.report.items import ItemPair, worst
+from checkweigh.report.commands.show_diff import sides
 from checkweigh.report.safe import clip, one_line, shorten, visible
+from checkweigh.report.worst_items import ItemPair, worst
 
 LEGAL_XML = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 ANY_TEXT = st.text(st.characters(codec=None), max_size=80)

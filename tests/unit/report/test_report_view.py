@@ -8,7 +8,7 @@ from checkweigh.decision.verdict import checks_of, decide
 from checkweigh.records.decision import Verdict
 from checkweigh.records.policy import Policy
 from checkweigh.report import view
-from checkweigh.report.html import page
+from checkweigh.report.html.page import page
 from checkweigh.report.junit import junit
 from checkweigh.report.markdown import summary
 

@@ -18,8 +18,8 @@ from tests.conftest import WriteManifest
 from checkweigh import canonical
 from checkweigh.cli import main
 from checkweigh.errors import BadDocument, BadInput, ExitCode, PinMismatch, SourceError
-from checkweigh.records.document import parse_json
 from checkweigh.records.manifest import Lock
+from checkweigh.records.yaml.document import parse_json
 from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.pin import lock_path, pin, resolve_manifest, verify
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
+from checkweigh.stats.estimators.proportion import clustered_proportion
 from checkweigh.stats.partition import Partition
-from checkweigh.stats.proportion import clustered_proportion
 
 
 def _values(ones: int, n: int) -> np.ndarray:

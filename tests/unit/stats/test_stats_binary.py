@@ -18,7 +18,7 @@ from checkweigh.stats import (
     mcnemar_exact,
     tango_interval,
 )
-from checkweigh.stats.binary import Counts, null_variance, score
+from checkweigh.stats.estimators.binary import Counts, null_variance, score
 
 
 def arms(up: int, down: int, n: int, ones: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

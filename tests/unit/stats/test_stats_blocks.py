@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from checkweigh.stats import Partition, block_log_ratio, clustered_mean, harrell_davis
-from checkweigh.stats.blocks import signed_rank_tail
+from checkweigh.stats.estimators.blocks import signed_rank_tail
 
 # Hamilton depression scale before and after treatment: Hollander and Wolfe, example 3.1.
 BEFORE = np.array([1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30])

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from checkweigh.stats.divergence import KAPPA, divergence_evidence, truncated_divergence, typical_divergence
+from checkweigh.stats.estimators.mean_kl import (
+    KAPPA,
+    divergence_evidence,
+    truncated_divergence,
+    typical_divergence,
+)
 from checkweigh.stats.partition import Partition
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.unit.usecases.desk import ENDINGS, LONGER, PERPLEXITY, SCORE, TPOT, Desk
 
-from checkweigh.records.plan import Plan
-from checkweigh.records.simulation import Simulation
+from checkweigh.records.operating_characteristics import Simulation
+from checkweigh.records.sample_plan import Plan
 
 PLAN = ("plan", "--policy", "gates/test.yaml", "--json")
 SIMULATE = ("simulate", "--policy", "gates/test.yaml", "--runs", "50")

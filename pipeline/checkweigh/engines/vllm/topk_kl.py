@@ -17,7 +17,7 @@ from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, S
 from checkweigh.errors import BadInput, EngineError
 from checkweigh.files import write_atomic
 from checkweigh.records.measurement import WorstToken
-from checkweigh.stats.divergence import truncated_divergence
+from checkweigh.stats.estimators.mean_kl import truncated_divergence
 
 Score = Callable[[Sequence[ScoreRequest]], list[ScoreResult | ItemFailure]]
 TOP_K = 20  # vLLM's own limit unless it is raised

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, Problem, StoreError
 from checkweigh.files import full
-from checkweigh.records.document import explain
 from checkweigh.records.evalset import ITEM_OF, Card, Generation, Item, Kind
+from checkweigh.records.yaml.document import explain
 from checkweigh.scoring.replies import CHECKS, score_reply
 from checkweigh.scoring.standard import STANDARD, score_against
 from checkweigh.sources.cache import cache_root

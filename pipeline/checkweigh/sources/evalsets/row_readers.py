@@ -17,8 +17,8 @@ from checkweigh import canonical
 from checkweigh.errors import BadDocument, Problem, SourceError, StoreError
 from checkweigh.files import full
 from checkweigh.records.columns import Columns
-from checkweigh.records.document import load_json
 from checkweigh.records.evalset import Card
+from checkweigh.records.yaml.document import load_json
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import Progress
 

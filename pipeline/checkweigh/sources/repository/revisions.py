@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 
 from checkweigh.records.manifest import Manifest
-from checkweigh.records.yamltree import MAX_BYTES
+from checkweigh.records.yaml.yaml_tree import MAX_BYTES
 from checkweigh.sources.repository.git import FileChange, Repository
 
 Kind = Literal["manifest", "policy", "evalset"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from checkweigh import report
 from checkweigh.errors import BadInput, CheckweighError
 from checkweigh.records.manifest import Lock
-from checkweigh.report.figures import figures
+from checkweigh.report.html.figures import figures
 from checkweigh.sinks import outbox
 from checkweigh.sinks.child import Delivery, deliver
 from checkweigh.sinks.content import Finished, bundle, experiment_of

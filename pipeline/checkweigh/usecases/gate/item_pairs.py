@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import Failed, MeasurementSet, Observation
-from checkweigh.report.items import ItemPair
+from checkweigh.report.worst_items import ItemPair
 
 
 def item_pairs(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from checkweigh.errors import BadDocument, Problem
-from checkweigh.records.load import Trace
+from checkweigh.records.load_spec import Trace
 from checkweigh.records.policy import Policy
 from checkweigh.sources.load_trace import Row, read_trace
 from checkweigh.sources.pin import Resolved

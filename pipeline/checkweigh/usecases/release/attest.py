@@ -15,7 +15,7 @@ from checkweigh.errors import BadInput, Broken, SigningError
 from checkweigh.files import write_atomic
 from checkweigh.records.attestation import Statement, Waiver
 from checkweigh.records.decision import Decision, Verdict
-from checkweigh.records.document import parse_json
+from checkweigh.records.yaml.document import parse_json
 from checkweigh.report.waived import write_waived
 from checkweigh.sources.pin import Resolved, read_pinned
 from checkweigh.usecases.ci.run import show_waived

@@ -21,8 +21,8 @@ from checkweigh.errors import BadInput, CheckweighError, ExitCode, RegistryError
 from checkweigh.files import write_atomic
 from checkweigh.records.attestation import Waiver
 from checkweigh.records.decision import Decision, Verdict
-from checkweigh.records.document import parse, parse_json
 from checkweigh.records.manifest import Lock, Manifest
+from checkweigh.records.yaml.document import parse, parse_json
 from checkweigh.report.safe import one_line
 from checkweigh.sinks.child import Answer, ask, seconds
 from checkweigh.sinks.mlflow import UNREACHABLE

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from checkweigh.records.decision import Decision
 from checkweigh.report import view
-from checkweigh.report.html import plots_of
-from checkweigh.report.items import ItemPair
+from checkweigh.report.html.page import plots_of
+from checkweigh.report.worst_items import ItemPair
 
 
 def figures(decision: Decision, pairs: Sequence[ItemPair]) -> dict[str, str]:

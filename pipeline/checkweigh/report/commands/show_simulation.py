@@ -14,9 +14,15 @@ from rich.text import Text
 
 from checkweigh.decision.formatting import count
 from checkweigh.files import write_atomic
-from checkweigh.records.simulation import Rates, Simulation
+from checkweigh.records.operating_characteristics import Rates, Simulation
+from checkweigh.report.html.svg import (
+    Scale,
+    el,
+    label,
+    line,
+    picture,
+)
 from checkweigh.report.safe import one_line
-from checkweigh.report.svg import Scale, el, label, line, picture
 
 HEADS = ("candidate", "ship %", "block %", "inconclusive %", "items", "by look 1")
 STEP, TOP = 26.0, 40.0

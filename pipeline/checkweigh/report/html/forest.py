@@ -14,7 +14,14 @@ from markupsafe import Markup
 
 from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical
-from checkweigh.report.svg import Scale, dot, el, label, line, picture
+from checkweigh.report.html.svg import (
+    Scale,
+    dot,
+    el,
+    label,
+    line,
+    picture,
+)
 from checkweigh.report.view import Row
 
 _LEAST, _MOST = 2.0, 4.0  # the axis reaches at least and at most so many margins each way

@@ -14,12 +14,13 @@ from checkweigh.decision import formatting
 from checkweigh.decision.compare import block_key
 from checkweigh.records.decision import Arm, Decision
 from checkweigh.records.metrics import METRICS
-from checkweigh.report import plots, view
-from checkweigh.report.diff import Piece, sides
-from checkweigh.report.forest import forest
-from checkweigh.report.items import ItemPair, worst
-from checkweigh.report.loadplot import sweep
+from checkweigh.report import view
+from checkweigh.report.commands.show_diff import Piece, sides
+from checkweigh.report.html import plots
+from checkweigh.report.html.forest import forest
+from checkweigh.report.html.load_plot import sweep
 from checkweigh.report.safe import clip, one_line, visible
+from checkweigh.report.worst_items import ItemPair, worst
 
 _ITEMS = 8
 _TEXT = 3000

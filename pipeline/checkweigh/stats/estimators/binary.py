@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from checkweigh.stats._linear import jackknife
 from checkweigh.stats._tails import Floats, all_finite, checked_alpha, checked_margin, t_isf, t_sf, z_isf
+from checkweigh.stats.estimators._linear import jackknife
 from checkweigh.stats.evidence import Evidence, nothing
 from checkweigh.stats.partition import Partition
 

@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from checkweigh.records.measurement import KNEE, SweepPoint
-from checkweigh.report.plots import width_of
-from checkweigh.report.svg import Scale, dot, label, line, path, picture
+from checkweigh.report.html.plots import width_of
+from checkweigh.report.html.svg import (
+    Scale,
+    dot,
+    label,
+    line,
+    path,
+    picture,
+)
 
 _ARMS = (("baseline", "b"), ("candidate", "c"))
 

@@ -10,9 +10,17 @@ from markupsafe import Markup
 
 from checkweigh.decision import formatting
 from checkweigh.records.measurement import Block
-from checkweigh.report.items import ItemPair
+from checkweigh.report.html.svg import (
+    Scale,
+    dot,
+    label,
+    line,
+    path,
+    picture,
+    spread,
+)
 from checkweigh.report.safe import shorten
-from checkweigh.report.svg import Scale, dot, label, line, path, picture, spread
+from checkweigh.report.worst_items import ItemPair
 from checkweigh.stats.distances import distances
 
 _STRATA = 30

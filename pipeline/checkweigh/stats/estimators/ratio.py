@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.stats._linear import checked_weights, student_evidence
 from checkweigh.stats._tails import checked_alpha, checked_margin
+from checkweigh.stats.estimators._linear import checked_weights, student_evidence
 from checkweigh.stats.evidence import Evidence
 from checkweigh.stats.partition import Partition
 

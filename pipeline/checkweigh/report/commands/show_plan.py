@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from checkweigh.decision.formatting import count, duration
-from checkweigh.records.plan import Plan, PlannedCheck
+from checkweigh.records.sample_plan import Plan, PlannedCheck
 from checkweigh.report.safe import one_line
 
 

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.records.base import SHA256, Record
 from checkweigh.records.manifest import SOURCE
-from checkweigh.records.yamltree import (
+from checkweigh.records.yaml.yaml_tree import (
     Path,
     Reader,
     compose,

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from checkweigh.stats._tails import Floats, all_finite, checked_alpha, t_isf, t_sf
-from checkweigh.stats.binary import design_effect
+from checkweigh.stats.estimators.binary import design_effect
 from checkweigh.stats.evidence import Evidence, nothing
 from checkweigh.stats.partition import Partition
 
