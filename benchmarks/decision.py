@@ -32,7 +32,7 @@ from decision_peers import QUIET
 from checkweigh.decision.compare import compare
 from checkweigh.decision.pairing import PairedSample
 from checkweigh.decision.verdict import decide
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.policy import Check, Policy
 from checkweigh.records.yaml.document import parse
 from checkweigh.stats import Partition
@@ -137,7 +137,7 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         if "seconds_for_all" in found_peer:
             found_peer["times_checkweigh"] = found_peer["seconds_for_all"] / ours
     return {
-        "date": host.now(), "hardware": host.hardware(), "load_average": os.getloadavg(),
+        "date": host_facts.now(), "hardware": host_facts.hardware(), "load_average": os.getloadavg(),
         "versions": {name: metadata.version(name) for name in ("checkweigh", "numpy", "scipy")},
         "items": arguments.items, "clusters": len(set(clusters)), "checks": len(rules.checks),
         "seconds": {"median": ours, "best": min(whole), "all": whole, "limit": LIMIT_S},

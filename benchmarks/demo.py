@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from checkweigh.sinks.target import local_uri
+from checkweigh.sinks.mlflow_target import local_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKWEIGH = Path(sys.executable).with_name("checkweigh")

@@ -31,7 +31,7 @@ import aiohttp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.engines.vllm.server_process import free_port
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 
 HERE = Path(__file__).resolve().parent
 AIMS = {
@@ -220,8 +220,8 @@ def main() -> None:
         "aims": AIMS,
         "rounds": rounds,
         "load_average": loads,
-        "hardware": host.hardware(),
-        "at": host.now(),
+        "hardware": host_facts.hardware(),
+        "at": host_facts.now(),
     }
     given.out.write_text(json.dumps(result, indent=2) + "\n")
     print(

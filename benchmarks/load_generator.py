@@ -33,10 +33,10 @@ from checkweigh.engines.http.client import (
 )
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.measure.arrivals import Planned, Supply, plan_block
-from checkweigh.measure.load import Offered, offer
 from checkweigh.measure.load_pairs import punctual
+from checkweigh.measure.open_loop import Offered, offer
 from checkweigh.records.evalset import Message
 from checkweigh.records.load_spec import Load, Objective, Poisson
 from checkweigh.records.policy import Timing
@@ -133,7 +133,7 @@ def main() -> None:
     result = {
         "what": "open-loop load on a mock server", "rate": RATE, "requests": REQUESTS, "nominal_ms": NOMINAL_MS,
         "load_average": os.getloadavg()[0], "late_p99_ms": worst, "limit_ms": LIMIT_MS, "holds": worst <= LIMIT_MS,
-        "rounds": rounds, "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "rounds": rounds, "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"p99 lateness {worst:.2f} ms (median of {options.rounds} rounds), at most {LIMIT_MS:g} wanted")

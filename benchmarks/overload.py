@@ -28,7 +28,7 @@ import aiohttp
 from checkweigh.engines.launch import open_engine
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.report.html.svg import (
     el,
     label,
@@ -164,7 +164,12 @@ def main() -> int:
             else on_mock(given.seconds, Path(name))
         )
     kept = kept_beyond(found["guarded"])
-    result = found | {"kept": kept, "load_average": load, "hardware": host.hardware(), "at": host.now()}
+    result = found | {
+        "kept": kept,
+        "load_average": load,
+        "hardware": host_facts.hardware(),
+        "at": host_facts.now(),
+    }
     given.out.write_text(json.dumps(result, indent=2) + "\n")
     given.out.with_suffix(".svg").write_text(
         plot({k: found[k] for k in ("guarded", "unguarded")}, found["capacity_s"])

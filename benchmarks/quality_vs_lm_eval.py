@@ -38,7 +38,7 @@ from lm_eval.models.huggingface import HFLM
 
 from checkweigh import canonical
 from checkweigh.engines.protocol import Engine, ItemFailure, ScoreRequest, ScoreResult
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.evalset import Choice, EvalSet, Item
 from checkweigh.sources.evalsets.load_evalset import find_evalset
 from checkweigh.sources.pin import Resolved, quiet, verify
@@ -366,7 +366,7 @@ def report(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         here.run.close()
     engine = resolved.manifest.engine
     return {
-        "date": host.now(), "hardware": host.hardware(), "load_average": [load_before, os.getloadavg()],
+        "date": host_facts.now(), "hardware": host_facts.hardware(), "load_average": [load_before, os.getloadavg()],
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "model": {"manifest": resolved.manifest.name, "dtype": engine.dtype, "threads": engine.threads},
         "limit": arguments.limit, "repeats": arguments.repeats, "tolerance_nats": TOLERANCE,

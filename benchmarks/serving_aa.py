@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.measure.arrivals import Supply
 from checkweigh.measure.load_pairs import Loaded, run_load
-from checkweigh.measure.pairs import ARMS, Rules
+from checkweigh.measure.paired_blocks import ARMS, Rules
 from checkweigh.records.evalset import Generation
 from checkweigh.records.measurement import PairedRun
 from checkweigh.sources.cache import cache_root
@@ -105,7 +105,7 @@ def piece(run: PairedRun, seed: int) -> dict[str, Any]:
     return {
         "seed": seed, "load": run.load, "seconds": run.seconds, "notes": list(run.notes),
         "load_average": os.getloadavg(),
-        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
         "blocks": [
             {"order": b.order, "baseline": b.baseline, "candidate": b.candidate, "unlike": b.unlike} for b in run.blocks
         ],

@@ -25,7 +25,7 @@ from checkweigh.engines.hf import generate, speculative
 from checkweigh.engines.hf.backend import TransformersBackend
 from checkweigh.engines.hf.generate import Reply
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.evalset import Generation
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, verify
@@ -154,7 +154,8 @@ def main() -> None:
     items = load_evalset(ROOT / "evalsets" / "answers").items
     picked = [items[i * len(items) // options.items] for i in range(options.items)]
     report: dict[str, Any] = {
-        "manifest": resolved.manifest.name, "evalset": "answers", "rounds": options.rounds, "hardware": host.hardware(),
+        "manifest": resolved.manifest.name, "evalset": "answers", "rounds": options.rounds,
+        "hardware": host_facts.hardware(),
         "speculative": resolved.manifest.engine.speculative and resolved.manifest.engine.speculative.model_dump(),
     }  # fmt: skip
     tokenizer = backend_of(resolved, "bfloat16")

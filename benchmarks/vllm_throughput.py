@@ -33,7 +33,7 @@ from checkweigh.engines.http.client import (
 )
 from checkweigh.engines.vllm.engine import VllmEngine, preflight
 from checkweigh.files import write_atomic
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import VllmArgs
 from checkweigh.sources.evalsets.load_evalset import load_evalset
@@ -160,10 +160,10 @@ def main() -> None:
     ratios = [row["ours"] / row["theirs"] for row in rows]
     low, high, coverage = interval(ratios)
     result = {
-        "settings": {k: v for k, v in vars(options).items() if k != "out"}, "hardware": host.hardware(),
+        "settings": {k: v for k, v in vars(options).items() if k != "out"}, "hardware": host_facts.hardware(),
         "tokens_per_second": rows, "median": {k: statistics.median(r[k] for r in rows) for k in ("ours", "theirs")},
         "ratio": {"median": statistics.median(ratios), "low": low, "high": high, "coverage": coverage},
-        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     write_atomic(options.out, (json.dumps(result, indent=1) + "\n").encode())
     print(json.dumps(result["ratio"]))

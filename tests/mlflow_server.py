@@ -29,8 +29,8 @@ from tests.conftest import missing
 from checkweigh.records.decision import Decision
 from checkweigh.report import write_all
 from checkweigh.report.worst_items import ItemPair
-from checkweigh.sinks.content import ArmEvidence, Finished
-from checkweigh.sinks.target import Target
+from checkweigh.sinks.mlflow_content import ArmEvidence, Finished
+from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sources.pin import Resolved
 from checkweigh.usecases.deliver.mlflow import keep
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.engine_environment import packages_of
 
@@ -30,10 +30,10 @@ def main(out: Path) -> int:
     engine = packages_of(manifest, read_manifest(manifest).engine)
     assert engine is not None
     found = {
-        "gates": gates, "tests": (out / "tests.txt").read_text().strip(), "hardware": host.hardware(),
+        "gates": gates, "tests": (out / "tests.txt").read_text().strip(), "hardware": host_facts.hardware(),
         "nvidia_smi": smi.read_text() if smi.is_file() else None,
         "engine": {"version": engine.version, "packages": engine.computing},
-        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     print(out / "gpu.json")

@@ -35,7 +35,7 @@ from checkweigh.decision.looks import planned, restricted, upto
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.files import write_atomic
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet
@@ -263,7 +263,7 @@ def main() -> int:
         "executions": [{"batches": b, "threads": t} for b, t in EXECUTIONS], "seconds": time.monotonic() - started,
         "greedy": trial(greedy, sets, executions, options.pairs, 1),
         "temperature_0.7": trial(of_replies, replies, replayed, options.pairs, 2),
-        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     write_atomic(options.out, (json.dumps(found, indent=1) + "\n").encode())
     print(json.dumps({name: found[name] for name in ("greedy", "temperature_0.7")}, indent=1))

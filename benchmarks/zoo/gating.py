@@ -29,8 +29,8 @@ from benchmarks.zoo.specimens import Specimen
 from checkweigh import canonical
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import JUDGING
-from checkweigh.measure import host
-from checkweigh.measure.pairs import ARMS
+from checkweigh.measure import host_facts
+from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.records.decision import Decision
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import PROTOCOL, MeasurementSet
@@ -225,7 +225,7 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
         "family": specimen.family, "what": specimen.what, "must": specimen.must, "held_out": specimen.held_out,
         "inputs": inputs(specimen, zoo.rules), "exit": code, "verdict": EXITS.get(code, "error"),
         "seconds": round(seconds, 1), "load_average_before": load, "traceback": "Traceback" in text,
-        "provenance": host.provenance(host.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     try:
         if code in (0, 1, 3):

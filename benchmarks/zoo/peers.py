@@ -40,7 +40,7 @@ import numpy as np
 from benchmarks.decision_peers import QUIET
 from scipy.stats import norm
 
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 ALPHA = 0.05
@@ -327,7 +327,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     document = {
-        "date": host.now(), "hardware": host.hardware(), "load_average": os.getloadavg(),
+        "date": host_facts.now(), "hardware": host_facts.hardware(), "load_average": os.getloadavg(),
         "seconds": round(time.monotonic() - started, 1), **found,
     }  # fmt: skip
     options.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -12,8 +12,8 @@ from tests.conftest import WriteManifest
 from tests.mlflow_server import Api, kept, running
 from tests.unit.report import sample
 
-from checkweigh.sinks.child import deliver
-from checkweigh.sinks.target import Target
+from checkweigh.sinks.mlflow_target import Target
+from checkweigh.sinks.sender_process import deliver
 from checkweigh.sources.pin import verify
 
 if TYPE_CHECKING:

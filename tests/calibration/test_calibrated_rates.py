@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkweigh.stats import block_log_ratio, nominal_level
-from checkweigh.stats.estimators import block_rates
+from checkweigh.stats import block_log_ratio, block_rates, nominal_level
 
 Array = np.ndarray[Any, Any]
 Claim = Callable[..., float]

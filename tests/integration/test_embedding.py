@@ -13,7 +13,7 @@ from checkweigh import canonical
 from checkweigh.errors import SourceError
 from checkweigh.records.evalset import Generation
 from checkweigh.scorers.embedding import LONGEST, EmbeddingSimilarity
-from checkweigh.scorers.items import item_scorer
+from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 
 CARD = """\

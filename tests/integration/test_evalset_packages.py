@@ -12,7 +12,7 @@ from tests.conftest import missing
 
 from checkweigh.errors import BadDocument, PinMismatch, ScorerError, SourceError
 from checkweigh.records.evalset import Choice, EvalSet, Generation
-from checkweigh.scorers.items import item_scorer
+from checkweigh.scorers.score_items import item_scorer
 from checkweigh.scoring.replies import score_reply
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 

@@ -21,8 +21,8 @@ from tests.unit.usecases.desk import LONGER, PERPLEXITY, SCORE, TIMING, TPOT, De
 
 from checkweigh import canonical
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.child import LIMIT, deliver
-from checkweigh.sinks.target import Target
+from checkweigh.sinks.mlflow_target import Target
+from checkweigh.sinks.sender_process import LIMIT, deliver
 from checkweigh.sources.pin import verify
 
 PASSWORD = "hunter2/p@ss"

@@ -13,7 +13,7 @@ from tests.mlflow_server import Api, Gateway, free_port, named
 from tests.signing import keys
 from tests.unit.usecases.desk import PERPLEXITY, Desk
 
-from checkweigh.sinks.child import LIMIT
+from checkweigh.sinks.sender_process import LIMIT
 
 MORE = {"noise_seed": 3}
 WORSE = {"bias_nats": 0.5}

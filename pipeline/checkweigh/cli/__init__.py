@@ -16,35 +16,35 @@ import typer
 
 from checkweigh import __version__
 from checkweigh.cli import (
-    attesting,
+    attest,
     ci,
+    deliver,
     engines,
-    evalsets,
-    gating,
-    planning,
-    policies,
+    evalset,
+    gate,
+    plan,
+    policy,
     registry,
-    sending,
-    serving,
-    starting,
-    stores,
+    serve,
+    setup,
+    store,
 )
 from checkweigh.cli.common import app, say
 from checkweigh.cli.runner import harmless_output
 from checkweigh.errors import CheckweighError, ExitCode
 
 COMMANDS = (
-    starting,
-    gating,
-    planning,
-    evalsets,
+    setup,
+    gate,
+    plan,
+    evalset,
     engines,
-    stores,
-    policies,
-    sending,
-    attesting,
+    store,
+    policy,
+    deliver,
+    attest,
     registry,
-    serving,
+    serve,
     ci,
 )
 __all__ = ["app", "entry", "main"]

@@ -49,7 +49,7 @@ def engine_ls(as_json: AsJson = False) -> None:
     import json
 
     from checkweigh.decision.formatting import size
-    from checkweigh.envs.place import engines_root, environments
+    from checkweigh.envs.locations import engines_root, environments
 
     found = environments()
     if as_json:

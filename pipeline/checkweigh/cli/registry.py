@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from checkweigh.cli.common import AsJson, PolicyPath, app, say
-from checkweigh.cli.gating import Mlflow
+from checkweigh.cli.gate import Mlflow
 
 if TYPE_CHECKING:
     from checkweigh.usecases.release.registry import Moved
@@ -36,7 +36,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Register the candidate and move the alias, on a pass against the champion. Exit 0 moved, 1 refused, 4 broken."""
-    from checkweigh.sinks.target import resolve
+    from checkweigh.sinks.mlflow_target import resolve
     from checkweigh.usecases.release.registry import place
     from checkweigh.usecases.release.registry import promote as move
 
@@ -52,7 +52,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Move the alias back to the version before. Exit 0 moved, 1 there is none, 4 broken."""
-    from checkweigh.sinks.target import resolve
+    from checkweigh.sinks.mlflow_target import resolve
     from checkweigh.usecases.release.registry import place
     from checkweigh.usecases.release.registry import rollback as move
 

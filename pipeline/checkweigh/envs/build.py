@@ -23,8 +23,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from checkweigh.envs.abilities import Abilities, ask
-from checkweigh.envs.place import MARK, Installed, engines_root, folder_of, interpreter, whole
+from checkweigh.envs.capabilities import Abilities, ask
+from checkweigh.envs.locations import (
+    MARK,
+    Installed,
+    engines_root,
+    folder_of,
+    interpreter,
+    whole,
+)
 from checkweigh.errors import BadDocument, BadInput, EngineError, Problem, StoreError
 from checkweigh.files import full, lock, write_atomic
 from checkweigh.sources.engine_lock import EngineLock, this_platform, this_python

@@ -15,7 +15,7 @@ import numpy as np
 
 from checkweigh import canonical
 from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest
-from checkweigh.measure.plan import Batch
+from checkweigh.measure.batching import Batch
 from checkweigh.measure.quality import Arm, failed, same_ids, same_tokens
 from checkweigh.records.evalset import Scorer, Text
 from checkweigh.records.measurement import Observation, Scored

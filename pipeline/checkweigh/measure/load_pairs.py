@@ -34,9 +34,18 @@ from checkweigh.engines.protocol import Telemetry
 from checkweigh.engines.vllm.engine import require_cold
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
-from checkweigh.measure.latency import block_values, failures, unlike
-from checkweigh.measure.load import Offered, Outcome, offer
-from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn, collect, order_of
+from checkweigh.measure.block_metrics import block_values, failures, unlike
+from checkweigh.measure.open_loop import Offered, Outcome, offer
+from checkweigh.measure.paired_blocks import (
+    ARMS,
+    Collected,
+    GivenUp,
+    Role,
+    Rules,
+    Turn,
+    collect,
+    order_of,
+)
 from checkweigh.measure.quality import Arm
 from checkweigh.measure.timing import acceptance, held, memory, paired_run
 from checkweigh.records.load_spec import Load, Poisson, Trace

@@ -23,11 +23,11 @@ from checkweigh.engines.protocol import (
     ScoreResult,
 )
 from checkweigh.errors import EngineError, PinMismatch, Problem
-from checkweigh.measure.plan import Batch
+from checkweigh.measure.batching import Batch
 from checkweigh.records.evalset import Choice, Generation, Item, Message, Text
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import Failed, Observation, Scored
-from checkweigh.scorers.items import ScoreItem, by_check
+from checkweigh.scorers.score_items import ScoreItem, by_check
 from checkweigh.scoring.choices import choice_scores
 from checkweigh.scoring.replies import looping
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from checkweigh.measure.arrivals import plan_block
 from checkweigh.measure.load_pairs import Loaded
-from checkweigh.measure.pairs import ARMS, Role, order_of
+from checkweigh.measure.paired_blocks import ARMS, Role, order_of
 from checkweigh.records.load_spec import Load, Trace
 from checkweigh.records.measurement import KNEE, SweepPoint
 

@@ -25,8 +25,17 @@ import numpy as np
 
 from checkweigh.engines.protocol import GenerateRequest, ItemFailure, Resources
 from checkweigh.errors import EngineError
-from checkweigh.measure.latency import QUANTILES
-from checkweigh.measure.pairs import ARMS, Collected, GivenUp, Role, Rules, Turn, collect, order_of
+from checkweigh.measure.block_metrics import QUANTILES
+from checkweigh.measure.paired_blocks import (
+    ARMS,
+    Collected,
+    GivenUp,
+    Role,
+    Rules,
+    Turn,
+    collect,
+    order_of,
+)
 from checkweigh.measure.quality import Arm
 from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, Speculated

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 
-from checkweigh.scoring.numbers import numbers
+from checkweigh.scoring.extract_numbers import numbers
 from checkweigh.scoring.standard import STANDARD, score_against
 
 LOOP_MAX_PERIOD = 16

@@ -16,8 +16,8 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
+from checkweigh.scoring.extract_numbers import numbers
 from checkweigh.scoring.instructions import instructions
-from checkweigh.scoring.numbers import numbers
 
 References = Sequence[str]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

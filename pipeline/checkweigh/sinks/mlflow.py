@@ -18,9 +18,14 @@ from typing import Any
 from checkweigh.errors import CheckweighError, HostBusy
 from checkweigh.files import lock
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.content import COMPLETE, DECISION, PREFIX, ROLE
+from checkweigh.sinks.mlflow_content import (
+    COMPLETE,
+    DECISION,
+    PREFIX,
+    ROLE,
+)
+from checkweigh.sinks.mlflow_target import artifact_root
 from checkweigh.sinks.outbox import FILES, Bundle, DatasetInput, Run, read, remove
-from checkweigh.sinks.target import artifact_root
 
 UNREACHABLE = 75  # sysexits.h, EX_TEMPFAIL
 _PARENT = "mlflow.parentRunId"

@@ -21,8 +21,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from checkweigh.sinks.content import COMPLETE, DECISION, PREFIX, ROLE
 from checkweigh.sinks.mlflow import UNREACHABLE, Lost, Unreachable
+from checkweigh.sinks.mlflow_content import (
+    COMPLETE,
+    DECISION,
+    PREFIX,
+    ROLE,
+)
 
 PREVIOUS = "previous"
 CLAIM, STATE, PINS = PREFIX + "claim", PREFIX + "state", PREFIX + "pins"

@@ -19,8 +19,8 @@ from typing import Any
 from checkweigh.errors import CheckweighError, HostBusy
 from checkweigh.files import lock
 from checkweigh.sinks.mlflow import UNREACHABLE
-from checkweigh.sinks.notice import Notice, Waiting
 from checkweigh.sinks.outbox import read_as, remove
+from checkweigh.sinks.webhook_payload import Notice, Waiting
 
 ANSWER = 65_536  # bytes of an answer that are read
 

@@ -21,9 +21,9 @@ from checkweigh.decision.noise_floor import difference_floor, divergence_floor
 from checkweigh.decision.pairing import Floats, pair
 from checkweigh.decision.verdict import checks_of
 from checkweigh.errors import BadInput
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
+from checkweigh.measure.batching import plan
 from checkweigh.measure.divergence import compare_states, write_states
-from checkweigh.measure.plan import plan
 from checkweigh.records.calibration import Calibration, Execution, Floor
 from checkweigh.records.comparison import Comparison
 from checkweigh.records.evalset import EvalSet
@@ -66,8 +66,8 @@ def calibrate(
         done[0].run.close()
     key = next(iter(done[0].records.values())).key
     calibration = Calibration(
-        name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host.hardware(), protocol=PROTOCOL,
-        made=host.now(), executions=tuple(executions), floors=tuple(floors), unmeasured=unmeasured,
+        name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host_facts.hardware(),
+        protocol=PROTOCOL, made=host_facts.now(), executions=tuple(executions), floors=tuple(floors), unmeasured=unmeasured,
     )  # fmt: skip
     keep(calibration)
     return calibration

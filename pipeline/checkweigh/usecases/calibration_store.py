@@ -8,7 +8,7 @@ from pathlib import Path
 from checkweigh import canonical
 from checkweigh.errors import StoreError
 from checkweigh.files import write_atomic
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.calibration import Calibration
 from checkweigh.records.measurement import PROTOCOL
 from checkweigh.sources.cache import cache_root
@@ -44,7 +44,7 @@ def known_here() -> tuple[Calibration, ...]:
             raise StoreError(
                 f"{path}: damaged calibration ({error}); remove it and calibrate again"
             ) from error
-    return tuple(c for c in found if c.hardware == host.hardware() and c.protocol == PROTOCOL)
+    return tuple(c for c in found if c.hardware == host_facts.hardware() and c.protocol == PROTOCOL)
 
 
 def _folder() -> Path:

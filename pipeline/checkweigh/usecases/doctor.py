@@ -24,7 +24,7 @@ import psutil
 from checkweigh.engines.host_memory import GIB, available
 from checkweigh.errors import CheckweighError, ExitCode, ScorerError
 from checkweigh.scorers.sandbox import Limits, Sandbox
-from checkweigh.sinks.target import resolve, scrub
+from checkweigh.sinks.mlflow_target import resolve, scrub
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import read_pinned
 from checkweigh.usecases.calibration_store import known_here

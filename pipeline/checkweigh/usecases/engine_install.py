@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkweigh.envs.build import install, parse_spec, resolve
-from checkweigh.envs.place import Installed
+from checkweigh.envs.locations import Installed
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.files import write_atomic
 from checkweigh.sources.engine_lock import read_engine_lock

@@ -11,7 +11,7 @@ from checkweigh.decision.evalset_audit import Finding, smallest_margin, vet
 from checkweigh.errors import BadInput, ExitCode, Problem
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import MeasurementSet, Scored
-from checkweigh.scorers.items import item_scorer
+from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.evalsets.load_evalset import Draft, complete, draft
 from checkweigh.sources.pin import verify

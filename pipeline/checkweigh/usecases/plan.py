@@ -25,7 +25,7 @@ from checkweigh.decision.planning import (
 )
 from checkweigh.decision.simulation import CORRELATION, Bench, simulate
 from checkweigh.errors import StoreError
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import PROTOCOL, MeasurementSet
 from checkweigh.records.metrics import METRICS
@@ -135,7 +135,9 @@ def _look_up(basis: Basis, arms: dict[str, Resolved]) -> None:
                 for r in store.find(
                     pins=arm.pins.record_digest(), evalset=evalset.card.digest, scorer=evalset.card.scorer
                 )
-                if r.key.protocol == PROTOCOL and r.key.hardware == host.hardware() and r.key.against is None
+                if r.key.protocol == PROTOCOL
+                and r.key.hardware == host_facts.hardware()
+                and r.key.against is None
             ]
             taken = {r.key.record_digest() for found in basis.records.values() for r in found.values()}
             for record in mine[:2]:  # two executions of one manifest are two arms

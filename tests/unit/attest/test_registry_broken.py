@@ -15,8 +15,8 @@ from tests.unit.attest.conftest import Door
 from checkweigh.cli import main
 from checkweigh.errors import BadInput
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.child import LIMIT
-from checkweigh.sinks.target import Target
+from checkweigh.sinks.mlflow_target import Target
+from checkweigh.sinks.sender_process import LIMIT
 from checkweigh.usecases.release.registry import baseline, place
 
 ABSENT = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"}'

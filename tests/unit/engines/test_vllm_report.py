@@ -14,7 +14,7 @@ from checkweigh.engines.vllm.command import command, unable, variables
 from checkweigh.engines.vllm.engine import require_cold
 from checkweigh.engines.vllm.memory import cache_bytes
 from checkweigh.engines.vllm.report import mismatches, read_report, read_telemetry
-from checkweigh.envs.abilities import Abilities
+from checkweigh.envs.capabilities import Abilities
 from checkweigh.errors import BadInput, EngineError
 
 LOG = (

@@ -11,7 +11,13 @@ import pytest
 
 from checkweigh.cli import main
 from checkweigh.envs import build
-from checkweigh.envs.place import MARK, engines_root, environments, interpreter, require
+from checkweigh.envs.locations import (
+    MARK,
+    engines_root,
+    environments,
+    interpreter,
+    require,
+)
 from checkweigh.errors import BadDocument, EngineError, SourceError
 from checkweigh.sources.engine_lock import read_engine_lock, this_platform, this_python
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from checkweigh.engines import gpu
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 
 
 class NVMLError(Exception):
@@ -41,7 +41,7 @@ def driver(*names: str, broken: str = "") -> types.ModuleType:
 def hardware(monkeypatch: pytest.MonkeyPatch) -> Callable[[types.ModuleType], str]:
     def of(module: types.ModuleType) -> str:
         monkeypatch.setitem(sys.modules, "pynvml", module)
-        return host.hardware.__wrapped__()
+        return host_facts.hardware.__wrapped__()
 
     return of
 

@@ -19,8 +19,19 @@ from checkweigh.engines.http.client import (
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.measure.arrivals import Plan, Planned
-from checkweigh.measure.latency import block_values, failures, kept, unlike
-from checkweigh.measure.load import MOST_OUTSTANDING, Offered, Outcome, growing, offer
+from checkweigh.measure.block_metrics import (
+    block_values,
+    failures,
+    kept,
+    unlike,
+)
+from checkweigh.measure.open_loop import (
+    MOST_OUTSTANDING,
+    Offered,
+    Outcome,
+    growing,
+    offer,
+)
 from checkweigh.records.evalset import Message
 from checkweigh.records.load_spec import Load, Objective, Poisson
 

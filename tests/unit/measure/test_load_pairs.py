@@ -21,7 +21,7 @@ from checkweigh.engines.protocol import Messages, Resources, Telemetry
 from checkweigh.errors import BadInput, EngineDied, EngineError
 from checkweigh.measure.arrivals import Supply, plan_block
 from checkweigh.measure.load_pairs import Loaded, run_load
-from checkweigh.measure.pairs import ARMS, Rules
+from checkweigh.measure.paired_blocks import ARMS, Rules
 from checkweigh.measure.quality import Arm
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.load_spec import Load, Objective, Poisson

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.builders import evalset
 
-from checkweigh.measure.plan import BYTES_PER_TOKEN, plan
+from checkweigh.measure.batching import BYTES_PER_TOKEN, plan
 from checkweigh.records.evalset import EvalSet, Text
 from checkweigh.records.manifest import Engine
 

@@ -12,7 +12,7 @@ from tests.unit.measure.conftest import InProcess, make_arm
 
 from checkweigh.engines.protocol import Continuation, ItemFailure
 from checkweigh.errors import EngineError, PinMismatch
-from checkweigh.measure.plan import Batch
+from checkweigh.measure.batching import Batch
 from checkweigh.measure.quality import check_identity, run_batch
 from checkweigh.records.evalset import EvalSet, Generation
 from checkweigh.records.manifest import PromptLookup

@@ -11,7 +11,7 @@ from tests.unit.measure.test_load_pairs import loaded, mocks, timing
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.protocol import Messages
 from checkweigh.measure import sweep as module
-from checkweigh.measure.pairs import ARMS, Rules
+from checkweigh.measure.paired_blocks import ARMS, Rules
 from checkweigh.measure.sweep import FACTOR, knees, scaled, sweep
 from checkweigh.records.load_spec import (
     Load,

@@ -11,7 +11,7 @@ from tests.unit.measure.conftest import InProcess, make_arm
 
 from checkweigh.engines.protocol import GenerateResult, ItemFailure, Messages
 from checkweigh.errors import EngineDied, EngineError
-from checkweigh.measure.pairs import Rules
+from checkweigh.measure.paired_blocks import Rules
 from checkweigh.measure.timing import run_pairs
 from checkweigh.records.measurement import PairedRun, Speculated
 from checkweigh.records.policy import Timing

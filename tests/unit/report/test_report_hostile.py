@@ -26,7 +26,7 @@ from checkweigh.report.markdown import summary, titled
 from checkweigh.report.pull_request import MOST, Outcome, Run, comment, junit, marker
 from checkweigh.report.safe import inert
 from checkweigh.report.terminal import print_decision
-from checkweigh.sinks.table import table
+from checkweigh.sinks.items_table import table
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=60) | st.sampled_from(HOSTILE)
 # What the runners of GitHub and Azure obey in a log: at the start of a line, after blanks; or anywhere in it.

@@ -13,7 +13,7 @@ from tests.builders import evalset
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch, ScorerError, SourceError
 from checkweigh.records.evalset import EvalSet, EvaluateScorer, Generation
-from checkweigh.scorers.items import item_scorer
+from checkweigh.scorers.score_items import item_scorer
 
 pytest.importorskip("evaluate")
 pytestmark = pytest.mark.usefixtures("checkweigh_home", "no_network")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkweigh.errors import BadInput
-from checkweigh.scorers.metrics import metric
+from checkweigh.scorers.evaluate_metrics import metric
 from checkweigh.scoring.standard import STANDARD
 
 evaluate = pytest.importorskip("evaluate")

@@ -11,10 +11,16 @@ from tests.conftest import WriteManifest
 from tests.unit.report import sample
 
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.content import ArmEvidence, Finished, bundle, flat, key
+from checkweigh.sinks.items_table import COLUMNS, table
+from checkweigh.sinks.mlflow_content import (
+    ArmEvidence,
+    Finished,
+    bundle,
+    flat,
+    key,
+)
+from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sinks.outbox import Bundle
-from checkweigh.sinks.table import COLUMNS, table
-from checkweigh.sinks.target import Target
 from checkweigh.sources.pin import verify
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")

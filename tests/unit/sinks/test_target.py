@@ -10,7 +10,13 @@ from types import ModuleType
 import pytest
 
 from checkweigh.errors import BadInput
-from checkweigh.sinks.target import Target, artifact_root, masked, resolve, scrub
+from checkweigh.sinks.mlflow_target import (
+    Target,
+    artifact_root,
+    masked,
+    resolve,
+    scrub,
+)
 
 
 def have(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:

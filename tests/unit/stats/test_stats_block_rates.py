@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from checkweigh.stats import Partition, clustered_tango, nominal_level
-from checkweigh.stats.estimators import block_rates
+from checkweigh.stats import Partition, block_rates, clustered_tango, nominal_level
 from checkweigh.stats.sequential import spending_boundary
 
 SIZES = np.full(20, 40)

@@ -17,7 +17,13 @@ from tests.unit.usecases.desk import PERPLEXITY, Desk
 
 from checkweigh.cli import main
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.notice import Hook, WaiverNotice, hook, notice, notices_root
+from checkweigh.sinks.webhook_payload import (
+    Hook,
+    WaiverNotice,
+    hook,
+    notice,
+    notices_root,
+)
 from checkweigh.usecases.deliver import webhook
 from checkweigh.usecases.deliver.webhook import announce, sync
 

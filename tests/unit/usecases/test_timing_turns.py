@@ -13,7 +13,7 @@ from tests.unit.usecases.desk import SCORE, Desk
 
 from checkweigh.engines.protocol import Messages
 from checkweigh.errors import EngineDied, EngineOutOfMemory
-from checkweigh.measure.pairs import ARMS
+from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.measure.quality import Arm
 from checkweigh.records.policy import Policy
 from checkweigh.usecases.gate.arm import ArmRun

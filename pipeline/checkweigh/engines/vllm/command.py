@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.envs.abilities import Abilities
+from checkweigh.envs.capabilities import Abilities
 from checkweigh.errors import Problem
 from checkweigh.records.manifest import Draft, Eagle3, Manifest, Ngram, VllmArgs
 

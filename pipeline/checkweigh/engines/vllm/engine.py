@@ -63,8 +63,8 @@ from checkweigh.engines.vllm.report import (
     read_telemetry,
 )
 from checkweigh.engines.vllm.server_process import Server, free_port, memory_of
-from checkweigh.envs.abilities import ask
-from checkweigh.envs.place import require
+from checkweigh.envs.capabilities import ask
+from checkweigh.envs.locations import require
 from checkweigh.errors import (
     BadDocument,
     BadInput,

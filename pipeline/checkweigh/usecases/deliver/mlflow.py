@@ -11,10 +11,18 @@ from checkweigh.errors import BadInput, CheckweighError
 from checkweigh.records.manifest import Lock
 from checkweigh.report.html.figures import figures
 from checkweigh.sinks import outbox
-from checkweigh.sinks.child import Delivery, deliver
-from checkweigh.sinks.content import Finished, bundle, experiment_of
-from checkweigh.sinks.table import TABLE, table
-from checkweigh.sinks.target import INSTALL, OFF, VARIABLE, Target, installed, resolve, scrub
+from checkweigh.sinks.items_table import TABLE, table
+from checkweigh.sinks.mlflow_content import Finished, bundle, experiment_of
+from checkweigh.sinks.mlflow_target import (
+    INSTALL,
+    OFF,
+    VARIABLE,
+    Target,
+    installed,
+    resolve,
+    scrub,
+)
+from checkweigh.sinks.sender_process import Delivery, deliver
 
 LATER = "it waits in the outbox: checkweigh mlflow sync"
 SIGNED = ("attestation.json", "weights.sig")  # if there are any

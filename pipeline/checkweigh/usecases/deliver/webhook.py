@@ -9,8 +9,15 @@ from pathlib import Path
 from checkweigh.errors import BadInput, CheckweighError, ExitCode
 from checkweigh.records.decision import Decision
 from checkweigh.sinks import outbox
-from checkweigh.sinks.child import Delivery, run_sender
-from checkweigh.sinks.notice import Hook, Notice, Waiting, WaiverNotice, notice, notices_root
+from checkweigh.sinks.sender_process import Delivery, run_sender
+from checkweigh.sinks.webhook_payload import (
+    Hook,
+    Notice,
+    Waiting,
+    WaiverNotice,
+    notice,
+    notices_root,
+)
 
 SECONDS = 15
 LATER = "it waits: checkweigh notify sync"

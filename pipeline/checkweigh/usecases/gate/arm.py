@@ -13,12 +13,12 @@ from checkweigh.decision.looks import Part
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
-from checkweigh.measure import host
-from checkweigh.measure.plan import Batch, plan
+from checkweigh.measure import host_facts
+from checkweigh.measure.batching import Batch, plan
 from checkweigh.measure.quality import Arm, check_identity, run_batch
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import EngineIdentity, MeasurementKey, MeasurementSet, Observation, Stage
-from checkweigh.scorers.items import ScoreItem, item_scorer
+from checkweigh.scorers.score_items import ScoreItem, item_scorer
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
 from checkweigh.sources.pin import Resolved
@@ -75,7 +75,7 @@ class ArmRun:
         """Stop the engine, if one runs."""
         if self.arm is not None:
             engine, self.arm = self.arm.engine, None
-            self.swapped += host.swap_activity() - self.swap_before
+            self.swapped += host_facts.swap_activity() - self.swap_before
             try:
                 if engine.identity.kind in SERVED and (found := engine.resources().telemetry):
                     self.counted.append(found)
@@ -173,11 +173,11 @@ class ArmRun:
         card = part.evalset.card
         return MeasurementKey(
             pins=self.pins, identity=identity, evalset=card.digest, scorer=card.scorer,
-            hardware=host.hardware(), replicate=self.replicate, batches=part.batches or self.batches,
+            hardware=host_facts.hardware(), replicate=self.replicate, batches=part.batches or self.batches,
         )  # fmt: skip
 
     def _measure(self, part: Part, key: MeasurementKey) -> MeasurementSet | None:
-        started, evalset = host.now(), part.evalset
+        started, evalset = host_facts.now(), part.evalset
         batches = plan(evalset, self.resolved.manifest.engine, self.batches)
         score = item_scorer(evalset)
         label = f"{self.role}: {part.label}"
@@ -198,7 +198,7 @@ class ArmRun:
         stage = Stage(name=part.label, arm=self.role, items=len(observations), tokens=tokens, seconds=seconds)
         record = MeasurementSet(
             key=key, set_name=evalset.card.name, planned=len(evalset.items), identity=self.running().engine.identity,
-            stage=stage, provenance=host.provenance(started), observations=tuple(observations),
+            stage=stage, provenance=host_facts.provenance(started), observations=tuple(observations),
         )  # fmt: skip
         self.store.write(record)
         self.stages.append(stage)
@@ -211,7 +211,7 @@ class ArmRun:
 
     def _start(self) -> Arm:
         self.progress(f"{self.role}: starting the engine", 0, 1)
-        self.swap_before = host.swap_activity()
+        self.swap_before = host_facts.swap_activity()
         resolved = self.resolved
         spec = spec_of(resolved)
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)

@@ -16,7 +16,7 @@ from checkweigh.records.calibration import Calibration
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
-from checkweigh.scorers.items import item_scorer
+from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import find_evalset, roots
 from checkweigh.sources.load_trace import Row

@@ -31,7 +31,7 @@ from checkweigh.decision.looks import slices
 from checkweigh.decision.verdict import JUDGING
 from checkweigh.errors import BadInput, StoreError
 from checkweigh.files import lock, write_atomic
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.records.attempt import Entry
 from checkweigh.records.decision import Attempt, Decision, LookMade
 from checkweigh.records.measurement import PROTOCOL
@@ -124,8 +124,8 @@ class _Gated:
         arms = (self.inputs.baseline, self.inputs.candidate, self.inputs.anchor)
         attached = any(arm is not None and arm.manifest.engine.endpoint is not None for arm in arms)
         return canonical.digest(
-            {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host.hardware(),
-             "protocol": PROTOCOL, "packages": host.versions(host.COMPUTING),
+            {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host_facts.hardware(),
+             "protocol": PROTOCOL, "packages": host_facts.versions(host_facts.COMPUTING),
              **({"gate": uuid4().hex} if attached else {}), **({"trace": trace} if trace else {})}
         )  # fmt: skip
 
@@ -205,7 +205,7 @@ def _try(gated: _Gated, entries: Sequence[Entry], again: bool) -> Try:
     number = len(spent) + 1
     entry = Entry(
         number=number, of=gated.inputs.policy.attempts, plan=gated.plan(number), data=gated.data, judged=gated.judged,
-        items=gated.items, replicate=same.replicate if same else 0, begun=host.now(),
+        items=gated.items, replicate=same.replicate if same else 0, begun=host_facts.now(),
     )  # fmt: skip
     refused = _refused(gated, spent)
     if again and (not spent or refused):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from checkweigh.decision.looks import Part, merged
 from checkweigh.errors import BadInput, EngineError, PinMismatch
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
+from checkweigh.measure.batching import Batch, plan
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
-from checkweigh.measure.plan import Batch, plan
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.usecases.gate.arm import ArmRun, Kept
 
@@ -89,7 +89,7 @@ def _stored_or_measured(part: Part, key: MeasurementKey, runs: Mapping[str, ArmR
 
 
 def _measure(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
-    started, store, evalset = host.now(), runs["candidate"].store, part.evalset
+    started, store, evalset = host_facts.now(), runs["candidate"].store, part.evalset
     batches = plan(evalset, runs["candidate"].resolved.manifest.engine)
     kept: dict[int, Kept] = {}
     for batch in batches:
@@ -113,7 +113,7 @@ def _measure(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> Mea
     record = MeasurementSet(
         key=key, set_name=evalset.card.name, planned=len(evalset.items),
         identity=runs["candidate"].identify(),
-        stage=stage, provenance=host.provenance(started), observations=observations,
+        stage=stage, provenance=host_facts.provenance(started), observations=observations,
     )  # fmt: skip
     store.write(record)
     runs["candidate"].stages.append(stage)

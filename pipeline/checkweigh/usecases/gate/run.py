@@ -24,10 +24,10 @@ from checkweigh.decision.verdict import Judgement
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
 from checkweigh.files import full
-from checkweigh.measure import host
-from checkweigh.measure.pairs import ARMS
+from checkweigh.measure import host_facts
+from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
-from checkweigh.sinks.content import ArmEvidence, Finished
+from checkweigh.sinks.mlflow_content import ArmEvidence, Finished
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.undeclared import changes
 from checkweigh.store import Store
@@ -82,7 +82,7 @@ def gate(
 
     ``tell`` hears of the finished gate when all of that is written. ``again``: as for ``attempts.attempt``.
     """
-    started = host.now()
+    started = host_facts.now()
     _clear(out)
     runs = _runs(inputs, out, progress, timeouts)
     with ExitStack() as stack:
@@ -222,7 +222,7 @@ def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | 
     inputs, runs, evidence = looking.inputs, looking.runs, looking.evidence
     arms = {role: _arm(run, evidence) for role, run in runs.items()}
     manifests = inputs.baseline.manifest, inputs.candidate.manifest
-    provenance = host.provenance(started)
+    provenance = host_facts.provenance(started)
     return Decision(
         verdict=judgement.verdict, reasons=judgement.reasons, checks=judgement.results,
         baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"), changes=changes(*manifests),

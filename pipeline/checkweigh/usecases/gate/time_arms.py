@@ -12,10 +12,16 @@ from checkweigh.decision.compare import compare_blocks
 from checkweigh.decision.verdict import decide, only_look
 from checkweigh.errors import EngineError, EngineOutOfMemory
 from checkweigh.files import lock
-from checkweigh.measure import host
+from checkweigh.measure import host_facts
 from checkweigh.measure.arrivals import Supply
 from checkweigh.measure.load_pairs import Loaded, run_load
-from checkweigh.measure.pairs import ARMS, Looks, Role, Rules, Turn
+from checkweigh.measure.paired_blocks import (
+    ARMS,
+    Looks,
+    Role,
+    Rules,
+    Turn,
+)
 from checkweigh.measure.quality import Arm
 from checkweigh.measure.sweep import knees, sweep
 from checkweigh.measure.timing import run_pairs
@@ -54,7 +60,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
         what="is timing on this host",
         waiting=lambda: progress("timing: another checkweigh is timing on this host; waiting for it", 0, 0),
     ):
-        swapped = host.swap_activity()
+        swapped = host_facts.swap_activity()
         while True:
             turn, alone = _turns(runs)
             over = min(runs[role].deadline for role in ARMS)
@@ -72,7 +78,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
             if rules.deadline == over < time.monotonic() and _unfinished(run, policy):
                 runs["candidate"].late = True
             notes = [*run.notes, *([BY_RESTARTS] if alone else [])]
-            if moved := host.swap_activity() - swapped:
+            if moved := host_facts.swap_activity() - swapped:
                 notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
             return run.model_copy(update={"notes": tuple(notes)})
 

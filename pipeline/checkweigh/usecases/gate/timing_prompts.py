@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh.measure.pairs import ARMS
+from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.records.evalset import Generation, Message
 from checkweigh.records.measurement import Scored
 from checkweigh.records.metrics import METRICS

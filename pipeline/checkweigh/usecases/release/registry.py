@@ -24,9 +24,9 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.manifest import Lock, Manifest
 from checkweigh.records.yaml.document import parse, parse_json
 from checkweigh.report.safe import one_line
-from checkweigh.sinks.child import Answer, ask, seconds
 from checkweigh.sinks.mlflow import UNREACHABLE
-from checkweigh.sinks.target import INSTALL, Target, installed
+from checkweigh.sinks.mlflow_target import INSTALL, Target, installed
+from checkweigh.sinks.sender_process import Answer, ask, seconds
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import read_pinned

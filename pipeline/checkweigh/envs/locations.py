@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from checkweigh import canonical
-from checkweigh.envs.abilities import Abilities
+from checkweigh.envs.capabilities import Abilities
 from checkweigh.errors import BadDocument, SourceError
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.yaml.document import parse_json

@@ -18,8 +18,8 @@ from checkweigh.errors import BadInput
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report.safe import one_line
+from checkweigh.sinks.mlflow_target import Target, scrub
 from checkweigh.sinks.outbox import Parcel
-from checkweigh.sinks.target import Target, scrub
 from checkweigh.sources.cache import cache_root
 
 VARIABLE = "CHECKWEIGH_WEBHOOK"  # the environment's --notify

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from checkweigh.measure.load import Offered, Outcome
+from checkweigh.measure.open_loop import Offered, Outcome
 from checkweigh.records.load_spec import Load, Objective
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}

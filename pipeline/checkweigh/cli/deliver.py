@@ -55,7 +55,7 @@ def notify_sync(
     """Send the notices that wait for this webhook. Exit 4 when something still waits."""
     import json
 
-    from checkweigh.sinks.notice import hook
+    from checkweigh.sinks.webhook_payload import hook
     from checkweigh.usecases.deliver.webhook import sync as run
 
     found = run(hook(notify), say)

@@ -23,7 +23,7 @@ from checkweigh.errors import ExitCode
 
 if TYPE_CHECKING:
     from checkweigh.records.decision import Decision
-    from checkweigh.sinks.content import Finished
+    from checkweigh.sinks.mlflow_content import Finished
 
 Mlflow = Annotated[
     str | None,
@@ -72,8 +72,8 @@ def gate(
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
-    from checkweigh.sinks.notice import hook
-    from checkweigh.sinks.target import resolve
+    from checkweigh.sinks.mlflow_target import resolve
+    from checkweigh.sinks.webhook_payload import hook
     from checkweigh.usecases.deliver.mlflow import publish
     from checkweigh.usecases.deliver.webhook import announce
     from checkweigh.usecases.gate.inputs import read_inputs, swept

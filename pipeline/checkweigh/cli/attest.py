@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from checkweigh.cli.common import AsJson, ManifestPath, PolicyPath, app, bars, say
-from checkweigh.cli.gating import Mlflow, Notify
+from checkweigh.cli.gate import Mlflow, Notify
 
 PublicKey = Annotated[
     Path, typer.Option("--key", metavar="K", envvar="CHECKWEIGH_PUBLIC_KEY", help="PEM of the public key")
@@ -75,8 +75,8 @@ def waive(
 ) -> None:
     """Sign an expiring waiver of a verdict, visible in every output. The verdict stays what it is."""
     from checkweigh.attest.keys import private_key
-    from checkweigh.sinks.notice import WaiverNotice, hook
-    from checkweigh.sinks.target import resolve
+    from checkweigh.sinks.mlflow_target import resolve
+    from checkweigh.sinks.webhook_payload import WaiverNotice, hook
     from checkweigh.usecases.deliver.webhook import announce
     from checkweigh.usecases.durations import duration
     from checkweigh.usecases.read_decision import read_decision

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import checkweigh
 from checkweigh.sinks.mlflow import UNREACHABLE
-from checkweigh.sinks.target import Target
+from checkweigh.sinks.mlflow_target import Target
 
 SECONDS = 60
 LIMIT = "CHECKWEIGH_MLFLOW_SECONDS"  # environment: another limit

@@ -29,9 +29,9 @@ from checkweigh.report import view
 from checkweigh.report.markdown import summary
 from checkweigh.report.safe import clip, one_line, visible
 from checkweigh.report.worst_items import ItemPair, worst
+from checkweigh.sinks.items_table import TABLE
+from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sinks.outbox import Bundle, DatasetInput, Run, Trace
-from checkweigh.sinks.table import TABLE
-from checkweigh.sinks.target import Target
 
 EXPERIMENT = "checkweigh"  # and the model's name
 TRACES = 10  # of the items that got worst; two for every item would bury a tracking server
