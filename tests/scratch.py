@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.unit.usecases.desk import Desk
+from tests.unit.usecases.gate_bench import GateBench
 
 from checkweigh.usecases.scaffold import WORKFLOWS as WORKFLOW
 
@@ -53,11 +53,11 @@ class Repo:
 
 
 class Scratch(Repo):
-    """A desk's directory as a repository: ``main`` holds what it held and one manifest, HEAD is branch ``change``."""
+    """A bench's directory as a repository: ``main`` holds what it held and one manifest, HEAD is branch ``change``."""
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk.folder)
-        self.desk = desk
+    def __init__(self, bench: GateBench) -> None:
+        super().__init__(bench.folder)
+        self.bench = bench
         (self.root / "manifests").mkdir()
         (self.root / ".gitignore").write_text("/home/\n/out/\n/runs/\n")
         self.git("init", "-q", "-b", "main")
@@ -67,7 +67,7 @@ class Scratch(Repo):
 
     def manifest(self, name: str, knobs: Mapping[str, Any], **sections: Any) -> Path:
         """``manifests/NAME.yaml`` of the fake engine, pinned."""
-        written = self.desk.manifest(name, {"noise_seed": 1} | dict(knobs), **sections)
+        written = self.bench.manifest(name, {"noise_seed": 1} | dict(knobs), **sections)
         for file in (written, written.with_suffix(".lock.json")):
             shutil.move(file, self.root / "manifests" / file.name)
         return self.root / "manifests" / written.name

@@ -18,8 +18,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.faults.harness import Running, client, guarded, policy
 from tests.faults.test_faults_engine import QUICK, one, phase, pid, restarts
-from tests.unit.engines.fake_vllm import write_environment
-from tests.unit.engines.test_vllm import make
+from tests.unit.engines.vllm.fake_vllm import write_environment
+from tests.unit.engines.vllm.test_vllm import make
 
 from checkweigh.engines.http.client import Client, Endpoint
 from checkweigh.engines.mock.mock_knobs import Knobs

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 from tests.builders import check, evalset
-from tests.unit.usecases.desk import ENDINGS, PERPLEXITY, SCORE, TPOT, Desk
+from tests.unit.usecases.gate_bench import ENDINGS, PERPLEXITY, SCORE, TPOT, GateBench
 
 from checkweigh.records.evalset import EvalSet
 
@@ -23,8 +23,8 @@ SIZES = {"prose": ("text", 320), "choices": ("choice", 320), "answers": ("genera
 ROLES = ("baseline", "candidate")
 
 
-class Bench(Desk):
-    """A desk whose engines keep diaries, and whose items are named after their sets."""
+class Bench(GateBench):
+    """A bench whose engines keep diaries, and whose items are named after their sets."""
 
     def prepare(self, **knobs: Any) -> list[str]:
         """All kinds of checks, both manifests; the gate's arguments."""
@@ -121,7 +121,7 @@ class Bench(Desk):
         return done.stderr
 
     def orphans(self, seconds: float = 10.0) -> list[str]:
-        """Processes of this desk that are still there after a while."""
+        """Processes of this bench that are still there after a while."""
         deadline = time.monotonic() + seconds
         while (left := list(_inhabitants(self.folder))) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import WriteManifest
 from tests.mlflow_server import Api, Gateway, free_port, kept, named
 from tests.unit.report import sample
-from tests.unit.usecases.desk import LONGER, PERPLEXITY, SCORE, TIMING, TPOT, Desk
+from tests.unit.usecases.gate_bench import LONGER, PERPLEXITY, SCORE, TIMING, TPOT, GateBench
 
 from checkweigh import canonical
 from checkweigh.records.decision import Verdict
@@ -30,87 +30,87 @@ SLOW = {"token_latency_s": 0.001}
 
 
 @pytest.fixture
-def desk(
+def bench(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     write_manifest: WriteManifest,
     capfd: pytest.CaptureFixture[str],
-) -> Desk:
-    found = Desk(tmp_path, monkeypatch, write_manifest, capfd)
+) -> GateBench:
+    found = GateBench(tmp_path, monkeypatch, write_manifest, capfd)
     found.policy(PERPLEXITY)
     return found
 
 
-def waiting(desk: Desk) -> list[Path]:
+def waiting(bench: GateBench) -> list[Path]:
     """Folders of the outbox."""
-    return sorted(desk.home.glob("outbox/[!.]*"))
+    return sorted(bench.home.glob("outbox/[!.]*"))
 
 
-def family(api: Api, desk: Desk) -> dict[str, Any]:
-    """Role -> run of the desk's last decision; fails when one is there twice."""
-    runs = api.runs(desk.decision.record_digest())
+def family(api: Api, bench: GateBench) -> dict[str, Any]:
+    """Role -> run of the bench's last decision; fails when one is there twice."""
+    runs = api.runs(bench.decision.record_digest())
     found = {named(run["data"]["tags"])["checkweigh.role"]: run for run in runs}
     assert len(runs) == len(found) == 3, [run["info"]["run_name"] for run in runs]
     return found
 
 
-def compared(desk: Desk, name: str) -> str:
+def compared(bench: GateBench, name: str) -> str:
     """A metric's key, as MLflow names its own comparisons."""
-    return f"compare/{desk.decision.baseline.pins.removeprefix('sha256:')[:8]}/{name}"
+    return f"compare/{bench.decision.baseline.pins.removeprefix('sha256:')[:8]}/{name}"
 
 
-def assert_complete(api: Api, desk: Desk) -> None:
+def assert_complete(api: Api, bench: GateBench) -> None:
     """All of the last decision is there, once."""
-    runs = family(api, desk)
+    runs = family(api, bench)
     gate = runs["gate"]["info"]["run_id"]
     assert named(runs["gate"]["data"]["tags"])["checkweigh.complete"] == "true"
     for role in ("baseline", "candidate"):
         assert named(runs[role]["data"]["tags"])["mlflow.parentRunId"] == gate
         assert named(runs[role]["data"]["metrics"])["prose/items"] == 320
     assert {run["info"]["status"] for run in runs.values()} == {"FINISHED"}
-    history = api.get("metrics/get-history", run_id=gate, metric_key=compared(desk, "perplexity/diff"))[
+    history = api.get("metrics/get-history", run_id=gate, metric_key=compared(bench, "perplexity/diff"))[
         "metrics"
     ]
     assert len(history) == 1
-    assert api.artifact(gate, "decision.json") == (desk.out / "decision.json").read_bytes()
+    assert api.artifact(gate, "decision.json") == (bench.out / "decision.json").read_bytes()
     found = api.artifacts(gate) | api.artifacts(gate, "plots")
-    assert found["report.html"] == (desk.out / "report.html").stat().st_size
+    assert found["report.html"] == (bench.out / "report.html").stat().st_size
     assert {"summary.md", "junit.xml", "items.json", "plots/forest.svg"} <= set(found)
-    traces = api.traces(desk.decision.record_digest(), runs["gate"]["info"]["experiment_id"])
+    traces = api.traces(bench.decision.record_digest(), runs["gate"]["info"]["experiment_id"])
     keys = {trace["tags"]["checkweigh.trace"] for trace in traces}
     assert len(traces) == len(keys) == 10
     assert {trace["trace_metadata"]["mlflow.sourceRun"] for trace in traces} == {gate}
 
 
-def test_a_gate_is_found_by_its_digests_with_all_it_rests_on(server: Api, desk: Desk) -> None:
-    desk.policy(PERPLEXITY, SCORE, LONGER, TPOT)
-    code = desk.gate(SLOW | {"bias_nats": 0.2}, SLOW, more=["--mlflow", server.url])
-    assert code == 1, desk.stderr
-    assert_complete(server, desk)
-    assert waiting(desk) == []
-    decision, runs = desk.decision, family(server, desk)
+def test_a_gate_is_found_by_its_digests_with_all_it_rests_on(server: Api, bench: GateBench) -> None:
+    bench.policy(PERPLEXITY, SCORE, LONGER, TPOT)
+    code = bench.gate(SLOW | {"bias_nats": 0.2}, SLOW, more=["--mlflow", server.url])
+    assert code == 1, bench.stderr
+    assert_complete(server, bench)
+    assert waiting(bench) == []
+    decision, runs = bench.decision, family(server, bench)
     gate = runs["gate"]["data"]
     tags, metrics = named(gate["tags"]), named(gate["metrics"])
-    assert runs["gate"]["info"]["run_id"] in desk.stderr
+    assert runs["gate"]["info"]["run_id"] in bench.stderr
     assert (tags["checkweigh.verdict"], tags["checkweigh.exit_code"]) == ("block", "1")
     assert tags["checkweigh.policy"] == decision.policy
     assert tags["checkweigh.evalset.prose"] == decision.evalsets["prose"]
     assert tags["checkweigh.candidate.manifest"] == decision.candidate.manifest
     assert tags["checkweigh.baseline.measurement.prose"] == decision.baseline.measurements["prose"]
-    comparison = desk.result("perplexity").comparison
+    comparison = bench.result("perplexity").comparison
     assert comparison.kind == "estimate"
-    assert metrics[compared(desk, "perplexity/diff")] == -comparison.effect, "in the metric's own direction"
+    assert metrics[compared(bench, "perplexity/diff")] == -comparison.effect, "in the metric's own direction"
     assert (
-        metrics[compared(desk, "perplexity/ci_low")]
-        < metrics[compared(desk, "perplexity/diff")]
-        < metrics[compared(desk, "perplexity/ci_high")]
+        metrics[compared(bench, "perplexity/ci_low")]
+        < metrics[compared(bench, "perplexity/diff")]
+        < metrics[compared(bench, "perplexity/ci_high")]
     )
-    assert metrics[compared(desk, "perplexity/ci_low")] == -comparison.high
-    assert (metrics[compared(desk, "perplexity/margin")], metrics[compared(desk, "perplexity/passed")]) == (
+    assert metrics[compared(bench, "perplexity/ci_low")] == -comparison.high
+    assert (metrics[compared(bench, "perplexity/margin")], metrics[compared(bench, "perplexity/passed")]) == (
         0.05,
         0,
     )
-    assert metrics[compared(desk, "score/passed")] == 1
+    assert metrics[compared(bench, "score/passed")] == 1
     inputs = {i["dataset"]["name"]: i["dataset"] for i in runs["gate"]["inputs"]["dataset_inputs"]}
     assert set(inputs) == set(decision.evalsets)
     assert json.loads(inputs["prose"]["profile"])["sha256"] == decision.evalsets["prose"]
@@ -129,56 +129,56 @@ def test_a_gate_is_found_by_its_digests_with_all_it_rests_on(server: Api, desk: 
 
 
 def test_cut_off_anywhere_it_is_completed_later_and_never_doubled(
-    server: Api, gate_way: Gateway, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    server: Api, gate_way: Gateway, bench: GateBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CHECKWEIGH_MLFLOW")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gate_way.url)
     gate_way.left = 0
-    assert desk.gate({"bias_nats": 0.2}) == 1
-    before = (desk.out / "decision.json").read_bytes()
-    assert "WARNING: not sent" in desk.stderr
-    assert "checkweigh mlflow sync" in desk.stderr
-    (folder,) = waiting(desk)
-    spare = shutil.copytree(folder, desk.folder / "spare")
+    assert bench.gate({"bias_nats": 0.2}) == 1
+    before = (bench.out / "decision.json").read_bytes()
+    assert "WARNING: not sent" in bench.stderr
+    assert "checkweigh mlflow sync" in bench.stderr
+    (folder,) = waiting(bench)
+    spare = shutil.copytree(folder, bench.folder / "spare")
     for cut in (5, 9, 14, 20, 26):
         gate_way.left = cut
-        assert desk.run("mlflow", "sync") == 4, f"after {cut} requests: {desk.stderr}"
-        assert waiting(desk) == [folder]
-        assert len(server.runs(desk.decision.record_digest(), "gate")) == 1
-    shutil.rmtree(desk.out / "logs")  # what CI deletes is not needed any more
+        assert bench.run("mlflow", "sync") == 4, f"after {cut} requests: {bench.stderr}"
+        assert waiting(bench) == [folder]
+        assert len(server.runs(bench.decision.record_digest(), "gate")) == 1
+    shutil.rmtree(bench.out / "logs")  # what CI deletes is not needed any more
     gate_way.left = None
-    assert desk.run("mlflow", "sync", "--json") == 0, desk.stderr
-    said = json.loads(desk.stdout)
-    assert [sent["decision"] for sent in said["sent"]] == [desk.decision.record_digest()]
-    assert said["waiting"] == waiting(desk) == []
-    assert_complete(server, desk)
+    assert bench.run("mlflow", "sync", "--json") == 0, bench.stderr
+    said = json.loads(bench.stdout)
+    assert [sent["decision"] for sent in said["sent"]] == [bench.decision.record_digest()]
+    assert said["waiting"] == waiting(bench) == []
+    assert_complete(server, bench)
     spare.rename(folder)  # as if the sender had been killed before it forgot what had arrived
-    assert desk.run("mlflow", "sync") == 0
-    assert_complete(server, desk)
-    assert waiting(desk) == []
-    assert (desk.out / "decision.json").read_bytes() == before
+    assert bench.run("mlflow", "sync") == 0
+    assert_complete(server, bench)
+    assert waiting(bench) == []
+    assert (bench.out / "decision.json").read_bytes() == before
 
 
-def test_two_at_once_send_once_with_what_was_timed(server: Api, desk: Desk) -> None:
-    desk.policy(PERPLEXITY, SCORE, LONGER, TPOT)
+def test_two_at_once_send_once_with_what_was_timed(server: Api, bench: GateBench) -> None:
+    bench.policy(PERPLEXITY, SCORE, LONGER, TPOT)
     dead = f"http://127.0.0.1:{free_port()}"
-    assert desk.gate(SLOW, SLOW, more=["--mlflow", dead]) == 0, desk.stderr
-    assert "WARNING: not sent" in desk.stderr
-    both = [desk.spawn("mlflow", "sync", "--mlflow", server.url) for _ in range(2)]
+    assert bench.gate(SLOW, SLOW, more=["--mlflow", dead]) == 0, bench.stderr
+    assert "WARNING: not sent" in bench.stderr
+    both = [bench.spawn("mlflow", "sync", "--mlflow", server.url) for _ in range(2)]
     for process in both:
         _, err = process.communicate(timeout=150)
         assert process.returncode == 0, err.decode()
-    assert_complete(server, desk)
-    assert waiting(desk) == []
-    assert desk.decision.timing is not None
-    assert len(desk.decision.timing.blocks) == TIMING["pairs"]
-    levels = named(family(server, desk)["candidate"]["data"]["metrics"])
+    assert_complete(server, bench)
+    assert waiting(bench) == []
+    assert bench.decision.timing is not None
+    assert len(bench.decision.timing.blocks) == TIMING["pairs"]
+    levels = named(family(server, bench)["candidate"]["data"]["metrics"])
     assert levels["timing/tpot.p50"] > 0
     assert levels["memory/peak_bytes"] > 0
 
 
 def test_a_server_that_never_answers_costs_a_bounded_warning(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    bench: GateBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LIMIT, "6")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
@@ -186,27 +186,27 @@ def test_a_server_that_never_answers_costs_a_bounded_warning(
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert desk.gate(more=["--mlflow", uri]) == 0, desk.stderr
-        assert "no answer that could be used in 6 s" in desk.stderr
-        assert desk.decision.verdict is Verdict.PASS
-        assert len(waiting(desk)) == 1
+        assert bench.gate(more=["--mlflow", uri]) == 0, bench.stderr
+        assert "no answer that could be used in 6 s" in bench.stderr
+        assert bench.decision.verdict is Verdict.PASS
+        assert len(waiting(bench)) == 1
         started = time.monotonic()
-        shutil.copytree(waiting(desk)[0], desk.home / "outbox" / ("0" * 64))  # not whole: another address
-        assert desk.run("mlflow", "sync", "--mlflow", uri) == 4
-        assert "does not belong to its address" in desk.stderr
+        shutil.copytree(waiting(bench)[0], bench.home / "outbox" / ("0" * 64))  # not whole: another address
+        assert bench.run("mlflow", "sync", "--mlflow", uri) == 4
+        assert "does not belong to its address" in bench.stderr
         assert time.monotonic() - started < 60
     assert [
         p for p in psutil.Process().children(recursive=True) if "checkweigh.sinks.mlflow" in p.cmdline()
     ] == []
 
 
-def test_an_interruption_while_sending_leaves_the_verdict(desk: Desk) -> None:
+def test_an_interruption_while_sending_leaves_the_verdict(bench: GateBench) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        arms = [desk.manifest("baseline"), desk.manifest("candidate", {"bias_nats": 0.2})]
-        gate = desk.spawn(*desk.arguments(*arms, "--mlflow", uri))
+        arms = [bench.manifest("baseline"), bench.manifest("candidate", {"bias_nats": 0.2})]
+        gate = bench.spawn(*bench.arguments(*arms, "--mlflow", uri))
         silent.settimeout(120)
         link, _ = silent.accept()  # it is sending
         gate.send_signal(signal.SIGINT)
@@ -214,8 +214,8 @@ def test_an_interruption_while_sending_leaves_the_verdict(desk: Desk) -> None:
         link.close()
     assert gate.returncode == 1, err.decode()
     assert b"WARNING: not sent (KeyboardInterrupt); it waits in the outbox" in err
-    assert len(waiting(desk)) == 1
-    assert desk.decision.verdict is Verdict.BLOCK
+    assert len(waiting(bench)) == 1
+    assert bench.decision.verdict is Verdict.BLOCK
 
 
 class _Liar(BaseHTTPRequestHandler):
@@ -247,7 +247,7 @@ class _Liar(BaseHTTPRequestHandler):
     ],
 )
 def test_a_server_that_talks_nonsense_changes_nothing(
-    desk: Desk, write_manifest: WriteManifest, status: int, body: bytes
+    bench: GateBench, write_manifest: WriteManifest, status: int, body: bytes
 ) -> None:
     handler = type("Liar", (_Liar,), {"status": status, "body": body})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
@@ -256,7 +256,7 @@ def test_a_server_that_talks_nonsense_changes_nothing(
         try:
             uri = f"http://127.0.0.1:{http.server_address[1]}"
             arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
-            folder = kept(sample.decision(), sample.pairs(), arms, desk.home, Target(uri))
+            folder = kept(sample.decision(), sample.pairs(), arms, bench.home, Target(uri))
             delivery = deliver(folder, Target(uri))
         finally:
             http.shutdown()
@@ -269,44 +269,44 @@ def test_a_server_that_talks_nonsense_changes_nothing(
 
 @pytest.mark.parametrize("path", ["runs/log-batch", "runs/log-inputs", "artifacts/"])
 def test_what_a_server_only_claims_to_have_taken_still_waits(
-    server: Api, gate_way: Gateway, desk: Desk, path: str
+    server: Api, gate_way: Gateway, bench: GateBench, path: str
 ) -> None:
     gate_way.swallow = path
-    assert desk.gate(more=["--mlflow", gate_way.url]) == 0, desk.stderr
-    assert "lacks" in desk.stderr
-    assert len(waiting(desk)) == 1
-    assert "checkweigh.complete" not in named(family(server, desk)["gate"]["data"]["tags"])
+    assert bench.gate(more=["--mlflow", gate_way.url]) == 0, bench.stderr
+    assert "lacks" in bench.stderr
+    assert len(waiting(bench)) == 1
+    assert "checkweigh.complete" not in named(family(server, bench)["gate"]["data"]["tags"])
     gate_way.swallow = None
-    assert desk.run("mlflow", "sync") == 0, desk.stderr
-    assert_complete(server, desk)
+    assert bench.run("mlflow", "sync") == 0, bench.stderr
+    assert_complete(server, bench)
 
 
-def test_a_password_is_used_and_never_written(server: Api, gate_way: Gateway, desk: Desk) -> None:
+def test_a_password_is_used_and_never_written(server: Api, gate_way: Gateway, bench: GateBench) -> None:
     host = gate_way.url.removeprefix("http://")
     uri = f"http://someone:{PASSWORD.replace('/', '%2F').replace('@', '%40')}@{host}"
     gate_way.left = 0
-    assert desk.gate(more=["--mlflow", uri]) == 0
-    said = desk.stderr
-    assert desk.run("mlflow", "sync", "--mlflow", uri) == 4
-    said += desk.stderr
+    assert bench.gate(more=["--mlflow", uri]) == 0
+    said = bench.stderr
+    assert bench.run("mlflow", "sync", "--mlflow", uri) == 4
+    said += bench.stderr
     gate_way.left = None
-    assert desk.run("mlflow", "sync", "--mlflow", uri) == 0, desk.stderr
-    said += desk.stderr
+    assert bench.run("mlflow", "sync", "--mlflow", uri) == 0, bench.stderr
+    said += bench.stderr
     assert gate_way.users == {f"someone:{PASSWORD}"}
     secrets = ("hunter2", "someone")
     assert not any(secret in said for secret in secrets), said
-    written = [path for root in (desk.home, desk.out) for path in root.rglob("*") if path.is_file()]
+    written = [path for root in (bench.home, bench.out) for path in root.rglob("*") if path.is_file()]
     assert len(written) > 5
     assert not [path for path in written if any(s.encode() in path.read_bytes() for s in secrets)]
-    assert_complete(server, desk)
+    assert_complete(server, bench)
 
 
 def test_hostile_replies_arrive_as_harmless_text(
-    server: Api, desk: Desk, write_manifest: WriteManifest
+    server: Api, bench: GateBench, write_manifest: WriteManifest
 ) -> None:
     arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
     decision = sample.decision(hostile=True)
-    folder = kept(decision, sample.pairs(hostile=True), arms, desk.home, Target(server.url))
+    folder = kept(decision, sample.pairs(hostile=True), arms, bench.home, Target(server.url))
     delivery = deliver(folder, Target(server.url))
     assert delivery.sent, delivery.text
     (run,) = server.runs(decision.record_digest(), "gate")
@@ -324,11 +324,11 @@ def test_hostile_replies_arrive_as_harmless_text(
     assert "BLOCK" in note
 
 
-def test_the_store_of_this_machine_needs_no_server(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_of_this_machine_needs_no_server(bench: GateBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHECKWEIGH_MLFLOW")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert desk.gate() == 0
-    assert f"mlflow: sqlite:///{desk.home}/mlflow.db (run " in desk.stderr, desk.stderr
-    (found,) = desk.home.glob("mlartifacts/*/artifacts/decision.json")
-    assert canonical.digest(json.loads(found.read_text())) == desk.decision.record_digest()
-    assert waiting(desk) == []
+    assert bench.gate() == 0
+    assert f"mlflow: sqlite:///{bench.home}/mlflow.db (run " in bench.stderr, bench.stderr
+    (found,) = bench.home.glob("mlartifacts/*/artifacts/decision.json")
+    assert canonical.digest(json.loads(found.read_text())) == bench.decision.record_digest()
+    assert waiting(bench) == []

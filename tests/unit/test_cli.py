@@ -108,7 +108,14 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 
 
 def test_the_pure_core_imports_nothing_heavy() -> None:
-    core = "decide", "compare", "pairing", "stats", "scoring.replies", "scoring.choices"
+    core = (
+        "decision.verdict",
+        "decision.compare",
+        "decision.pairing",
+        "stats",
+        "scoring.replies",
+        "scoring.choices",
+    )
     found = imported(", ".join(f"checkweigh.{name}" for name in core))
     assert not found & {
         *HEAVY,

@@ -16,66 +16,66 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.conftest import WriteManifest
-from tests.unit.usecases.desk import CONSOLE, PERPLEXITY, SCORE, Desk
+from tests.unit.usecases.gate_bench import CONSOLE, PERPLEXITY, SCORE, GateBench
 
 
 @pytest.fixture
-def desk(
+def bench(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     write_manifest: WriteManifest,
     capfd: pytest.CaptureFixture[str],
-) -> Desk:
+) -> GateBench:
     """A working directory with sets and a policy, the current one."""
-    return Desk(tmp_path, monkeypatch, write_manifest, capfd)
+    return GateBench(tmp_path, monkeypatch, write_manifest, capfd)
 
 
-def arms(desk: Desk) -> tuple[Path, Path]:
-    return desk.manifest("baseline"), desk.manifest("candidate")
+def arms(bench: GateBench) -> tuple[Path, Path]:
+    return bench.manifest("baseline"), bench.manifest("candidate")
 
 
-def refused(desk: Desk, *said: str) -> None:
+def refused(bench: GateBench, *said: str) -> None:
     """The gate exits 2, says each of these on stderr, and writes nothing."""
-    assert desk.run(*desk.arguments(*arms(desk))) == 2, desk.stderr
+    assert bench.run(*bench.arguments(*arms(bench))) == 2, bench.stderr
     for text in said:
-        assert text in desk.stderr
-    assert "Traceback" not in desk.stderr
-    assert desk.stdout == ""
-    assert not desk.out.exists()
+        assert text in bench.stderr
+    assert "Traceback" not in bench.stderr
+    assert bench.stdout == ""
+    assert not bench.out.exists()
 
 
-def test_an_unknown_set_lists_the_known_ones(desk: Desk) -> None:
-    desk.policy(PERPLEXITY | {"evalset": ["prosa"]})
-    refused(desk, "'prosa'", "answers", "choices", "prose")
+def test_an_unknown_set_lists_the_known_ones(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY | {"evalset": ["prosa"]})
+    refused(bench, "'prosa'", "answers", "choices", "prose")
 
 
-def test_a_metric_that_its_set_does_not_measure(desk: Desk) -> None:
-    desk.policy(PERPLEXITY | {"evalset": ["choices"]})
-    refused(desk, "checks[0].evalset", "a set of kind text for log_perplexity", "choices (choice)")
+def test_a_metric_that_its_set_does_not_measure(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY | {"evalset": ["choices"]})
+    refused(bench, "checks[0].evalset", "a set of kind text for log_perplexity", "choices (choice)")
 
 
-def test_a_stratum_that_does_not_exist(desk: Desk) -> None:
-    desk.policy(PERPLEXITY | {"where": {"stratum": "s9"}})
-    refused(desk, "checks[0].where.stratum", "s0, s1, s2, s3", "s9")
+def test_a_stratum_that_does_not_exist(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY | {"where": {"stratum": "s9"}})
+    refused(bench, "checks[0].where.stratum", "s0, s1, s2, s3", "s9")
 
 
-def test_timing_without_prompts(desk: Desk) -> None:
+def test_timing_without_prompts(bench: GateBench) -> None:
     tpot = {"metric": "tpot", "statistic": "p50", "evalset": [], "scale": "relative", "id": "tpot"}
     tpot |= {"tier": "advisory", "min_clusters": 6}
-    desk.policy(PERPLEXITY, PERPLEXITY | tpot)
-    refused(desk, "checks[1].metric", "whose prompts are timed")
+    bench.policy(PERPLEXITY, PERPLEXITY | tpot)
+    refused(bench, "checks[1].metric", "whose prompts are timed")
 
 
-def test_everything_wrong_is_said_at_once(desk: Desk) -> None:
-    desk.policy(
+def test_everything_wrong_is_said_at_once(bench: GateBench) -> None:
+    bench.policy(
         PERPLEXITY | {"evalset": ["prosa"]},
         SCORE | {"evalset": ["prose"], "id": "second"},
         PERPLEXITY | {"where": {"stratum": "s9"}, "id": "third"},
     )
-    first, _ = arms(desk)
-    arguments = desk.arguments(first, desk.folder / "nowhere.yaml")
+    first, _ = arms(bench)
+    arguments = bench.arguments(first, bench.folder / "nowhere.yaml")
     first.with_suffix(".lock.json").unlink()
-    assert desk.run(*arguments) == 2
+    assert bench.run(*arguments) == 2
     for text in (
         "'prosa'",
         "checks[1].evalset",
@@ -83,39 +83,39 @@ def test_everything_wrong_is_said_at_once(desk: Desk) -> None:
         "baseline.lock.json",
         "nowhere.yaml",
     ):
-        assert text in desk.stderr, text
+        assert text in bench.stderr, text
 
 
 @pytest.mark.parametrize(
     "name", ["gates/test.yaml", "candidate.yaml", "candidate.lock.json", "evalsets/prose/items.jsonl"]
 )
-def test_a_file_that_is_not_there(desk: Desk, name: str) -> None:
-    desk.policy(PERPLEXITY)
-    paths = arms(desk)
-    (desk.folder / name).unlink()
-    assert desk.run(*desk.arguments(*paths)) == 2
-    assert Path(name).name in desk.stderr
-    assert "Traceback" not in desk.stderr
+def test_a_file_that_is_not_there(bench: GateBench, name: str) -> None:
+    bench.policy(PERPLEXITY)
+    paths = arms(bench)
+    (bench.folder / name).unlink()
+    assert bench.run(*bench.arguments(*paths)) == 2
+    assert Path(name).name in bench.stderr
+    assert "Traceback" not in bench.stderr
 
 
-def test_items_that_were_swapped_between_two_gates(desk: Desk) -> None:
-    desk.policy(PERPLEXITY)
-    assert desk.gate() == 0
-    path = desk.folder / "evalsets/prose/items.jsonl"
+def test_items_that_were_swapped_between_two_gates(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY)
+    assert bench.gate() == 0
+    path = bench.folder / "evalsets/prose/items.jsonl"
     lines = path.read_text().splitlines()
     lines[0], lines[1] = lines[1], lines[0]
     path.write_text("\n".join(lines) + "\n")
-    assert desk.gate() == 2
-    assert "items.jsonl" in desk.stderr
-    assert "digest" in desk.stderr
+    assert bench.gate() == 2
+    assert "items.jsonl" in bench.stderr
+    assert "digest" in bench.stderr
 
 
-def test_a_set_of_another_version_is_measured_anew(desk: Desk) -> None:
+def test_a_set_of_another_version_is_measured_anew(bench: GateBench) -> None:
     """Items and card changed together, with the old time stamps, as an unpacked archive has them."""
-    desk.policy(PERPLEXITY)
-    assert desk.gate() == 0
-    first = desk.decision
-    path, card = desk.folder / "evalsets/prose/items.jsonl", desk.folder / "evalsets/prose/card.yaml"
+    bench.policy(PERPLEXITY)
+    assert bench.gate() == 0
+    first = bench.decision
+    path, card = bench.folder / "evalsets/prose/items.jsonl", bench.folder / "evalsets/prose/card.yaml"
     stat = path.stat()
     path.write_text(path.read_text().replace("of many words", "of more words"))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -123,43 +123,43 @@ def test_a_set_of_another_version_is_measured_anew(desk: Desk) -> None:
 
     document = yaml.safe_load(card.read_text())
     card.write_text(yaml.safe_dump(document | {"digest": canonical.digest_bytes(path.read_bytes())}))
-    assert desk.gate() == 3, "the same candidate on another set is a later try, and none was declared"
-    assert desk.gate({"noise_seed": 3}) == 0, desk.stderr
-    assert desk.decision.evalsets != first.evalsets
-    assert not any(desk.stages().values())
-    assert desk.result("perplexity").comparison.baseline != first.checks[0].comparison.baseline
+    assert bench.gate() == 3, "the same candidate on another set is a later try, and none was declared"
+    assert bench.gate({"noise_seed": 3}) == 0, bench.stderr
+    assert bench.decision.evalsets != first.evalsets
+    assert not any(bench.stages().values())
+    assert bench.result("perplexity").comparison.baseline != first.checks[0].comparison.baseline
 
 
-def test_a_manifest_that_was_changed_after_it_was_pinned(desk: Desk) -> None:
-    desk.policy(PERPLEXITY)
-    first, second = arms(desk)
+def test_a_manifest_that_was_changed_after_it_was_pinned(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY)
+    first, second = arms(bench)
     second.write_text(second.read_text().replace("noise_seed: 2", "noise_seed: 1"))
-    assert desk.run(*desk.arguments(first, second)) == 2
-    assert "candidate" in desk.stderr
-    assert not desk.out.exists()
+    assert bench.run(*bench.arguments(first, second)) == 2
+    assert "candidate" in bench.stderr
+    assert not bench.out.exists()
 
 
-def test_an_output_place_that_is_a_file(desk: Desk) -> None:
-    desk.policy(PERPLEXITY)
-    paths = arms(desk)
-    desk.out.write_text("precious")
-    assert desk.run(*desk.arguments(*paths)) == 2
-    assert "--out" in desk.stderr
-    assert "Traceback" not in desk.stderr
-    assert desk.out.read_text() == "precious"
+def test_an_output_place_that_is_a_file(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY)
+    paths = arms(bench)
+    bench.out.write_text("precious")
+    assert bench.run(*bench.arguments(*paths)) == 2
+    assert "--out" in bench.stderr
+    assert "Traceback" not in bench.stderr
+    assert bench.out.read_text() == "precious"
 
 
-def test_an_output_place_that_cannot_be_written(desk: Desk) -> None:
-    desk.policy(PERPLEXITY)
-    paths = arms(desk)
-    assert desk.run(*desk.arguments(*paths)[:-1], "/proc/checkweigh") == 2
-    assert "--out /proc/checkweigh" in desk.stderr
+def test_an_output_place_that_cannot_be_written(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY)
+    paths = arms(bench)
+    assert bench.run(*bench.arguments(*paths)[:-1], "/proc/checkweigh") == 2
+    assert "--out /proc/checkweigh" in bench.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_pass_that_cannot_be_delivered_is_neither_pass_nor_block(desk: Desk) -> None:
-    desk.policy(PERPLEXITY)
-    arguments = [str(CONSOLE), *desk.arguments(*arms(desk), "--json")]
+def test_a_pass_that_cannot_be_delivered_is_neither_pass_nor_block(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY)
+    arguments = [str(CONSOLE), *bench.arguments(*arms(bench), "--json")]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 4, done.stderr.decode()
@@ -180,7 +180,7 @@ def test_a_pass_that_cannot_be_delivered_is_neither_pass_nor_block(desk: Desk) -
     assert done.returncode == 4, "typer exits 1 when a pipe is closed, which would read as a block"
 
 
-def test_an_unforeseen_crash_is_no_verdict(desk: Desk) -> None:
+def test_an_unforeseen_crash_is_no_verdict(bench: GateBench) -> None:
     """A fault of the tool's own, forced in a real process."""
     code = (
         "import sys, checkweigh.usecases.gate.run as g\n"
@@ -190,8 +190,8 @@ def test_an_unforeseen_crash_is_no_verdict(desk: Desk) -> None:
         "sys.argv = ['checkweigh', *sys.argv[1:]]\n"
         "entry()"
     )
-    desk.policy(PERPLEXITY)
-    command = [sys.executable, "-c", code, *desk.arguments(*arms(desk))]
+    bench.policy(PERPLEXITY)
+    command = [sys.executable, "-c", code, *bench.arguments(*arms(bench))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert "a bug" in done.stderr
@@ -199,17 +199,17 @@ def test_an_unforeseen_crash_is_no_verdict(desk: Desk) -> None:
     assert done.stdout == ""
 
 
-def test_a_report_is_not_re_read_as_another_verdict(desk: Desk) -> None:
+def test_a_report_is_not_re_read_as_another_verdict(bench: GateBench) -> None:
     """`report` exits as the gate did, and refuses a decision that is not whole."""
-    desk.policy(PERPLEXITY)
-    assert desk.gate({"bias_nats": 0.3}) == 1
-    said = desk.stderr[desk.stderr.index("BLOCK") :]
-    assert desk.run("report", str(desk.out)) == 1
-    assert desk.stderr[desk.stderr.index("BLOCK") :] == said
-    assert desk.run("report", str(desk.out / "decision.json"), "--json") == 1
-    assert json.loads(desk.stdout)["verdict"] == "block"
-    assert re.search(r"report: \S+/out/report\.html", desk.stderr)
-    path = desk.out / "decision.json"
+    bench.policy(PERPLEXITY)
+    assert bench.gate({"bias_nats": 0.3}) == 1
+    said = bench.stderr[bench.stderr.index("BLOCK") :]
+    assert bench.run("report", str(bench.out)) == 1
+    assert bench.stderr[bench.stderr.index("BLOCK") :] == said
+    assert bench.run("report", str(bench.out / "decision.json"), "--json") == 1
+    assert json.loads(bench.stdout)["verdict"] == "block"
+    assert re.search(r"report: \S+/out/report\.html", bench.stderr)
+    path = bench.out / "decision.json"
     whole = path.read_text()
     for text in (
         whole[:-20],
@@ -220,9 +220,9 @@ def test_a_report_is_not_re_read_as_another_verdict(desk: Desk) -> None:
         whole.replace("checks", "chekcs", 1),
     ):
         path.write_text(text)
-        assert desk.run("report", str(desk.out)) == 2, text[:40]
-        assert "decision.json" in desk.stderr
-        assert "Traceback" not in desk.stderr
+        assert bench.run("report", str(bench.out)) == 2, text[:40]
+        assert "decision.json" in bench.stderr
+        assert "Traceback" not in bench.stderr
     path.unlink()
-    assert desk.run("report", str(desk.out)) == 2
-    assert "expected the decision of a finished gate" in desk.stderr
+    assert bench.run("report", str(bench.out)) == 2
+    assert "expected the decision of a finished gate" in bench.stderr

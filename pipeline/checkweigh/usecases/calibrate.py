@@ -67,7 +67,8 @@ def calibrate(
     key = next(iter(done[0].records.values())).key
     calibration = Calibration(
         name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host_facts.hardware(),
-        protocol=PROTOCOL, made=host_facts.now(), executions=tuple(executions), floors=tuple(floors), unmeasured=unmeasured,
+        protocol=PROTOCOL, made=host_facts.now(), executions=tuple(executions), floors=tuple(floors),
+        unmeasured=unmeasured,
     )  # fmt: skip
     keep(calibration)
     return calibration

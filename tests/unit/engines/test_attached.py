@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.engines.fake_vllm import write_environment
-from tests.unit.engines.test_vllm import HELLO, make
+from tests.unit.engines.vllm.fake_vllm import write_environment
+from tests.unit.engines.vllm.test_vllm import HELLO, make
 
 from checkweigh.engines.attached import AttachedEngine
 from checkweigh.engines.launch import check_engine, open_engine

@@ -1,4 +1,4 @@
-"""The desk at which gates are tried."""
+"""The bench on which gates are tried."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import WriteManifest
-from tests.unit.usecases.desk import Desk
+from tests.unit.usecases.gate_bench import GateBench
 
 
 @pytest.fixture
-def desk(
+def bench(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     write_manifest: WriteManifest,
     capfd: pytest.CaptureFixture[str],
-) -> Desk:
+) -> GateBench:
     """A working directory with sets and a policy, the current one."""
-    return Desk(tmp_path, monkeypatch, write_manifest, capfd)
+    return GateBench(tmp_path, monkeypatch, write_manifest, capfd)

@@ -12,7 +12,7 @@ from tests.actions import Runner, machine
 from tests.conftest import WriteManifest
 from tests.github_server import FakeGithub, running
 from tests.scratch import Scratch
-from tests.unit.usecases.desk import PERPLEXITY, Desk
+from tests.unit.usecases.gate_bench import PERPLEXITY, GateBench
 
 TOKEN = "ghs_fakeTokenForTests0000"
 INPUTS = {"policy": "gates/test.yaml"}
@@ -26,9 +26,9 @@ def scratch(
     capfd: pytest.CaptureFixture[str],
 ) -> Scratch:
     """A repository as `checkweigh init` leaves it: the workflow and its action in their places."""
-    desk = Desk(tmp_path, monkeypatch, write_manifest, capfd)
-    desk.policy(PERPLEXITY)
-    repo = Scratch(desk)
+    bench = GateBench(tmp_path, monkeypatch, write_manifest, capfd)
+    bench.policy(PERPLEXITY)
+    repo = Scratch(bench)
     repo.git("checkout", "-q", "main")
     repo.with_workflow()
     repo.commit("as checkweigh init leaves it")
@@ -43,7 +43,7 @@ def github() -> Iterator[FakeGithub]:
 
 
 def pull_request(scratch: Scratch, github: FakeGithub, where: Path, event: str = "pull_request") -> Runner:
-    return machine(scratch, github, where, scratch.desk.home, TOKEN, event)
+    return machine(scratch, github, where, scratch.bench.home, TOKEN, event)
 
 
 def run(runner: Runner) -> int:

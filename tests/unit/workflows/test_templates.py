@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.scratch import Scratch
-from tests.unit.usecases.desk import PERPLEXITY, Desk
+from tests.unit.usecases.gate_bench import PERPLEXITY, GateBench
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "workflows").rglob("*.y*ml"))
@@ -26,10 +26,10 @@ def documents(name: str) -> list[dict[str, Any]]:
 def scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_manifest: Any, capfd: pytest.CaptureFixture[str]
 ) -> Scratch:
-    desk = Desk(tmp_path, monkeypatch, write_manifest, capfd)
-    desk.policy(PERPLEXITY)
+    bench = GateBench(tmp_path, monkeypatch, write_manifest, capfd)
+    bench.policy(PERPLEXITY)
     (tmp_path / "gates/test.yaml").rename(tmp_path / "gates/default.yaml")
-    return Scratch(desk)
+    return Scratch(bench)
 
 
 def shell(scratch: Scratch, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,190 @@
+"""What vLLM 0.32.0 really says of itself (recorded, shortened), and settings that become its command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.engines.vllm.test_vllm import make
+
+from checkweigh.engines.vllm.command import command, unable, variables
+from checkweigh.engines.vllm.engine import require_cold
+from checkweigh.engines.vllm.memory import cache_bytes
+from checkweigh.engines.vllm.report import mismatches, read_report, read_telemetry
+from checkweigh.envs.capabilities import Abilities
+from checkweigh.errors import BadInput, EngineError
+
+LOG = (
+    "(EngineCore pid=16034) INFO 11-25 07:32:18 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
+    "model='/m', speculative_config=SpeculativeConfig(method='ngram', model=None, num_spec_tokens=4), tokenizer='/m', "
+    "trust_remote_code=False, dtype=torch.bfloat16, max_seq_len=2048, load_format=auto, tensor_parallel_size=1, "
+    "pipeline_parallel_size=1, data_parallel_size=1, quantization=None, quantization_config=None, enforce_eager=True, "
+    "kv_cache_dtype=auto, device_config=cpu, structured_outputs_config=StructuredOutputsConfig(backend='auto'), "
+    "seed=0, enable_prefix_caching=True, enable_chunked_prefill=True, pooler_config=None\n"
+    "(EngineCore pid=16034) INFO 11-25 07:32:18 [ompmultiprocessing.py:185] \tlocal_rank=0, core ids=[0, 1]\n"
+)
+METRICS = """# HELP vllm:num_preemptions_total Cumulative number of preemptions from the engine.
+# TYPE vllm:num_preemptions_total counter
+vllm:num_preemptions_total{engine="0",model_name="m"} 3.0
+vllm:num_preemptions_created{engine="0",model_name="m"} 1.795591953103923e+09
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:prompt_tokens_total{engine="0",model_name="m"} 2104.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 2104.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 16.0
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 2089.0
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 128.0
+vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 10.0
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 40.0
+vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 1.2e+01
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 8.0
+vllm:cache_config_info{block_size="128",cache_dtype="auto",kv_cache_memory_bytes="1073741824",kv_cache_size_tokens="46592",swap="a\\"b"} 1.0
+"""  # noqa: E501
+VERSION, MODELS = {"version": "0.32.0+cpu"}, {"data": [{"id": "tiny", "max_model_len": 2048}]}
+ABILITIES = Abilities(
+    version="9.9.0", quantizations=("awq", "fp8"), options=("watermark",), speculative=("ngram", "eagle3")
+)
+
+
+def test_the_cache_of_a_version_without_the_metric_is_read_from_its_log() -> None:
+    metrics = METRICS.replace('kv_cache_size_tokens="46592",', "")
+    assert read_report(VERSION, MODELS, metrics, LOG).kv_tokens is None
+    log = (
+        LOG
+        + "\n(EngineCore pid=1) INFO 11-27 17:48:13 [kv_cache_utils.py:1733] GPU KV cache size: 1,070,576 tokens"
+    )
+    assert read_report(VERSION, MODELS, metrics, log).kv_tokens == 1070576
+
+
+def test_a_report_is_read() -> None:
+    report = read_report(VERSION, MODELS, METRICS, LOG)
+    assert (report.version, report.model, report.max_sequence) == ("0.32.0", "tiny", 2048)
+    assert (report.dtype, report.device, report.quantization) == ("bfloat16", "cpu", "none")
+    assert (report.kv_tokens, report.cores, report.defaults) == (46592, (0, 1), "")
+    assert report.settings == {
+        "enforce_eager": "True", "kv_cache_dtype": "auto", "prefix_caching": "True", "chunked_prefill": "True",
+        "tensor_parallel": "1", "pipeline_parallel": "1", "speculative": "ngram 4", "block_size": "128",
+        "quantization": "None",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "method"), [("None", "none"), ("fp8", "fp8"), ("awq_marlin", "awq"), ("auto_gptq", "gptq")]
+)
+def test_a_method_is_known_under_its_kernels_names(said: str, method: str) -> None:
+    report = read_report(VERSION, MODELS, METRICS, LOG.replace("quantization=None", f"quantization={said}"))
+    assert (report.quantization, report.settings["quantization"]) == (method, said)
+
+
+@pytest.mark.parametrize(
+    ("version", "models", "log", "what"),
+    [
+        (VERSION, MODELS, "", "no such line"), ({}, MODELS, LOG, "version and model"),
+        (VERSION, {"data": []}, LOG, "version and model"), (VERSION, {"data": [{"id": "a"}]}, LOG, "version and model"),
+        (VERSION, MODELS, LOG.replace("enforce_eager=True, ", ""), "enforce_eager is missing"),
+        (VERSION, MODELS, LOG.replace("speculative_config=", "other="), "speculative_config is missing"),
+    ],
+)  # fmt: skip
+def test_a_server_that_does_not_say_what_it_is(version: Any, models: Any, log: str, what: str) -> None:
+    with pytest.raises(EngineError, match=what):
+        read_report(version, models, METRICS, log)
+
+
+def test_counters_are_read() -> None:
+    found = read_telemetry(METRICS)
+    assert (found.prompt_tokens, found.generated_tokens, found.preemptions, found.kv_use) == (
+        2104,
+        16,
+        3,
+        0.25,
+    )
+    assert (found.cache_queries, found.cache_hits) == (2089, 128)
+    assert (found.drafts, found.drafted, found.accepted) == (10, 40, 12)
+    with pytest.raises(EngineError, match="no metrics of its own"):
+        read_telemetry("up 1\n")
+
+
+def test_all_differences_at_once(tmp_path: Path) -> None:
+    manifest = make(tmp_path, tmp_path, engine={"threads": 3, "args": {"block_size": 16}}).manifest
+    found = {problem.path for problem in mismatches(manifest, read_report(VERSION, MODELS, METRICS, LOG))}
+    assert found == {
+        "engine.args.enforce_eager",
+        "engine.args.block_size",
+        "engine.speculative",
+        "engine.threads",
+    }
+
+
+def test_a_warm_cache_while_timing_is_refused() -> None:
+    cold = read_telemetry(METRICS)
+    require_cold(cold, cold)
+    require_cold(
+        cold, replace(cold, cache_queries=cold.cache_queries + 1000, cache_hits=cold.cache_hits + 10)
+    )
+    with pytest.raises(BadInput, match=r"2% of the timed prompts \(20 of 1000"):
+        require_cold(
+            cold, replace(cold, cache_queries=cold.cache_queries + 1000, cache_hits=cold.cache_hits + 20)
+        )
+
+
+def test_every_setting_reaches_the_command_line(tmp_path: Path) -> None:
+    args = {
+        "enforce_eager": True, "max_num_seqs": 3, "max_num_batched_tokens": 64, "prefix_caching": False,
+        "chunked_prefill": True, "block_size": 16, "gpu_memory_utilization": 0.5, "kv_cache_memory_bytes": 1 << 30,
+        "tensor_parallel": 2, "pipeline_parallel": 3, "scheduling": "priority",
+        "extra": {"--watermark": 0.1, "--async-scheduling": True, "--disable-cascade-attn": False},
+    }  # fmt: skip
+    spec = make(tmp_path, tmp_path, engine={"args": args, "speculative": {"method": "ngram", "num_tokens": 4}},
+                quantization={"method": "fp8", "kv_dtype": "fp8"})  # fmt: skip
+    words = command(spec, Path("python"), 7, Path("t.jinja"))
+    line = " ".join(words)
+    for part in (
+        "-m vllm.entrypoints.openai.api_server", "--quantization fp8", "--kv-cache-dtype fp8", "--enforce-eager",
+        "--no-enable-prefix-caching", "--enable-chunked-prefill", "--max-num-seqs 3", "--max-num-batched-tokens 64",
+        "--block-size 16", "--gpu-memory-utilization 0.5", "--kv-cache-memory-bytes 1073741824",
+        "--tensor-parallel-size 2", "--pipeline-parallel-size 3", "--scheduling-policy priority", "--watermark 0.1",
+        "--async-scheduling", "--generation-config vllm", "--host 127.0.0.1", "--port 7",
+    ):  # fmt: skip
+        assert part in line
+    assert "--disable-cascade-attn" not in line
+    assert "--trust-remote-code" not in line
+    config = json.loads(words[words.index("--speculative-config") + 1])
+    assert config == {
+        "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2,
+    }  # fmt: skip
+    assert cache_bytes(spec) == 1 << 30
+    assert "key" not in line
+    assert variables(spec.manifest, "the key")["VLLM_API_KEY"] == "the key"
+
+
+@pytest.mark.parametrize(("method", "theirs"), [("draft", "draft_model"), ("eagle3", "eagle3")])
+def test_drafting_models_reach_the_command_line(tmp_path: Path, method: str, theirs: str) -> None:
+    setting = {"method": method, "num_tokens": 5, "model": {"source": "path:draft"}}
+    spec = replace(make(tmp_path, tmp_path, engine={"speculative": setting}), draft_dir=tmp_path / "draft")
+    words = command(spec, Path("python"), 7, Path("t.jinja"))
+    config = json.loads(words[words.index("--speculative-config") + 1])
+    assert config == {"method": theirs, "num_speculative_tokens": 5, "model": str(tmp_path / "draft")}
+
+
+def test_on_a_gpu_the_headroom_is_its_memory_too(tmp_path: Path) -> None:
+    spec = make(tmp_path, tmp_path, engine={"device": "cuda", "env": {}},
+                limits={"max_sequence": 512, "memory_headroom": 0.25})  # fmt: skip
+    words = command(spec, Path("python"), 7, Path("t.jinja"))
+    assert words[words.index("--gpu-memory-utilization") + 1] == "0.75"
+
+
+def test_what_an_engine_cannot_do_is_listed(tmp_path: Path) -> None:
+    able = {"args": {"extra": {"--watermark": 0.1}}, "speculative": {"method": "ngram", "num_tokens": 1}}
+    assert (
+        unable(make(tmp_path, tmp_path, engine=able, quantization={"method": "fp8"}).manifest, ABILITIES)
+        == []
+    )
+    draft = {"method": "draft", "num_tokens": 1, "model": {"source": "path:d"}}
+    engine = {"args": {"extra": {"--no-async-scheduling": True}}, "speculative": draft}
+    manifest = make(tmp_path, tmp_path, engine=engine, quantization={"method": "gptq"}).manifest
+    assert [problem.path for problem in unable(manifest, ABILITIES)] == [
+        "quantization.method", "engine.speculative.method", "engine.args.extra.--no-async-scheduling",
+    ]  # fmt: skip
+    assert unable(manifest, Abilities(version="9.9.0")) == []  # it did not say; the server itself refuses
