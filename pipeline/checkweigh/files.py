@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from checkweigh import canonical
 from checkweigh.errors import HostBusy, StoreError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -77,3 +80,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_sealed(path: Path, body: object) -> None:
+    """Write ``{"digest": ..., "body": ...}``, fields in the order of ``body``. StoreError when the disk refuses."""
+    envelope = {"digest": canonical.digest(body), "body": body}
+    text = json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    write_atomic(path, text.encode())
+
+
+def read_sealed(path: Path) -> Any:
+    """The body of a file that ``write_sealed`` wrote. OSError; ValueError when it is another file than was written."""
+    try:
+        envelope = json.loads(path.read_bytes())
+        whole = envelope["digest"] == canonical.digest(envelope["body"])
+    except (KeyError, TypeError) as error:
+        raise ValueError("it has no digest and body") from error
+    if not whole:
+        raise ValueError("it is not the file that was written")
+    return envelope["body"]

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from checkweigh import canonical
 from checkweigh.decision.looks import PARTS, merged
 from checkweigh.errors import StoreError
-from checkweigh.files import lock, write_atomic
+from checkweigh.files import lock, read_sealed, write_atomic, write_sealed
 from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
@@ -63,12 +63,7 @@ class Store:
         """As ``read``, by the digest of the key."""
         folder = self.root / digest.removeprefix("sha256:")
         try:
-            data = json.loads((folder / "record.json").read_bytes())
-            if data.pop("digest") != canonical.digest(data):
-                raise ValueError("record.json is not the file that was written")
-            parquet = (folder / "observations.parquet").read_bytes()
-            if data.pop("parquet") != canonical.digest_bytes(parquet):
-                raise ValueError("observations.parquet is not the file that was written")
+            data, parquet = read_fields(folder)
             data["observations"] = _from_parquet(parquet)
             record = MeasurementSet.model_validate_json(json.dumps(data))
             if record.key.record_digest() != digest or record.planned != len(record.observations):
@@ -128,10 +123,8 @@ class Store:
         """Observations, tokens and seconds of a batch kept earlier; None if it is absent or not whole."""
         path = self._folder(key) / "batches" / f"{index:04d}.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(path.read_bytes())
-            body = data["body"]
-            mine = body["key"] == key.record_digest() and body["batch"] == digest
-            if data["digest"] == canonical.digest(body) and mine:
+            body = read_sealed(path)
+            if body["key"] == key.record_digest() and body["batch"] == digest:
                 observations = _OBSERVATIONS.validate_json(json.dumps(body["observations"]))
                 return observations, int(body["tokens"]), float(body["seconds"])
         return None
@@ -148,8 +141,7 @@ class Store:
             "tokens": tokens,
             "seconds": seconds,
         }
-        text = canonical.dumps({"digest": canonical.digest(body), "body": body})
-        write_atomic(self._folder(key) / "batches" / f"{index:04d}.json", text.encode())
+        write_sealed(self._folder(key) / "batches" / f"{index:04d}.json", body)
 
     @contextmanager
     def states(self, key: MeasurementKey) -> Iterator[Path]:
@@ -180,6 +172,17 @@ class Store:
             self._folder(key).with_suffix(".lock"), timeout_s=wait_s, what="measures the same thing", waiting=waiting
         ):  # fmt: skip
             yield
+
+
+def read_fields(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """A record's fields, and the bytes of its observations. ValueError when a file is another than was written."""
+    fields = json.loads((folder / "record.json").read_bytes())
+    if fields.pop("digest") != canonical.digest(fields):
+        raise ValueError("record.json is not the file that was written")
+    parquet = (folder / "observations.parquet").read_bytes()
+    if fields.pop("parquet") != canonical.digest_bytes(parquet):
+        raise ValueError("observations.parquet is not the file that was written")
+    return fields, parquet
 
 
 def _to_parquet(observations: Sequence[Observation]) -> bytes:

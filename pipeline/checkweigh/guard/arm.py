@@ -23,6 +23,7 @@ from checkweigh.guard.http.upstream import UpstreamError
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.supervision.supervisor import Phase, Supervisor
+from checkweigh.progress import Say
 
 KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn, and so vLLM, closes an idle connection
 _DEFAULT_KV = 16_384  # until the engine says, where nothing else does
@@ -32,7 +33,7 @@ class Arm:
     """Admission, and everything that watches the engine behind it. Use ``run`` as a task; ``close`` at the end."""
 
     def __init__(
-        self, name: ArmName, policy: GuardPolicy, plan: Callable[[], Plan] | Endpoint, say: Callable[[str], None],
+        self, name: ArmName, policy: GuardPolicy, plan: Callable[[], Plan] | Endpoint, say: Say,
         *, slots: int,
     ) -> None:  # fmt: skip
         own = policy.admission

@@ -30,6 +30,7 @@ from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Router
 from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.traffic_log import Log
+from checkweigh.progress import Say
 
 Source = Callable[[], Plan] | Endpoint
 _SETTLED_S = 5.0  # after a failure it is known whether the engine has died of it
@@ -56,7 +57,7 @@ class Setup:
 class Guard:
     """One guarded service."""
 
-    def __init__(self, setup: Setup, say: Callable[[str], None]) -> None:
+    def __init__(self, setup: Setup, say: Say) -> None:
         policy = setup.policy
         self._setup = setup
         self._say = say

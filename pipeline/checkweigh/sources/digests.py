@@ -19,12 +19,12 @@ from typing import Any
 from checkweigh import canonical
 from checkweigh.errors import SourceError, StoreError
 from checkweigh.files import write_atomic
+from checkweigh.progress import Progress
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.model.safetensors_header import tensors
 
 CHUNK = 1 << 22
 MEGA = 1_000_000
-Progress = Callable[[str, int, int], None]
 Advance = Callable[[int], None]
 Hasher = Callable[[Path, Advance], str]
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
+from checkweigh.progress import Progress
 from checkweigh.records.manifest import Lock, Manifest, Pins
 from checkweigh.records.yaml.document import MAX_JSON, parse_json
-from checkweigh.sources.digests import Progress, digest_all, file_digest, small_digest
+from checkweigh.sources.digests import digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
 from checkweigh.sources.engine_environment import Packages, packages_of
 from checkweigh.sources.evalsets.split_files import Whole, find_whole

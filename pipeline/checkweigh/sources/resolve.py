@@ -13,8 +13,9 @@ from typing import Any
 
 from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, Problem, SourceError, StoreError
+from checkweigh.progress import Progress
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.digests import Progress, file_digest
+from checkweigh.sources.digests import file_digest
 from checkweigh.sources.sealed_cache import published, sound
 
 HF_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model"]

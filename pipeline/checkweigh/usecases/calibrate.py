@@ -24,6 +24,7 @@ from checkweigh.errors import BadInput
 from checkweigh.measure import host_facts
 from checkweigh.measure.batching import plan
 from checkweigh.measure.divergence import compare_states, write_states
+from checkweigh.progress import Progress
 from checkweigh.records.calibration import Calibration, Execution, Floor
 from checkweigh.records.comparison import Comparison
 from checkweigh.records.evalset import EvalSet
@@ -34,7 +35,7 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved
 from checkweigh.store import Store
 from checkweigh.usecases.calibration_store import keep
-from checkweigh.usecases.gate.arm import ArmRun, Progress
+from checkweigh.usecases.gate.arm import ArmRun
 
 # (seed of the batch plan, on another number of threads): five executions are ten contrasts
 EXECUTIONS = ((0, False), (1, False), (0, True), (2, True), (3, False))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkweigh import canonical
 from checkweigh.errors import StoreError
-from checkweigh.files import write_atomic
+from checkweigh.files import read_sealed, write_sealed
 from checkweigh.measure import host_facts
 from checkweigh.records.calibration import Calibration
 from checkweigh.records.measurement import PROTOCOL
@@ -19,7 +19,7 @@ def keep(calibration: Calibration) -> Path:
     data = calibration.model_dump(mode="json", by_alias=True)
     digest = canonical.digest(data)
     path = _folder() / f"{digest.removeprefix('sha256:')}.json"
-    write_atomic(path, canonical.dumps({"digest": digest, "body": data}).encode())
+    write_sealed(path, data)
     return path
 
 
@@ -36,10 +36,7 @@ def known_here() -> tuple[Calibration, ...]:
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:
-            data = json.loads(path.read_bytes())
-            if data["digest"] != canonical.digest(data["body"]):
-                raise ValueError("it is not the file that was written")
-            found.append(Calibration.model_validate_json(json.dumps(data["body"])))
+            found.append(Calibration.model_validate_json(json.dumps(read_sealed(path))))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path}: damaged calibration ({error}); remove it and calibrate again"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkweigh.progress import Progress
 from checkweigh.records.decision import Change
 from checkweigh.sources.pin import verify
 from checkweigh.sources.undeclared import changes, comparable, undeclared
-from checkweigh.usecases.gate.arm import Progress
 from checkweigh.usecases.gate.note_speculation import forks
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from checkweigh.envs.build import install, parse_spec, resolve
 from checkweigh.envs.locations import Installed
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.files import write_atomic
+from checkweigh.progress import Progress
 from checkweigh.sources.engine_lock import read_engine_lock
 
 LOCKS = Path("manifests") / "engines"
 
 
-def install_engine(
-    spec: str, file: Path | None, progress: Callable[[str, int, int], None]
-) -> tuple[Path, Path, Installed]:
+def install_engine(spec: str, file: Path | None, progress: Progress) -> tuple[Path, Path, Installed]:
     """(lock, environment, what it holds). ``spec``: NAME==VERSION, or a lock's file, which then must be there.
 
     The lock in ``file`` is installed exactly; when it is not there, the version is resolved and the lock written.

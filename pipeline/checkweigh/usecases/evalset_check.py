@@ -9,6 +9,7 @@ from typing import Any
 
 from checkweigh.decision.evalset_audit import Finding, smallest_margin, vet
 from checkweigh.errors import BadInput, ExitCode, Problem
+from checkweigh.progress import Progress
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.scorers.score_items import item_scorer
@@ -16,7 +17,6 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.evalsets.load_evalset import Draft, complete, draft
 from checkweigh.sources.pin import verify
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import Progress
 
 SHOWN_IDS = 5
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from checkweigh.decision.planning import (
 from checkweigh.decision.simulation import CORRELATION, Bench, simulate
 from checkweigh.errors import StoreError
 from checkweigh.measure import host_facts
+from checkweigh.progress import Progress
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import PROTOCOL, MeasurementSet
 from checkweigh.records.metrics import METRICS
@@ -36,7 +37,6 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store
 from checkweigh.usecases.calibration_store import known
-from checkweigh.usecases.gate.arm import Progress
 from checkweigh.usecases.gate.inputs import Inputs, read_policy_inputs
 
 EXPECTED_RUNS = 200
@@ -170,9 +170,7 @@ def _minutes(basis: Basis) -> tuple[float | None, str]:
     return seconds / 60.0, f"seconds of stored measurements on this host{more}; starting engines is not"
 
 
-def _expected(
-    basis: Basis, minutes: float | None, progress: Callable[[str, int, int], None]
-) -> tuple[Expected, ...]:
+def _expected(basis: Basis, minutes: float | None, progress: Progress) -> tuple[Expected, ...]:
     """Items that gates of an equal candidate, and of one that is clearly worse somewhere, are expected to use."""
     bench = Bench(basis.policy, basis.sets, basis.noise)
     scenarios = [s for s in bench.scenarios() if s.margins in (0.0, CLEARLY_WORSE)]

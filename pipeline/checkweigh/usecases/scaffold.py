@@ -13,7 +13,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,7 @@ import yaml
 from checkweigh import canonical
 from checkweigh.errors import BadInput, SourceError
 from checkweigh.files import write_atomic
+from checkweigh.progress import Progress
 from checkweigh.records.manifest import Manifest, Model
 from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse
@@ -37,7 +37,6 @@ from checkweigh.sources.model.model_directory import (
 from checkweigh.sources.pin import lock_path, pin
 from checkweigh.sources.resolve import hub_commit, resolve
 
-Progress = Callable[[str, int, int], None]
 SETS = ("prose", "choices", "answers", "open-ended")
 WORKFLOWS = {
     "workflows/github/gate.yml": ".github/workflows/checkweigh.yml",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from checkweigh.guard.host_gauges import warnings
 from checkweigh.guard.http.request_schema import Bounds, Count
 from checkweigh.guard.routing import Arm
 from checkweigh.guard.supervision.launch_plan import mock_plan, vllm_plan
+from checkweigh.progress import Progress, Say
 from checkweigh.records.decision import Decision
 from checkweigh.records.yaml.document import parse
-from checkweigh.sources.digests import Progress
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
         Proof,
     )  # needs the extra `attest`, which serving alone does not
 
-Say = Callable[[str], None]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -60,7 +58,7 @@ def read_limits(path: Path | None) -> GuardPolicy:
     )
 
 
-def serve(asked: Serving, progress: Progress, say: Say, tell: Callable[[str], None]) -> ExitCode:
+def serve(asked: Serving, progress: Progress, say: Say, tell: Say) -> ExitCode:
     """Serve until SIGTERM or SIGINT, then drain. ``tell`` hears the address once it is listened on.
 
     1. Read the policy; where proofs are required, admit by them: BLOCK, with every reason said, before anything starts.
@@ -112,7 +110,7 @@ def _admitted(asked: Serving, progress: Progress, say: Say) -> list[str] | None:
     return [one.pins.record_digest() for one in found] if all(one.admitted for one in found) else None
 
 
-async def _run(guard: Guard, asked: Serving, model: str, tell: Callable[[str], None]) -> None:
+async def _run(guard: Guard, asked: Serving, model: str, tell: Say) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, guard.drain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from checkweigh import canonical
 from checkweigh.errors import HostBusy
 from checkweigh.files import lock
 from checkweigh.sources.cache import cache_root
+from checkweigh.store import read_fields
 
 State = Literal["complete", "incomplete", "damaged", "measuring"]
 DAY_S = 86_400.0
@@ -98,11 +98,7 @@ def _stats(folder: Path) -> list[os.stat_result]:
 
 def _sound(folder: Path) -> dict[str, Any]:
     """The record's own fields. ValueError when a file is not the one that was written, or lies at another address."""
-    data: dict[str, Any] = json.loads((folder / "record.json").read_bytes())
-    if data.pop("digest") != canonical.digest(data):
-        raise ValueError("record.json is not the file that was written")
-    if data["parquet"] != canonical.digest_bytes((folder / "observations.parquet").read_bytes()):
-        raise ValueError("observations.parquet is not the file that was written")
+    data, _ = read_fields(folder)
     if canonical.digest(data["key"]).removeprefix("sha256:") != folder.name:
         raise ValueError("the record belongs to another folder")
     return data

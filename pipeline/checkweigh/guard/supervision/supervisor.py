@@ -18,6 +18,7 @@ from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.guard.supervision.engine_process import Child, Plan
 from checkweigh.guard.supervision.warmup import WarmupFailed, one, warm
 from checkweigh.guard.supervision.watchdog import Backoff, Watch
+from checkweigh.progress import Say
 
 _GIB = 1 << 30
 _LOOK_S = 0.25  # between two looks at a running process
@@ -64,7 +65,7 @@ class Supervisor:
         plan: Callable[[], Plan],
         hears: Hears,
         policy: GuardPolicy,
-        say: Callable[[str], None],
+        say: Say,
         *,
         seed: int = 0,
     ) -> None:

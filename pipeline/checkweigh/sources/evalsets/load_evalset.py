@@ -10,9 +10,10 @@ from pathlib import Path
 
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch, Problem
+from checkweigh.progress import Progress, no_progress
 from checkweigh.records.evalset import Card, EvalSet, Item
 from checkweigh.scoring.replies import CHECKS
-from checkweigh.sources.digests import Progress, file_digest
+from checkweigh.sources.digests import file_digest
 from checkweigh.sources.documents import read_card
 from checkweigh.sources.evalsets.column_mapping import adapt
 from checkweigh.sources.evalsets.dataset_recipes import RECIPES
@@ -29,10 +30,6 @@ from checkweigh.sources.evalsets.row_readers import (
 from checkweigh.sources.resolve import resolve
 
 
-def _silent(label: str, done: int, total: int) -> None:
-    pass
-
-
 def roots(policy: Path) -> tuple[Path, ...]:
     """Where a policy's sets are: ``evalsets/`` beside it, or beside the folder it is in. Never elsewhere: a gate must
     not measure other items because it was started from another directory."""
@@ -40,7 +37,7 @@ def roots(policy: Path) -> tuple[Path, ...]:
     return (folder / "evalsets", folder.parent / "evalsets")
 
 
-def find_evalset(name: str, within: Sequence[Path], progress: Progress = _silent) -> EvalSet:
+def find_evalset(name: str, within: Sequence[Path], progress: Progress = no_progress) -> EvalSet:
     """The set of that name below one of the folders. BadInput when there is none."""
     for root in within:
         if (root / name / "card.yaml").is_file():
@@ -61,7 +58,7 @@ class Draft:
     problems: tuple[Problem, ...]
 
 
-def load_evalset(folder: Path, progress: Progress = _silent) -> EvalSet:
+def load_evalset(folder: Path, progress: Progress = no_progress) -> EvalSet:
     """A set from its folder. BadDocument for items that are not sound, PinMismatch for another digest, SourceError
     for data that cannot be had. The card comes back complete: with its counts, and with the digest of the items
     where they are mapped from other data, so that another mapping is another set in the store."""
@@ -77,7 +74,7 @@ def load_evalset(folder: Path, progress: Progress = _silent) -> EvalSet:
     return EvalSet(card=complete(card, items), items=items, folder=str(folder))
 
 
-def draft(folder: Path, progress: Progress = _silent) -> Draft:
+def draft(folder: Path, progress: Progress = no_progress) -> Draft:
     """The same with the problems as values, another digest among them. Raises where there is nothing to look at."""
     path, card = _card(folder)
     data = _data(path, card, progress)

@@ -16,11 +16,11 @@ from typing import Any
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, Problem, SourceError, StoreError
 from checkweigh.files import full
+from checkweigh.progress import Progress
 from checkweigh.records.columns import Columns
 from checkweigh.records.evalset import Card
 from checkweigh.records.yaml.document import load_json
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.digests import Progress
 
 MAX_BYTES = 1 << 30  # of an unpacked file
 HUB_S = 10

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from checkweigh import canonical
 from checkweigh.errors import PinMismatch, Problem, SourceError
+from checkweigh.progress import Progress
 from checkweigh.records.manifest import Model, Pins
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.digests import Progress, file_digest
+from checkweigh.sources.digests import file_digest
 from checkweigh.sources.resolve import resolve
 from checkweigh.sources.sealed_cache import published
 

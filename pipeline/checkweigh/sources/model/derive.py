@@ -15,9 +15,10 @@ from typing import Any
 
 from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, Problem, SourceError
+from checkweigh.progress import Progress
 from checkweigh.records.manifest import Derive, Model
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.digests import Progress, file_digest
+from checkweigh.sources.digests import file_digest
 from checkweigh.sources.sealed_cache import damage, published
 
 TIMEOUT_S = 1800

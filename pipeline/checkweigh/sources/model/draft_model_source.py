@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh.errors import SourceError
+from checkweigh.progress import Progress
 from checkweigh.records.manifest import DraftModel, Eagle3, Manifest
-from checkweigh.sources.digests import Progress, digest_all, small_digest
+from checkweigh.sources.digests import digest_all, small_digest
 from checkweigh.sources.model.derive import served_dir
 from checkweigh.sources.model.model_directory import (
     check_shards,

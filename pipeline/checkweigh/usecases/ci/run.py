@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,20 +25,19 @@ from checkweigh import report
 from checkweigh.decision.policy_diff import loosenings
 from checkweigh.errors import BadInput, CheckweighError, ExitCode, StoreError
 from checkweigh.files import write_atomic
+from checkweigh.progress import Progress, Say
 from checkweigh.report.pull_request import Outcome, Run, comment, junit
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import lock_path, pin, verify
 from checkweigh.sources.repository.git import repository
 from checkweigh.usecases.ci.changes import Change, Changed, changed
 from checkweigh.usecases.evalset_check import check_evalset
-from checkweigh.usecases.gate.arm import Progress
 from checkweigh.usecases.read_decision import read_decision
 
 GATES = "gates"
 RESULTS, COMMENT, JUNIT = "ci.json", "comment.md", "junit.xml"
 TAIL = 60  # last lines of a gate that are kept for the comment
 DECIDED = (ExitCode.PASS, ExitCode.BLOCK, ExitCode.INCONCLUSIVE)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from checkweigh import report
 from checkweigh.errors import BadInput, CheckweighError
+from checkweigh.progress import Say
 from checkweigh.records.manifest import Lock
 from checkweigh.report.html.figures import figures
 from checkweigh.sinks import outbox
@@ -28,7 +29,6 @@ LATER = "it waits in the outbox: checkweigh mlflow sync"
 SIGNED = ("attestation.json", "weights.sig")  # if there are any
 MANIFEST, LOCK = "manifest.yaml", "manifest.lock.json"  # of an arm: JSON is YAML
 REPORTS = ("report.html", "summary.md", "junit.xml")
-Say = Callable[[str], None]
 
 
 def publish(found: Finished, out: Path, target: Target, say: Say) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from checkweigh.errors import BadInput, CheckweighError, ExitCode
+from checkweigh.progress import Say
 from checkweigh.records.decision import Decision
 from checkweigh.sinks import outbox
 from checkweigh.sinks.sender_process import Delivery, run_sender
@@ -21,7 +22,6 @@ from checkweigh.sinks.webhook_payload import (
 
 SECONDS = 15
 LATER = "it waits: checkweigh notify sync"
-Say = Callable[[str], None]
 
 
 def announce(decision: Decision, hook: Hook, say: Say, waiver: WaiverNotice | None = None) -> None:

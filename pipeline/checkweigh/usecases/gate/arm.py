@@ -16,6 +16,7 @@ from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, HostBusy, 
 from checkweigh.measure import host_facts
 from checkweigh.measure.batching import Batch, plan
 from checkweigh.measure.quality import Arm, check_identity, run_batch
+from checkweigh.progress import Progress
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import EngineIdentity, MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.scorers.score_items import ScoreItem, item_scorer
@@ -27,7 +28,6 @@ from checkweigh.usecases.gate.open_engine import open_protected
 
 T = TypeVar("T")
 Kept = tuple[list[Observation], int, float]  # a batch's observations, tokens and seconds
-Progress = Callable[[str, int, int], None]
 ATTEMPTS = 2
 LOCK_WAIT_S = 5.0  # for a measurement's lock when no time is left: a stored record can still be read
 

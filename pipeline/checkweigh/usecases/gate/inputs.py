@@ -12,6 +12,7 @@ from checkweigh.decision.noise_floor import below_floor, floor_of
 from checkweigh.decision.verdict import FAILURE_ITEMS
 from checkweigh.engines.launch import check_engine
 from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
+from checkweigh.progress import Progress
 from checkweigh.records.calibration import Calibration
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.metrics import METRICS
@@ -23,7 +24,7 @@ from checkweigh.sources.load_trace import Row
 from checkweigh.sources.pin import Resolved, read_pinned, verify
 from checkweigh.sources.undeclared import undeclared
 from checkweigh.usecases.calibration_store import known
-from checkweigh.usecases.gate.arm import Progress, spec_of
+from checkweigh.usecases.gate.arm import spec_of
 from checkweigh.usecases.gate.load_checks import loaded
 
 T = TypeVar("T")

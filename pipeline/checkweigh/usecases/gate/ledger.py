@@ -30,14 +30,14 @@ from checkweigh import canonical
 from checkweigh.decision.looks import slices
 from checkweigh.decision.verdict import JUDGING
 from checkweigh.errors import BadInput, StoreError
-from checkweigh.files import lock, write_atomic
+from checkweigh.files import lock, read_sealed, write_sealed
 from checkweigh.measure import host_facts
+from checkweigh.progress import Progress
 from checkweigh.records.attempt import Entry
 from checkweigh.records.decision import Attempt, Decision, LookMade
 from checkweigh.records.measurement import PROTOCOL
 from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
-from checkweigh.usecases.gate.arm import Progress
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.time_arms import TIMING_WAIT_S
 
@@ -84,11 +84,8 @@ class Try:
         )  # fmt: skip
 
     def _write(self, entry: Entry) -> None:
-        data = entry.model_dump(mode="json")
         # In the order of the fields, so that a stored decision is written again to the byte.
-        body = {"digest": canonical.digest(data), "body": data}
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        write_atomic(self.path, text.encode())
+        write_sealed(self.path, entry.model_dump(mode="json"))
         self.entry = entry
 
 
@@ -262,10 +259,7 @@ def _entries(folder: Path) -> list[Entry]:
     found = []
     for path in sorted(folder.glob("[0-9]*.json")):
         try:
-            data = json.loads(path.read_bytes())
-            if data["digest"] != canonical.digest(data["body"]):
-                raise ValueError("it is not the file that was written")
-            entry = Entry.model_validate_json(json.dumps(data["body"]))
+            entry = Entry.model_validate_json(json.dumps(read_sealed(path)))
             if f"{entry.number:02d}" != path.stem:
                 raise ValueError("it is not the file of its number")
         except (OSError, ValueError, KeyError, TypeError) as error:

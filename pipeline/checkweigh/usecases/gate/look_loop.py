@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 
 from checkweigh.decision.looks import Part
 from checkweigh.decision.verdict import Judgement, holds_back, hypotheses
+from checkweigh.progress import Progress
 from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.undeclared import comparable
-from checkweigh.usecases.gate.arm import ArmRun, Progress
+from checkweigh.usecases.gate.arm import ArmRun
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.judge import Judge
 from checkweigh.usecases.gate.measure_divergence import Divergences, measure_divergences

@@ -26,12 +26,13 @@ from checkweigh.errors import BadInput, Broken, EngineError, StoreError
 from checkweigh.files import full
 from checkweigh.measure import host_facts
 from checkweigh.measure.paired_blocks import ARMS
+from checkweigh.progress import Progress
 from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
 from checkweigh.sinks.mlflow_content import ArmEvidence, Finished
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.undeclared import changes
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import ArmRun, Progress
+from checkweigh.usecases.gate.arm import ArmRun
 from checkweigh.usecases.gate.inputs import Inputs, read_inputs
 from checkweigh.usecases.gate.item_pairs import item_pairs
 from checkweigh.usecases.gate.ledger import Try, attempt, taken

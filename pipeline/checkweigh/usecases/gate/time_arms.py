@@ -25,12 +25,13 @@ from checkweigh.measure.paired_blocks import (
 from checkweigh.measure.quality import Arm
 from checkweigh.measure.sweep import knees, sweep
 from checkweigh.measure.timing import run_pairs
+from checkweigh.progress import Progress
 from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, SweepPoint
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import GATING_PAIRS, P99_REQUESTS, Policy
 from checkweigh.sources.load_trace import Row
-from checkweigh.usecases.gate.arm import ArmRun, Progress
+from checkweigh.usecases.gate.arm import ArmRun
 
 TIMING_WAIT_S = 1800
 BY_RESTARTS = (

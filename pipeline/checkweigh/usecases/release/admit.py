@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from checkweigh.attest.envelope import MOST, Refusal, unseal
 from checkweigh.attest.keys import public_key
 from checkweigh.attest.rules import Expected, judge, read, waiver_refusals
 from checkweigh.errors import BadInput, ExitCode, PinMismatch
+from checkweigh.progress import Progress
 from checkweigh.records.attestation import Attested, Waiver
 from checkweigh.records.manifest import Pins
 from checkweigh.records.policy import Policy
@@ -22,7 +22,6 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import quiet, read_pinned, verify_bytes
 
 MAX_AGE = timedelta(days=30)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from checkweigh.attest.keys import PrivateKey, private_key
 from checkweigh.attest.statement import of_decision, of_waiver
 from checkweigh.errors import BadInput, Broken, SigningError
 from checkweigh.files import write_atomic
+from checkweigh.progress import Say
 from checkweigh.records.attestation import Statement, Waiver
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.yaml.document import parse_json
@@ -23,7 +23,6 @@ from checkweigh.usecases.read_decision import read_decision
 
 ATTESTATION = "attestation.json"
 WAIVER = "waiver.json"
-Say = Callable[[str], None]
 MOST = timedelta(days=90)  # of a waiver: an emergency that lasts longer is a policy
 
 

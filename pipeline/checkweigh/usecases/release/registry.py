@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from checkweigh.attest.keys import public_key
 from checkweigh.attest.rules import of_gate
 from checkweigh.errors import BadInput, CheckweighError, ExitCode, RegistryError
 from checkweigh.files import write_atomic
+from checkweigh.progress import Say
 from checkweigh.records.attestation import Waiver
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.manifest import Lock, Manifest
@@ -44,7 +45,6 @@ _AGAIN = {
 NAME = r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}"
 ALIAS = r"(?!v\d+$|latest$|previous$)[a-z][a-z0-9_-]{0,60}"
 MODELS = re.compile(rf"models:/+({NAME})(?:@({ALIAS})|/([1-9][0-9]{{0,8}}))")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
