@@ -13,7 +13,7 @@ import pytest
 from tests.faults.harness import body, guarded, open_loop, policy
 from tests.integration.test_vllm_engine import installed
 
-from checkweigh.guard.alarms import Slower
+from checkweigh.monitors.latency import Slower
 from checkweigh.guard.supervision.launch_plan import vllm_plan
 
 LIMITS = """

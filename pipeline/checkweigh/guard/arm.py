@@ -15,7 +15,7 @@ from checkweigh.guard import scrape
 from checkweigh.guard.admission.kv_admission import Gate
 from checkweigh.guard.admission.queueing import Entry, Shed
 from checkweigh.guard.admission.saturation import Memory, Saturation
-from checkweigh.guard.alarms import Recent
+from checkweigh.monitors.latency import Recent
 from checkweigh.guard.breaker import Breaker, Permit, State
 from checkweigh.guard.guard_policy import GuardPolicy, Tier
 from checkweigh.guard.http.request_schema import Asked

@@ -15,7 +15,7 @@ from socket import socket
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.guard.alarms import Beyond, Fails, Recent, Slower
+from checkweigh.monitors.latency import Beyond, Fails, Recent, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.breaker import State

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.guard.test_comparison import ARMS, Engine, Service
 
-from checkweigh.guard.alarms import Fails
+from checkweigh.monitors.latency import Fails
 from checkweigh.guard.guard import _APART_S, _SETTLED_S, Guard
 from checkweigh.guard.request_handler import Visit
 from checkweigh.guard.routing import Arm, Route

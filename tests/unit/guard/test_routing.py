@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from checkweigh.guard.alarms import Beyond, Slower
+from checkweigh.monitors.latency import Beyond, Slower
 from checkweigh.guard.routing import Router
 
 ARMS = ("baseline", "candidate")
