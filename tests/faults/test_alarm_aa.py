@@ -13,8 +13,8 @@ import pytest
 from tests.faults.harness import body, guarded, open_loop, policy
 from tests.integration.test_vllm_engine import installed
 
-from checkweigh.monitors.latency import Slower
 from checkweigh.guard.supervision.launch_plan import vllm_plan
+from checkweigh.monitors.latency import LatencyMonitor
 
 LIMITS = """
 routing: {{margin: 10.0}}
@@ -31,7 +31,7 @@ OTHER = {"baseline": "candidate", "candidate": "baseline"}
 def replayed(lines: list[dict[str, Any]], margin: float, *, turned: bool) -> bool:
     """Whether the alarm as shipped, but for its margin, speaks; ``turned``: with the arms in each other's place."""
     watches = {
-        name: Slower(margin=margin, alpha=SHIPPED.alpha / 2, least=SHIPPED.min_requests)
+        name: LatencyMonitor(margin=margin, alpha=SHIPPED.alpha / 2, least=SHIPPED.min_requests)
         for name in ("ttft", "tpot")
     }
     for line in lines:  # as they ended

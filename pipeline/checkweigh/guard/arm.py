@@ -11,11 +11,10 @@ from contextlib import suppress
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.guard import scrape
+from checkweigh.engines.vllm.server_metrics import read_scrape
 from checkweigh.guard.admission.kv_admission import Gate
 from checkweigh.guard.admission.queueing import Entry, Shed
 from checkweigh.guard.admission.saturation import Memory, Saturation
-from checkweigh.monitors.latency import Recent
 from checkweigh.guard.breaker import Breaker, Permit, State
 from checkweigh.guard.guard_policy import GuardPolicy, Tier
 from checkweigh.guard.http.request_schema import Asked
@@ -23,6 +22,7 @@ from checkweigh.guard.http.upstream import UpstreamError
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.supervision.supervisor import Phase, Supervisor
+from checkweigh.monitors.decaying_mean import DecayingMean
 from checkweigh.progress import Say
 
 KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn, and so vLLM, closes an idle connection
@@ -48,7 +48,7 @@ class Arm:
         self.endpoint: Endpoint | None = plan if isinstance(plan, Endpoint) else None
         self.supervisor = None if isinstance(plan, Endpoint) else Supervisor(plan, self, policy, say)
         self.degraded = False
-        self.per_update = Recent()  # tokens in an update of a stream: speculation sends several at once
+        self.per_update = DecayingMean()  # tokens in an update of a stream: speculation sends several at once
         self.draining = False
         self._say = say
         self._silent: set[Entry] = set()  # inside, without a token yet
@@ -220,7 +220,7 @@ class Arm:
                 async with self.session.get(endpoint.root + "/metrics", timeout=timeout) as answer:
                     if answer.status != 200:
                         continue
-                    found = scrape.read(await answer.read(), time.monotonic())
+                    found = read_scrape(await answer.read(), time.monotonic())
                 self.saturation.read(found)
                 if self.supervisor is not None:
                     self.supervisor.watch.scraped(found.at, found.steps, inside=self.gate.inside)

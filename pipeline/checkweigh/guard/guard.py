@@ -15,7 +15,6 @@ from socket import socket
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.monitors.latency import Beyond, Fails, Recent, Slower
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.breaker import State
@@ -30,6 +29,10 @@ from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Router
 from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.traffic_log import Log
+from checkweigh.monitors.decaying_mean import DecayingMean
+from checkweigh.monitors.exceedance import ExceedanceMonitor
+from checkweigh.monitors.failures import FailureMonitor
+from checkweigh.monitors.latency import LatencyMonitor
 from checkweigh.progress import Say
 
 Source = Callable[[], Plan] | Endpoint
@@ -70,10 +73,10 @@ class Guard:
         self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
         self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
         self._begin_comparison()
-        self._usual_pace = Recent()  # of the baseline, as are the first tokens: streams, in one piece
-        self._usual = {stream: Recent() for stream in (True, False)}
+        self._usual_pace = DecayingMean()  # of the baseline, as are the first tokens: streams, in one piece
+        self._usual = {stream: DecayingMean() for stream in (True, False)}
         norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
-        self.beyond = None if norm is None else Beyond(
+        self.beyond = None if norm is None else ExceedanceMonitor(
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
         )  # fmt: skip
         self._hooks: set[asyncio.Task[None]] = set()
@@ -90,9 +93,9 @@ class Guard:
         self._failed: deque[tuple[float, ArmName, str, int]] = deque()
         self._counted = -math.inf  # when the last that counted did
         self._blind: float | None = None  # since when nothing is known of the candidate
-        self._fails = Fails(share=share, margin=own.margin, alpha=own.alpha)
+        self._fails = FailureMonitor(share=share, margin=own.margin, alpha=own.alpha)
         self._slower = {
-            name: Slower(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
+            name: LatencyMonitor(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
             for name in ("ttft", "tpot")
         }
         if (candidate := self.arms.get("candidate")) is not None:
@@ -278,7 +281,7 @@ class Guard:
         self.router.kill(why)
         self._alarm(f"candidate switched off: {why}")
 
-    def _deviates(self, beyond: Beyond, visit: Visit) -> None:
+    def _deviates(self, beyond: ExceedanceMonitor, visit: Visit) -> None:
         """The baseline's first token, from the request's arrival; given up after the threshold, it was late."""
         if not (visit.outcome == "ok" or visit.given_up):
             return
