@@ -13,8 +13,8 @@ from tests.mlflow_server import Api, kept, running
 from tests.unit.report import sample
 
 from checkweigh.sinks.mlflow_target import Target
-from checkweigh.sinks.sender_process import deliver
 from checkweigh.sources.pin import verify
+from checkweigh.usecases.deliver.mlflow import send
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -44,7 +44,7 @@ def test_the_verdict_and_its_evidence_are_seen_and_nothing_hostile_runs(
     arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
     decision = sample.decision(hostile=True)
     items = [pair for pair in sample.pairs(hostile=True) if pair.id.startswith("evil")]
-    delivery = deliver(kept(decision, items, arms, tmp_path, Target(server.url)), Target(server.url))
+    delivery = send(kept(decision, items, arms, tmp_path, Target(server.url)), Target(server.url))
     assert delivery.sent, delivery.text
     run = server.runs(decision.record_digest(), "gate")[0]["info"]
     place = f"{server.url}/#/experiments/{run['experiment_id']}"

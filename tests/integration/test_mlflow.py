@@ -22,8 +22,9 @@ from tests.unit.usecases.gate_bench import LONGER, PERPLEXITY, SCORE, TIMING, TP
 from checkweigh import canonical
 from checkweigh.records.decision import Verdict
 from checkweigh.sinks.mlflow_target import Target
-from checkweigh.sinks.sender_process import LIMIT, deliver
+from checkweigh.sinks.sender_process import LIMIT
 from checkweigh.sources.pin import verify
+from checkweigh.usecases.deliver.mlflow import send
 
 PASSWORD = "hunter2/p@ss"
 SLOW = {"token_latency_s": 0.001}
@@ -257,7 +258,7 @@ def test_a_server_that_talks_nonsense_changes_nothing(
             uri = f"http://127.0.0.1:{http.server_address[1]}"
             arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
             folder = kept(sample.decision(), sample.pairs(), arms, bench.home, Target(uri))
-            delivery = deliver(folder, Target(uri))
+            delivery = send(folder, Target(uri))
         finally:
             http.shutdown()
             thread.join()
@@ -307,7 +308,7 @@ def test_hostile_replies_arrive_as_harmless_text(
     arms = {role: verify(write_manifest(role)) for role in ("baseline", "candidate")}
     decision = sample.decision(hostile=True)
     folder = kept(decision, sample.pairs(hostile=True), arms, bench.home, Target(server.url))
-    delivery = deliver(folder, Target(server.url))
+    delivery = send(folder, Target(server.url))
     assert delivery.sent, delivery.text
     (run,) = server.runs(decision.record_digest(), "gate")
     table = json.loads(server.artifact(run["info"]["run_id"], "items.json"))

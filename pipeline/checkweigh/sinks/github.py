@@ -16,6 +16,7 @@ from typing import Any
 
 from checkweigh.errors import BadInput, Broken
 from checkweigh.report.safe import one_line
+from checkweigh.sinks.no_redirects import open_directly
 
 API = "https://api.github.com"
 SECONDS = 20
@@ -112,15 +113,8 @@ class Github:
         }
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.api}{path}", data, headers, method=method)
-        with urllib.request.build_opener(_Straight).open(request, timeout=SECONDS) as answer:
-            return json.loads(answer.read(MOST))
-
-
-class _Straight(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: a redirect would carry the token elsewhere."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+        with open_directly(request, SECONDS) as response:
+            return json.loads(response.read(MOST))
 
 
 def _ours(user: dict[str, Any], mine: str | None) -> bool:

@@ -1,43 +1,29 @@
 """Sends one bundle to MLflow: ``python -m checkweigh.sinks.mlflow``, a process of its own.
 
-Reads ``{"uri", "folder", "seconds"}`` from stdin, so that no address appears in a list of processes, and writes
-``{"run", "experiment"}`` to stdout. Exit 0: MLflow holds all of it, read back. 75: MLflow did not answer. 1:
-anything else, explained on stderr. Every step may be done again, so a run that was cut off is completed.
+``sender_main`` has the request, the reply and the exit codes; the request names the bundle's ``folder``, the reply is
+``{"run", "experiment"}``. Exit 0 means that MLflow holds all of it, read back. Every step may be done again, so a run
+that was cut off is completed.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkweigh.errors import CheckweighError, HostBusy
-from checkweigh.files import lock
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.mlflow_content import (
-    COMPLETE,
-    DECISION,
-    PREFIX,
-    ROLE,
-)
+from checkweigh.sinks.mlflow_content import COMPLETE, DECISION, PREFIX, ROLE
 from checkweigh.sinks.mlflow_target import artifact_root
 from checkweigh.sinks.outbox import FILES, Bundle, DatasetInput, Run, read, remove
+from checkweigh.sinks.sender_main import DeliveryFailed, Unreachable, send_folder, serve
 
-UNREACHABLE = 75  # sysexits.h, EX_TEMPFAIL
 _PARENT = "mlflow.parentRunId"
 TRACE = PREFIX + "trace"
 
 
-class Lost(Exception):
+class IncompleteUpload(DeliveryFailed):
     """MLflow took something and does not have it."""
-
-
-class Unreachable(Exception):
-    """MLflow does not answer at all."""
 
 
 def send(folder: Path, uri: str) -> dict[str, str]:
@@ -79,7 +65,7 @@ def send(folder: Path, uri: str) -> dict[str, str]:
             client.set_terminated(run_id, "FAILED" if failed else "FINISHED", end_time=bundle.ended)
         client.set_tag(parent, COMPLETE, "true")
         if COMPLETE not in client.get_run(parent).data.tags:
-            raise Lost("the run is not marked complete although MLflow said so")
+            raise IncompleteUpload("the run is not marked complete although MLflow said so")
     remove(folder)
     return {"run": gate.info.run_id, "experiment": experiment}
 
@@ -97,7 +83,9 @@ def _experiment(client: Any, name: str, uri: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise Lost(f"experiment {name} was deleted in MLflow: restore it, or set MLFLOW_EXPERIMENT_NAME")
+        raise IncompleteUpload(
+            f"experiment {name} was deleted in MLflow: restore it, or set MLFLOW_EXPERIMENT_NAME"
+        )
     return str(found.experiment_id)
 
 
@@ -158,7 +146,7 @@ def _trace(client: Any, experiment: str, run_id: str, bundle: Bundle) -> None:
         client.end_trace(root.trace_id, outputs=both, end_time_ns=at)
     lost = {trace.key for trace in bundle.traces} - set(_traced(client, experiment, bundle))
     if lost:
-        raise Lost(f"MLflow lacks {len(lost)} traces of run {run_id}")
+        raise IncompleteUpload(f"MLflow lacks {len(lost)} traces of run {run_id}")
 
 
 def _traced(client: Any, experiment: str, bundle: Bundle) -> list[str]:
@@ -173,7 +161,7 @@ def _traced(client: Any, experiment: str, bundle: Bundle) -> list[str]:
 
 
 def _check(client: Any, bundle: Bundle, ids: dict[str, str], folder: Path) -> None:
-    """Lost, with names, when MLflow lacks something it was given."""
+    """IncompleteUpload, with names, when MLflow lacks something it was given."""
     for run in bundle.runs:
         found = client.get_run(ids[run.role])
         inputs = {(i.dataset.name, i.dataset.digest) for i in found.inputs.dataset_inputs}
@@ -182,40 +170,18 @@ def _check(client: Any, bundle: Bundle, ids: dict[str, str], folder: Path) -> No
         lost += [name for name in run.tags if name not in found.data.tags]
         lost += [d.name for d in bundle.datasets if (d.name, d.digest) not in inputs]
         if lost:
-            raise Lost(f"MLflow's {run.role} run {ids[run.role]} lacks {', '.join(lost[:5])}")
+            raise IncompleteUpload(f"MLflow's {run.role} run {ids[run.role]} lacks {', '.join(lost[:5])}")
     kept: dict[str, int | None] = {}
     for at in sorted({name.rpartition("/")[0] for name in bundle.files}):
         kept |= {a.path: a.file_size for a in client.list_artifacts(ids["gate"], at or None)}
     for name in bundle.files:
         if kept.get(name) != (folder / FILES / name).stat().st_size:
-            raise Lost(f"MLflow's run {ids['gate']} lacks the artifact {name}, or a part of it")
+            raise IncompleteUpload(f"MLflow's run {ids['gate']} lacks the artifact {name}, or a part of it")
 
 
-def main() -> int:
-    """Exit code of the process; see the module."""
-    out = os.fdopen(os.dup(1), "w")  # what a library prints goes to stderr
-    os.dup2(2, 1)
-    asked = json.loads(sys.stdin.read())
-    if hasattr(signal, "alarm"):
-        signal.alarm(int(asked["seconds"]) + 1)  # the parent may be gone: nobody else would end this
-    folder = Path(asked["folder"])
-    try:
-        with lock(folder.parent / ".lock", timeout_s=asked["seconds"], what="is sending to MLflow"):
-            sent = send(folder, asked["uri"]) if folder.exists() else {}
-    except (HostBusy, Unreachable) as error:
-        print(error, file=sys.stderr)
-        return UNREACHABLE
-    except (CheckweighError, Lost) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Exception as error:  # what a server of another version, or one that lies, makes the client raise
-        traceback.print_exc()
-        print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
-        return 1
-    out.write(json.dumps(sent))
-    out.flush()
-    return 0
+def _handle(request: dict[str, Any]) -> Mapping[str, Any]:
+    return send_folder(request, "is sending to MLflow", lambda folder: send(folder, request["uri"]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_handle))

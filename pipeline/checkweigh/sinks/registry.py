@@ -1,6 +1,7 @@
 """Moves aliases of MLflow's model registry: ``python -m checkweigh.sinks.registry``, a process of its own.
 
-Reads ``{"uri", "seconds", "act", ...}`` from stdin and writes one JSON object to stdout; exit codes as in ``mlflow``.
+``sender_main`` has the request, the reply and the exit codes; the request names an ``act`` of ``ACTS`` and holds what
+it needs. A refusal is a reply too, ``{"refused": why}``.
 
 MLflow has no compare-and-set of an alias. What it does have is version numbers that its database hands out one by
 one. So a promotion first creates its version, tagged with a claim on the champion that it was gated against, and only
@@ -12,22 +13,14 @@ ends with its outcome, or after ten minutes when its process died; the processes
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
-from checkweigh.sinks.mlflow import UNREACHABLE, Lost, Unreachable
-from checkweigh.sinks.mlflow_content import (
-    COMPLETE,
-    DECISION,
-    PREFIX,
-    ROLE,
-)
+from checkweigh.sinks.mlflow import IncompleteUpload
+from checkweigh.sinks.mlflow_content import COMPLETE, DECISION, PREFIX, ROLE
+from checkweigh.sinks.sender_main import Unreachable, serve
 
 PREVIOUS = "previous"
 CLAIM, STATE, PINS = PREFIX + "claim", PREFIX + "state", PREFIX + "pins"
@@ -35,38 +28,41 @@ CLAIMED, YIELDED, MOVED = "claimed", "yielded", "moved"
 STALE_MS = 600_000
 ARM = "arms/candidate"
 FILES = ("manifest.yaml", "manifest.lock.json")
-Answer = dict[str, Any]
+Request = dict[str, Any]
+Reply = dict[str, Any]
 
 
-class No(Exception):
+class RegistryRefusal(Exception):
     """The registry stays as it is, for a reason that is nobody's fault."""
 
 
-def promote(client: Any, asked: Answer) -> Answer:
+def promote(client: Any, request: Request) -> Reply:
     """Register the candidate and move the alias to it, if the champion is what it was gated against.
 
     1. Find the gate's run; compare the champion's pins with those of the gate's baseline.
     2. Create the version with its claim; yield to a lower one with the same claim.
     3. Read the champion again; move ``previous``, then the alias; read both back.
     """
-    name, alias = asked["model"], asked["alias"]
-    run = _run(client, asked["decision"])
+    name, alias = request["model"], request["alias"]
+    run = _run(client, request["decision"])
     if run is None:
-        raise No("this MLflow has no complete run of that gate: send it first (gate --mlflow, mlflow sync)")
+        raise RegistryRefusal(
+            "this MLflow has no complete run of that gate: send it first (gate --mlflow, mlflow sync)"
+        )
     _model(client, name)
     champion = _aliased(client, name, alias)
-    if champion is not None and champion.tags.get(DECISION) == asked["decision"]:
+    if champion is not None and champion.tags.get(DECISION) == request["decision"]:
         return {
             "version": champion.version,
             "text": f"models:/{name}@{alias} is version {champion.version} already",
         }
-    _fits(champion, asked)
-    mine = _claim(client, asked, run, champion)
+    _fits(champion, request)
+    mine = _claim(client, request, run, champion)
     try:
         _first(client, name, mine)
         now = _aliased(client, name, alias)
         if _number(now) != _number(champion):
-            raise No(
+            raise RegistryRefusal(
                 f"{alias} moved meanwhile, from version {_number(champion)} to {_number(now)}: gate against it"
             )
         if champion is not None:
@@ -81,33 +77,37 @@ def promote(client: Any, asked: Answer) -> Answer:
     return {"version": mine.version, "text": f"models:/{name}@{alias} is version {mine.version}; {before}"}
 
 
-def rollback(client: Any, asked: Answer) -> Answer:
+def rollback(client: Any, request: Request) -> Reply:
     """Move the alias back to ``previous``, which is then gone: nothing is rolled forward without a gate."""
-    name, alias = asked["model"], asked["alias"]
+    name, alias = request["model"], request["alias"]
     champion, previous = _aliased(client, name, alias), _aliased(client, name, PREVIOUS)
     if champion is None:
-        raise No(f"there is no models:/{name}@{alias}")
+        raise RegistryRefusal(f"there is no models:/{name}@{alias}")
     if previous is None or previous.version == champion.version:
-        raise No(f"there is no version to go back to: models:/{name}@{PREVIOUS} names no other one")
+        raise RegistryRefusal(
+            f"there is no version to go back to: models:/{name}@{PREVIOUS} names no other one"
+        )
     client.set_registered_model_alias(name, alias, previous.version)
-    client.set_model_version_tag(name, champion.version, f"{PREFIX}rolled_back", asked["reason"] or "true")
+    client.set_model_version_tag(name, champion.version, f"{PREFIX}rolled_back", request["reason"] or "true")
     client.delete_registered_model_alias(name, PREVIOUS)
     _kept(client, name, {alias: previous.version, PREVIOUS: None})
     text = f"models:/{name}@{alias} is version {previous.version} again; {champion.version} was rolled back"
     return {"version": previous.version, "text": text}
 
 
-def resolve(client: Any, asked: Answer) -> Answer:
+def resolve(client: Any, request: Request) -> Reply:
     """The version that a name stands for now, and its manifest and lock."""
-    name = asked["model"]
-    if asked.get("alias"):
-        found = _aliased(client, name, asked["alias"])
+    name = request["model"]
+    if request.get("alias"):
+        found = _aliased(client, name, request["alias"])
     else:
-        found = _missing(client.get_model_version, name, asked["version"])
+        found = _missing(client.get_model_version, name, request["version"])
     if found is None:
-        raise No(f"the registry has no {asked['shown']}")
+        raise RegistryRefusal(f"the registry has no {request['shown']}")
     if PINS not in found.tags or not found.run_id:
-        raise No(f"{asked['shown']} is version {found.version}, which checkweigh promote did not register")
+        raise RegistryRefusal(
+            f"{request['shown']} is version {found.version}, which checkweigh promote did not register"
+        )
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         for file in FILES:
@@ -115,24 +115,24 @@ def resolve(client: Any, asked: Answer) -> Answer:
     return {"version": found.version, "pins": found.tags[PINS], "files": files}
 
 
-def waived(client: Any, asked: Answer) -> Answer:
+def waived(client: Any, request: Request) -> Reply:
     """Put a waiver on the gate's run: tags, and the first line of its description."""
-    run = _run(client, asked["decision"])
+    run = _run(client, request["decision"])
     if run is None:
         return {"run": None}
-    run_id, sentence = run.info.run_id, asked["sentence"]
-    for name, value in asked["tags"].items():
+    run_id, sentence = run.info.run_id, request["sentence"]
+    for name, value in request["tags"].items():
         client.set_tag(run_id, f"{PREFIX}waiver.{name}", value)
     first, _, rest = run.data.tags.get("mlflow.note.content", "").partition("\n\n")
     note = rest if first.startswith("**WAIVED") else f"{first}\n\n{rest}"
     client.set_tag(run_id, "mlflow.note.content", f"**{sentence}**\n\n{note}")
     lost = [
         n
-        for n, v in asked["tags"].items()
+        for n, v in request["tags"].items()
         if client.get_run(run_id).data.tags.get(f"{PREFIX}waiver.{n}") != v
     ]
     if lost:
-        raise Lost(f"MLflow's run {run_id} lacks the waiver's {', '.join(lost)}")
+        raise IncompleteUpload(f"MLflow's run {run_id} lacks the waiver's {', '.join(lost)}")
     return {"run": run_id}
 
 
@@ -176,34 +176,36 @@ def _missing(read: Any, *arguments: str) -> Any:
         raise
 
 
-def _fits(champion: Any, asked: Answer) -> None:
+def _fits(champion: Any, request: Request) -> None:
     """Whether the gate compared with what is the champion now."""
-    shown = f"models:/{asked['model']}@{asked['alias']}"
-    if champion is None and not asked["first"]:
-        raise No(f"{shown} does not exist: --first says that this is the first release")
-    if champion is not None and asked["first"]:
-        raise No(f"{shown} is version {champion.version} already: --first is for when there is none")
-    if champion is not None and champion.tags.get(PINS) != asked["baseline"]:
+    shown = f"models:/{request['model']}@{request['alias']}"
+    if champion is None and not request["first"]:
+        raise RegistryRefusal(f"{shown} does not exist: --first says that this is the first release")
+    if champion is not None and request["first"]:
+        raise RegistryRefusal(
+            f"{shown} is version {champion.version} already: --first is for when there is none"
+        )
+    if champion is not None and champion.tags.get(PINS) != request["baseline"]:
         text = f"the gate's baseline is not the champion: {shown} is version {champion.version}"
-        raise No(f"{text} with other pins; gate against it (gate {shown} CANDIDATE)")
+        raise RegistryRefusal(f"{text} with other pins; gate against it (gate {shown} CANDIDATE)")
 
 
-def _claim(client: Any, asked: Answer, run: Any, champion: Any) -> Any:
+def _claim(client: Any, request: Request, run: Any, champion: Any) -> Any:
     """A new version of the candidate that claims the champion's place."""
-    tags = {f"{PREFIX}{name}": value for name, value in asked["tags"].items()}
+    tags = {f"{PREFIX}{name}": value for name, value in request["tags"].items()}
     tags |= {
-        DECISION: asked["decision"],
-        CLAIM: f"{asked['alias']} after {_number(champion)}",
+        DECISION: request["decision"],
+        CLAIM: f"{request['alias']} after {_number(champion)}",
         STATE: CLAIMED,
     }
     return client.create_model_version(
-        asked["model"], source=f"runs:/{run.info.run_id}/{ARM}", run_id=run.info.run_id, tags=tags,
-        description=asked["description"], await_creation_for=0,
+        request["model"], source=f"runs:/{run.info.run_id}/{ARM}", run_id=run.info.run_id, tags=tags,
+        description=request["description"], await_creation_for=0,
     )  # fmt: skip
 
 
 def _first(client: Any, name: str, mine: Any) -> None:
-    """No, if a lower version makes the same claim and still stands."""
+    """RegistryRefusal, if a lower version makes the same claim and still stands."""
     for other in client.search_model_versions(f"name = '{name}'", max_results=1000):
         if (
             int(other.version) < int(mine.version)
@@ -211,7 +213,9 @@ def _first(client: Any, name: str, mine: Any) -> None:
             and other.tags.get(STATE) == CLAIMED
             and mine.creation_timestamp - other.creation_timestamp < STALE_MS
         ):
-            raise No(f"another promotion came first: version {other.version} claims {mine.tags[CLAIM]}")
+            raise RegistryRefusal(
+                f"another promotion came first: version {other.version} claims {mine.tags[CLAIM]}"
+            )
 
 
 def _number(version: Any) -> str:
@@ -219,48 +223,31 @@ def _number(version: Any) -> str:
 
 
 def _kept(client: Any, name: str, wanted: dict[str, Any]) -> None:
-    """Lost, when the registry does not say of its aliases what was just written."""
+    """IncompleteUpload, when the registry does not say of its aliases what was just written."""
     for alias, version in wanted.items():
         found = _aliased(client, name, alias)
         if _number(found) != ("none" if version is None else str(version)):
-            raise Lost(f"models:/{name}@{alias} is version {_number(found)}, although {version} was written")
+            raise IncompleteUpload(
+                f"models:/{name}@{alias} is version {_number(found)}, although {version} was written"
+            )
 
 
-def main() -> int:
-    """Exit code of the process; see the module."""
-    out = os.fdopen(os.dup(1), "w")  # what a library prints goes to stderr
-    os.dup2(2, 1)
-    asked = json.loads(sys.stdin.read())
-    if hasattr(signal, "alarm"):
-        signal.alarm(int(asked["seconds"]) + 1)
+def _handle(request: Request) -> Reply:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=request["uri"], registry_uri=request["uri"])
     try:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        client = MlflowClient(tracking_uri=asked["uri"], registry_uri=asked["uri"])
-        try:
-            known = client.search_experiments(max_results=1)
-        except MlflowException as error:
-            raise Unreachable(str(error)) from error
-        if not known:  # an empty answer reads as "nothing there", which would be believed of an alias too
-            raise Lost("it names no experiment at all, which MLflow would")
-        answer = ACTS[asked["act"]](client, asked)
-    except No as error:
-        answer = {"refused": str(error)}
-    except Unreachable as error:
-        print(error, file=sys.stderr)
-        return UNREACHABLE
-    except Lost as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Exception as error:  # what a server of another version, or one that lies, makes the client raise
-        traceback.print_exc()
-        print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
-        return 1
-    out.write(json.dumps(answer))
-    out.flush()
-    return 0
+        experiments = client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise Unreachable(str(error)) from error
+    if not experiments:  # an empty answer reads as "nothing there", which would be believed of an alias too
+        raise IncompleteUpload("it names no experiment at all, which MLflow would")
+    try:
+        return ACTS[request["act"]](client, request)
+    except RegistryRefusal as error:
+        return {"refused": str(error)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_handle))

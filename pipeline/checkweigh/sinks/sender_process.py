@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkweigh
-from checkweigh.sinks.mlflow import UNREACHABLE
 from checkweigh.sinks.mlflow_target import Target
+from checkweigh.sinks.sender_main import UNREACHABLE
 
 SECONDS = 60
 LIMIT = "CHECKWEIGH_MLFLOW_SECONDS"  # environment: another limit
@@ -39,56 +39,55 @@ class Delivery:
     text: str
 
 
-def seconds() -> float:
-    """The limit of one attempt."""
-    with suppress(ValueError):
-        return max(1.0, float(os.environ.get(LIMIT, SECONDS)))
-    return SECONDS
-
-
-def deliver(folder: Path, target: Target) -> Delivery:
-    """Send one folder of the outbox to MLflow, for as long as the limit allows."""
-    return run_sender("checkweigh.sinks.mlflow", folder, target, seconds(), lambda out: _where(out, target))
-
-
-def run_sender(
-    module: str, folder: Path, target: Target, limit: float, told: Callable[[bytes], str]
-) -> Delivery:
-    """Let a module send one folder: it reads ``{"uri", "folder", "seconds"}`` from stdin, and exits 0 when all of it
-    has arrived, 75 when nobody answered. ``told`` makes words of what it wrote to stdout."""
-    answer = ask(module, target, {"folder": str(folder)}, limit)
-    text = told(answer.out) if answer.code == 0 else answer.why
-    return Delivery(sent=answer.code == 0, reachable=answer.code not in (None, UNREACHABLE), text=text)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How a module ended: its exit code (None: it was ended at the limit), its stdout, and why in words."""
+class SenderResult:
+    """How a sender ended: its exit code (None: it was ended at the limit), its stdout, and why in words."""
 
     code: int | None
     out: bytes = b""
     why: str = ""
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the receiver answered at all."""
+        return self.code not in (None, UNREACHABLE)
 
-def ask(module: str, target: Target, request: Mapping[str, object], limit: float) -> Answer:
-    """Run a module with a request on its stdin, the address and the limit added, in a process that is ended at it."""
-    own = {"PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1]), "PYTHONWARNINGS": "ignore"}
+
+def mlflow_limit_s() -> float:
+    """Seconds that one attempt to reach MLflow may take."""
+    with suppress(ValueError):
+        return max(1.0, float(os.environ.get(LIMIT, SECONDS)))
+    return SECONDS
+
+
+def run_delivery(
+    module: str, folder: Path, target: Target, limit_s: float, describe: Callable[[bytes], str]
+) -> Delivery:
+    """Let a sender deliver one folder of an outbox. ``describe`` makes words of its stdout when all of it arrived."""
+    result = run_sender(module, target, {"folder": str(folder)}, limit_s)
+    sent = result.code == 0
+    return Delivery(sent=sent, reachable=result.reachable, text=describe(result.out) if sent else result.why)
+
+
+def run_sender(module: str, target: Target, request: Mapping[str, object], limit_s: float) -> SenderResult:
+    """Run a sender (see ``sender_main``) with a request, the address and the limit added; it is ended at the limit."""
+    ours = {"PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1]), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=QUICK | dict(os.environ) | own, start_new_session=True,
+        env=QUICK | dict(os.environ) | ours, start_new_session=True,
     )  # fmt: skip
-    asked = json.dumps({"uri": target.uri, "seconds": limit, **request})
+    document = json.dumps({"uri": target.uri, "seconds": limit_s, **request})
     try:
-        out, err = process.communicate(asked.encode(), timeout=limit)
+        out, err = process.communicate(document.encode(), timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return Answer(code=None, why=f"no answer that could be used in {limit:g} s")
+        return SenderResult(code=None, why=f"no answer that could be used in {limit_s:g} s")
     finally:
         _end(process)
+    if process.returncode == 0:
+        return SenderResult(code=0, out=out)
     lines = err.decode("utf-8", "replace").strip().splitlines() or ["it ended without a word"]
-    return Answer(
-        code=process.returncode, out=out, why="" if process.returncode == 0 else target.scrub(lines[-1])
-    )
+    return SenderResult(code=process.returncode, out=out, why=target.scrub(lines[-1]))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -102,13 +101,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
-
-
-def _where(out: bytes, target: Target) -> str:
-    """Where the run can be looked at."""
-    sent = json.loads(out) if out.strip() else {}
-    if not sent:
-        return f"{target.shown} (already there)"
-    if target.shown.startswith("http"):
-        return f"{target.shown.rstrip('/')}/#/experiments/{sent['experiment']}/runs/{sent['run']}"
-    return f"{target.shown} (run {sent['run']})"

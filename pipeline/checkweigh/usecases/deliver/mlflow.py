@@ -2,111 +2,93 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from checkweigh import report
-from checkweigh.errors import BadInput, CheckweighError
+from checkweigh.errors import BadInput
 from checkweigh.progress import Say
 from checkweigh.records.manifest import Lock
 from checkweigh.report.html.figures import figures
 from checkweigh.sinks import outbox
 from checkweigh.sinks.items_table import TABLE, table
 from checkweigh.sinks.mlflow_content import Finished, bundle, experiment_of
-from checkweigh.sinks.mlflow_target import (
-    INSTALL,
-    OFF,
-    VARIABLE,
-    Target,
-    installed,
-    resolve,
-    scrub,
-)
-from checkweigh.sinks.sender_process import Delivery, deliver
+from checkweigh.sinks.mlflow_target import INSTALL, OFF, VARIABLE, Target, installed, resolve, scrub
+from checkweigh.sinks.outbox import Bundle
+from checkweigh.sinks.sender_process import Delivery, mlflow_limit_s, run_delivery
+from checkweigh.usecases.deliver.delivery import Destination, deliver, send_waiting
 
-LATER = "it waits in the outbox: checkweigh mlflow sync"
 SIGNED = ("attestation.json", "weights.sig")  # if there are any
 MANIFEST, LOCK = "manifest.yaml", "manifest.lock.json"  # of an arm: JSON is YAML
 REPORTS = ("report.html", "summary.md", "junit.xml")
 
 
-def publish(found: Finished, out: Path, target: Target, say: Say) -> None:
-    """Keep a finished gate in the outbox and try to send it. Only ever speaks; never raises.
-
-    Even Ctrl-C: the decision stands, and its exit code with it.
-    """
-    kept = False
-    try:
-        folder = keep(found, out, target, outbox.outbox_root())
-        kept = True
-        say(f"mlflow: sending to {target.shown}")
-        delivery = deliver(folder, target)
-    except (Exception, KeyboardInterrupt) as error:
-        # Whatever is wrong with MLflow, the disk or this code: the gate has decided, and says so with its exit code.
-        said = scrub(f"{type(error).__name__}: {error}".rstrip(": "), target.uri)
-        delivery = Delivery(sent=False, reachable=False, text=said)
-    if delivery.sent:
-        say(f"mlflow: {delivery.text}")
-    else:
-        say(
-            f"mlflow: WARNING: not sent ({delivery.text}); {LATER if kept else 'it could not be kept for later'}"
-        )
+def publish(finished: Finished, out: Path, target: Target, say: Say) -> None:
+    """Keep a finished gate in the outbox and try to send it to MLflow. Only ever speaks; never raises."""
+    deliver(MLFLOW, target, lambda: keep(finished, out, target, outbox.outbox_root()), say)
 
 
-def keep(found: Finished, out: Path, target: Target, root: Path) -> Path:
+def keep(finished: Finished, out: Path, target: Target, root: Path) -> Path:
     """Put a finished gate and all its files into the outbox; the folder."""
-    files = {report.DECISION: report.decision_json(found.decision).encode(), TABLE: table(found.pairs)}
+    files = {report.DECISION: report.decision_json(finished.decision).encode(), TABLE: table(finished.pairs)}
     files |= {name: (out / name).read_bytes() for name in REPORTS}
     files |= {
-        f"plots/{name}.svg": text.encode() for name, text in figures(found.decision, found.pairs).items()
+        f"plots/{name}.svg": text.encode()
+        for name, text in figures(finished.decision, finished.pairs).items()
     }
     files |= {name: (out / name).read_bytes() for name in SIGNED if (out / name).is_file()}
-    for role, arm in found.arms.items():
+    for role, arm in finished.arms.items():
         lock = Lock(name=arm.manifest.name, pins=arm.pins)
         files[f"arms/{role}/{MANIFEST}"] = arm.manifest.model_dump_json(by_alias=True, indent=1).encode()
         files[f"arms/{role}/{LOCK}"] = lock.model_dump_json(by_alias=True, indent=1).encode()
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment_of(found.arms["baseline"].manifest)
-    return outbox.put(bundle(found, target, experiment, sorted(files)), files, root)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment_of(finished.arms["baseline"].manifest)
+    return outbox.put(bundle(finished, target, experiment, sorted(files)), files, root)
 
 
 def sync(option: str | None, say: Say) -> Mapping[str, list[dict[str, str]]]:
     """Send what waits: where it was meant to go, or all of it to ``option``. What was sent and what still waits.
 
-    BadInput when MLflow is not installed or ``option`` is no address. An MLflow that does not answer is asked once.
+    BadInput when MLflow is not installed or ``option`` is no address. An MLflow that does not answer is tried once.
     """
     if not installed():
         raise BadInput(f"mlflow sync: MLflow is not installed here; {INSTALL}")
     if option == OFF:
         raise BadInput("mlflow sync --mlflow: expected an address, found 'none'")
-    own = os.environ.get(VARIABLE)
-    target = resolve(option or (own if own != OFF else None))  # knows what had to be left out of an address
-    sent: list[dict[str, str]] = []
-    left: list[dict[str, str]] = []
-    silent: set[str] = set()
-    for folder in outbox.waiting(outbox.outbox_root()):
-        delivery = _again(folder, target, option is not None, silent)
-        (sent if delivery.sent else left).append({"decision": f"sha256:{folder.name}", "text": delivery.text})
-        say(f"mlflow: {folder.name[:12]} {'sent to' if delivery.sent else 'still waits:'} {delivery.text}")
-    if not sent and not left:
-        say("mlflow: nothing waits")
-    return {"sent": sent, "waiting": left}
+    variable = os.environ.get(VARIABLE)
+    target = resolve(
+        option or (variable if variable != OFF else None)
+    )  # knows what an address had to leave out
 
-
-def _again(folder: Path, target: Target | None, named: bool, silent: set[str]) -> Delivery:
-    """One more attempt, unless its MLflow did not answer a moment ago."""
-    try:
-        waiting = outbox.read(folder)
-    except CheckweighError as error:
-        return Delivery(sent=False, reachable=True, text=scrub(str(error)))
-    if target is None or (not named and waiting.destination != target.shown):
+    def choose(waiting: Bundle) -> Target | str:
+        if target is not None and (option is not None or waiting.destination == target.shown):
+            return target
         if waiting.secret:
-            said = f"{waiting.destination} needs what was left out of its address; name it with --mlflow URI"
-            return Delivery(sent=False, reachable=True, text=said)
-        target = Target(waiting.destination)
-    if target.shown in silent:
-        return Delivery(sent=False, reachable=False, text=f"{target.shown} does not answer")
-    delivery = deliver(folder, target)
-    if not delivery.reachable:
-        silent.add(target.shown)
-    return delivery
+            return f"{waiting.destination} needs what was left out of its address; name it with --mlflow URI"
+        return Target(waiting.destination)
+
+    return send_waiting(MLFLOW, choose, scrub, say)
+
+
+def send(folder: Path, target: Target) -> Delivery:
+    """Send one folder of the outbox to MLflow, for as long as the limit allows."""
+    return run_delivery(
+        "checkweigh.sinks.mlflow", folder, target, mlflow_limit_s(), lambda out: _where(out, target)
+    )
+
+
+def _where(out: bytes, target: Target) -> str:
+    """Where the run can be looked at."""
+    sent = json.loads(out)
+    if not sent:
+        return f"{target.shown} (already there)"
+    if target.shown.startswith("http"):
+        return f"{target.shown.rstrip('/')}/#/experiments/{sent['experiment']}/runs/{sent['run']}"
+    return f"{target.shown} (run {sent['run']})"
+
+
+MLFLOW = Destination(
+    command="mlflow", names="decision", later="it waits in the outbox: checkweigh mlflow sync",
+    parcel=Bundle, root=outbox.outbox_root, send=send, announced=True,
+)  # fmt: skip

@@ -25,9 +25,8 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.manifest import Lock, Manifest
 from checkweigh.records.yaml.document import parse, parse_json
 from checkweigh.report.safe import one_line
-from checkweigh.sinks.mlflow import UNREACHABLE
 from checkweigh.sinks.mlflow_target import INSTALL, Target, installed
-from checkweigh.sinks.sender_process import Answer, ask, seconds
+from checkweigh.sinks.sender_process import SenderResult, mlflow_limit_s, run_sender
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import read_pinned
@@ -228,21 +227,18 @@ def _signed(opened: Any, decision: Decision) -> tuple[Refusal, ...]:
 
 
 def _ask(target: Target, act: str, **request: Any) -> dict[str, Any]:
-    """The registry's answer. RegistryError for anything that is none."""
-    limit = seconds()
-    answer = ask(MODULE, target, {"act": act, **request}, limit)
-    if answer.code == 0:
+    """The registry's reply. RegistryError for anything that is none."""
+    result = run_sender(MODULE, target, {"act": act, **request}, mlflow_limit_s())
+    if result.code == 0:
         try:
-            found = json.loads(answer.out)
-            if isinstance(found, dict):
-                return found
+            reply = json.loads(result.out)
+            if isinstance(reply, dict):
+                return reply
         except ValueError:
             pass
-        answer = Answer(code=1, why="its answer is no answer")
-    silent = answer.code in (None, UNREACHABLE)
-    raise RegistryError(
-        f"{target.shown}: {'does not answer' if silent else 'failed'} ({answer.why}); {_AGAIN[act]}"
-    )
+        result = SenderResult(code=1, why="its answer is no answer")
+    how = "failed" if result.reachable else "does not answer"
+    raise RegistryError(f"{target.shown}: {how} ({result.why}); {_AGAIN[act]}")
 
 
 def _moved(found: dict[str, Any]) -> Moved:
