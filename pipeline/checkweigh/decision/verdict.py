@@ -26,14 +26,13 @@ from checkweigh.decision.compare import EVENTS, margin_of
 from checkweigh.decision.looks import Level, Look, designed
 from checkweigh.decision.wording import sentence
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
-from checkweigh.records.decision import CheckResult, Outcome, Verdict
+from checkweigh.records.decision import MOST_DIFFERING, CheckResult, Outcome, Verdict, prevents_pass
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import FAILURES, Check, Policy
 from checkweigh.stats import holm, items_to_settle
 
 # Raise it with every change of a rule in compare, divergence or here: stored verdicts are then judged again (attempts).
 JUDGING = 1
-MOST_DIFFERING = 0.05  # share of clusters that may differ between arms that pass as identical
 FAILURE_ITEMS = 300  # that the implicit check on failures needs, over all sets (STATISTICS, "Failed items")
 
 
@@ -132,6 +131,7 @@ def _result(
         margin=margin, comparison=comparison, p_adjusted=p_adjusted, information=level.information,
         level=None if check.tier == "advisory" else level.passing, planned=level.items,
         items_to_settle=settle, sentence="",
+        prevents_pass=prevents_pass(check, declared(check, intends), outcome, comparison),
     )  # fmt: skip
     return result.model_copy(update={"sentence": sentence(result)})
 
@@ -187,29 +187,14 @@ def _outcome(
     return "inconclusive"
 
 
-def holds_back(result: CheckResult) -> bool:
-    """Whether this check, as it stands, keeps the gate from passing.
-
-    A supporting check need not pass, but there must have been evidence on which it could.
-    """
-    found = result.comparison
-    unable = isinstance(found, Inestimable) or (isinstance(found, Estimate) and found.low is None)
-    unable = unable or (isinstance(found, Identical) and found.differing_share_upper > MOST_DIFFERING)
-    return result.gating and (
-        result.outcome in ("anomalous", "blocked")
-        or (result.check.tier == "critical" and result.outcome not in ("passed", "warning"))
-        or (result.check.tier == "supporting" and unable)
-    )
-
-
 def _verdict(results: Sequence[CheckResult]) -> tuple[Verdict, tuple[str, ...]]:
     """Step 8."""
     blocked = [r for r in results if r.gating and r.outcome == "blocked"]
     if blocked:
         return Verdict.BLOCK, tuple(r.sentence for r in blocked)
-    open_ = [r for r in results if holds_back(r)]
-    if open_:
-        return Verdict.INCONCLUSIVE, tuple(r.sentence for r in open_)
+    undecided = [r for r in results if r.prevents_pass]
+    if undecided:
+        return Verdict.INCONCLUSIVE, tuple(r.sentence for r in undecided)
     passed = [r for r in results if r.gating and r.check.tier == "critical" and not r.implicit]
     if not passed:
         return Verdict.INCONCLUSIVE, ("no critical check is left to pass: every one is declared by intends",)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from checkweigh.errors import ExitCode
 from checkweigh.records.base import Digest, Record
-from checkweigh.records.comparison import Comparison
+from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.measurement import PairedRun, Provenance, Stage, WorstToken
 from checkweigh.records.policy import Check
 
@@ -34,6 +34,31 @@ class Verdict(StrEnum):
 
 
 Outcome = Literal["passed", "warning", "blocked", "inconclusive", "anomalous"]
+MOST_DIFFERING = 0.05  # share of clusters that may differ between arms that pass as identical
+
+
+def prevents_pass(check: Check, declared: bool, outcome: Outcome, comparison: Comparison) -> bool:
+    """Whether a check with this outcome keeps the gate from passing.
+
+    1. An advisory check, or a change that the manifest declares, never does.
+    2. A blocked check and an implausible gain always do.
+    3. A critical check does unless it passed.
+    4. A supporting check need not pass, but there must be evidence on which it could. It prevents a pass without an
+       estimate, without a lower bound, and where equal outputs on so few clusters leave too many that could differ.
+    """
+    if check.tier == "advisory" or declared:
+        return False
+    if outcome in ("blocked", "anomalous"):
+        return True
+    if check.tier == "critical":
+        return outcome not in ("passed", "warning")
+    match comparison:
+        case Inestimable():
+            return True
+        case Estimate():
+            return comparison.low is None
+        case Identical():
+            return comparison.differing_share_upper > MOST_DIFFERING
 
 
 class CheckResult(Record):
@@ -55,6 +80,20 @@ class CheckResult(Record):
     planned: int | None = Field(default=None, description="items that the last look would have")
     items_to_settle: int | None = None
     sentence: str
+    prevents_pass: bool = Field(
+        default_factory=lambda fields: prevents_pass(
+            fields["check"], fields["declared"], fields["outcome"], fields["comparison"]
+        ),
+        description="the gate cannot pass because of this check; absent in decisions of earlier versions",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A decision without the field is written again without it: waivers and MLflow know it by its digest."""
+        fields: dict[str, Any] = handler(self)
+        if "prevents_pass" not in self.model_fields_set:
+            del fields["prevents_pass"]
+        return fields
 
     @property
     def gating(self) -> bool:

@@ -7,8 +7,8 @@ passed, passed with a warning             passes; the sentence is in system-out
 blocked, gating                           ``<failure type="blocked">``
 inconclusive, critical                    ``<error type="inconclusive">``
 implausible gain, gating                  ``<error type="anomalous">``
-no estimate, supporting                   ``<error type="inconclusive">``: it holds back a pass
-inconclusive, supporting, with estimate   ``<skipped>``: such a check can block but is not needed for a pass
+inconclusive, supporting, prevents a pass ``<error type="inconclusive">``: no evidence on which it could have passed
+inconclusive, supporting, otherwise       ``<skipped>``: such a check can block but is not needed for a pass
 advisory or declared, whatever it says    passes, and system-out says that it gates nothing
 the testcase ``verdict``                  passes for PASS only; failure for BLOCK, else error
 waived later (``waived.suite``)           stays what it is; a property of the suite, and system-out
@@ -71,7 +71,7 @@ def _case(row: view.Row, decision: Decision) -> ET.Element:
         ET.SubElement(case, "system-out").text = gates + body
     elif row.outcome == "blocked":
         _problem(case, "failure", "blocked", row.sentence, body)
-    elif row.holds_back:
+    elif row.result.prevents_pass:
         _problem(case, "error", row.outcome, row.sentence, body)
     else:
         ET.SubElement(case, "skipped", message=one_line(f"{row.word}: {row.sentence}"))

@@ -130,7 +130,7 @@ def _table(decision: Decision) -> Iterator[str]:
     head = f"| check | tier | effect | {bounds} | limit | result | how sure |\n|---|---|---|---|---|---|---|"
     lines = []
     for r in rows:
-        bold = "**" if r.holds_back or (r.gating and r.outcome == "blocked") else ""
+        bold = "**" if r.result.prevents_pass else ""
         cells = [plain(c) for c in (r.id, r.tier, r.effect, r.bounds, r.limit, r.word, r.sure)]
         cells[5] = f"{bold}{cells[5]}{bold}"
         lines.append("| " + " | ".join(cells) + " |")

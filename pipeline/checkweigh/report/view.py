@@ -69,12 +69,6 @@ class Row:
     settle: int | None
     result: CheckResult
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether this check, undecided as it is, keeps the gate from passing."""
-        needed = self.result.check.tier == "critical" or isinstance(self.result.comparison, Inestimable)
-        return self.gating and (self.outcome == "anomalous" or (self.outcome == "inconclusive" and needed))
-
 
 def rows(decision: Decision) -> tuple[Row, ...]:
     """All checks: gating ones first (severest first within a tier), advisory and declared ones last."""
@@ -106,7 +100,7 @@ def deciding(decision: Decision, most: int = 4) -> tuple[Row, ...]:
     """The checks that made the verdict: those blocked, those holding back a pass, or the critical ones."""
     gating = [r for r in rows(decision) if r.gating]
     blocked = [r for r in gating if r.outcome == "blocked"]
-    holding = [r for r in gating if r.holds_back]
+    holding = [r for r in gating if r.result.prevents_pass]
     critical = sorted((r for r in gating if r.tier == "critical"), key=_risk)
     chosen = {Verdict.BLOCK: blocked, Verdict.INCONCLUSIVE: holding, Verdict.PASS: critical}
     return tuple(chosen.get(decision.verdict, [])[:most])
@@ -123,7 +117,9 @@ def settling(decision: Decision) -> tuple[tuple[str, int, int], ...]:
     if decision.verdict is not Verdict.INCONCLUSIVE:
         return ()
     return tuple(
-        (r.id, _pairs(r.result), r.settle) for r in rows(decision) if r.holds_back and r.settle is not None
+        (r.id, _pairs(r.result), r.settle)
+        for r in rows(decision)
+        if r.result.prevents_pass and r.settle is not None
     )
 
 
@@ -206,7 +202,7 @@ def _word(result: CheckResult) -> str:
     words = _WORDS if result.gating else _WORDS_NOT_GATING
     if isinstance(result.comparison, Inestimable) and result.outcome == "inconclusive":
         return "NO ESTIMATE" if result.gating else "no estimate"
-    if result.gating and result.check.tier == "supporting" and result.outcome == "inconclusive":
+    if result.gating and result.outcome == "inconclusive" and not result.prevents_pass:
         return "unclear"
     return words[result.outcome]
 

@@ -40,14 +40,14 @@ def test_how_sure_and_how_much() -> None:
     assert rows["copy-words"].sure == "≤ 4.9% may differ"
     assert rows["memory"].word == "no estimate"
     assert rows["arithmetic"].word == "unclear"
-    assert not rows["arithmetic"].holds_back
+    assert not rows["arithmetic"].result.prevents_pass
 
 
 def test_an_implausible_gain_of_a_supporting_check_holds_back() -> None:
     row = view.row(
         result(check("s", "score", 0.03, tier="supporting"), estimate(0.2, 0.01), "anomalous", "too good")
     )
-    assert row.holds_back
+    assert row.result.prevents_pass
     assert row.word == "IMPLAUSIBLE"
 
 

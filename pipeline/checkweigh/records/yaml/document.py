@@ -163,7 +163,9 @@ def _line(lines: Mapping[Path, int], path: Path) -> int | None:
 
 
 def _echo(item: ErrorDetails, items: list[ErrorDetails]) -> bool:
-    """Whether a list counts as too short only because its members are wrong."""
+    """Whether an error only follows from another: a list too short for its wrong members, a field derived from them."""
+    if item["type"] == "default_factory_not_called":
+        return True
     loc = item["loc"]
     return item["type"] == "too_short" and any(o["loc"][: len(loc)] == loc and o["loc"] != loc for o in items)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from checkweigh.decision.looks import Part
-from checkweigh.decision.verdict import Judgement, holds_back, hypotheses
+from checkweigh.decision.verdict import Judgement, hypotheses
 from checkweigh.progress import Progress
 from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
@@ -148,7 +148,7 @@ class Looking:
         """Whether the time to time has come: nothing else holds back a pass, or this is the last look."""
         others = [r for r in judgement.results if METRICS[r.check.metric].estimator != "blocks"]
         passing = any(r.gating and r.check.tier == "critical" for r in others) and not any(
-            map(holds_back, others)
+            r.prevents_pass for r in others
         )
         return passing or number == self.of
 
