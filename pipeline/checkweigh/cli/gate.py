@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,6 @@ from checkweigh.errors import ExitCode
 
 if TYPE_CHECKING:
     from checkweigh.records.decision import Decision
-    from checkweigh.sinks.mlflow_content import Finished
 
 Mlflow = Annotated[
     str | None,
@@ -72,39 +71,22 @@ def gate(
     as_json: AsJson = False,
 ) -> None:
     """Measure both, compare, decide. Exit 0 pass, 1 block, 2 bad input, 3 inconclusive, 4 broken."""
-    from checkweigh.sinks.mlflow_target import resolve
-    from checkweigh.sinks.webhook_payload import hook
-    from checkweigh.usecases.deliver.mlflow import publish
-    from checkweigh.usecases.deliver.webhook import announce
-    from checkweigh.usecases.gate.inputs import read_inputs, swept
-    from checkweigh.usecases.gate.run import gate as run
-    from checkweigh.usecases.plan import unsettled
-    from checkweigh.usecases.release import registry
-    from checkweigh.usecases.release.attest import sign, signing_key
+    from checkweigh.usecases.run_gate import GateRequest, run_gate
 
     out = out or Path("runs") / candidate.stem
-    target, receiver = resolve(mlflow), hook(notify)
-    key = signing_key(attest)
-    finished: list[Finished] = []
-    notes: tuple[str, ...] = ()
-    if registry.is_registered(baseline):
-        baseline, note = registry.baseline(baseline, target)
-        notes = (note,)
-        say(note)
-    with bars() as bar:
-        inputs = replace(read_inputs(baseline, candidate, policy, bar.update), notes=notes)
-        if sweep:
-            inputs = swept(inputs, policy)
-        for line in unsettled(inputs):
-            say(f"warning: this gate may not settle: {line}")
-        decision = run(inputs, out, bar.update, tell=finished.append, again=again)
-    show(decision, out, as_json)
-    signed = sign(decision, inputs.candidate, out, key, say)
-    if receiver is not None:
-        announce(decision, receiver, say)
-    if target is not None:
-        publish(finished[0], out, target, say)
-    raise typer.Exit(decision.exit_code if signed else ExitCode.BROKEN)
+    request = GateRequest(
+        baseline=baseline, candidate=candidate, policy=policy, out=out, mlflow=mlflow, notify=notify, attest=attest,
+        sweep=sweep, again=again,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        bar = stack.enter_context(bars())
+
+        def show_verdict(decision: Decision) -> None:
+            stack.close()  # no bar is drawn over it
+            show(decision, out, as_json)
+
+        outcome = run_gate(request, bar.update, say, show_verdict)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -175,15 +157,13 @@ def report(
 ) -> None:
     """Show a stored decision again; the exit code is the gate's."""
     from checkweigh.report.safe import one_line
-    from checkweigh.usecases.read_decision import read_decision
-    from checkweigh.usecases.release.attest import waiver_said
+    from checkweigh.usecases.release.waive import read_stored_verdict
 
-    decision = read_decision(run)
-    waived = waiver_said(run, decision)
-    show(decision, run if run.is_dir() else run.parent, as_json, waived)
-    if waived:
-        say(one_line(waived, 2500))
-    raise typer.Exit(decision.exit_code)
+    stored = read_stored_verdict(run)
+    show(stored.decision, stored.folder, as_json, stored.waiver)
+    if stored.waiver:
+        say(one_line(stored.waiver, 2500))
+    raise typer.Exit(stored.decision.exit_code)
 
 
 @app.command()
@@ -193,7 +173,7 @@ def schema(
     """Print the JSON Schema of a document, for editors."""
     import json
 
-    from checkweigh.usecases.read_decision import json_schema
+    from checkweigh.usecases.schema import json_schema
 
     print(json.dumps(json_schema(kind), indent=2))
 

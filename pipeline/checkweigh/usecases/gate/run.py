@@ -13,7 +13,7 @@ not what is served) is raised, and leaves no decision.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,15 +25,14 @@ from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
 from checkweigh.files import full
 from checkweigh.measure import host_facts
-from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.progress import Progress
 from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
-from checkweigh.sinks.mlflow_content import ArmEvidence, Finished
+from checkweigh.report.worst_items import ItemPair
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.undeclared import changes
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm import ArmRun
-from checkweigh.usecases.gate.inputs import Inputs, read_inputs
+from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.item_pairs import item_pairs
 from checkweigh.usecases.gate.ledger import Try, attempt, taken
 from checkweigh.usecases.gate.look_loop import Looking
@@ -44,44 +43,35 @@ from checkweigh.usecases.gate.note_servers import served, swapping
 from checkweigh.usecases.gate.note_speculation import acceptance, forks
 from checkweigh.usecases.gate.note_vocabulary import units
 from checkweigh.usecases.gate.time_arms import short_tails
-from checkweigh.usecases.read_decision import measured
-
-__all__ = ["Inputs", "gate", "read_inputs"]
+from checkweigh.usecases.read_decision import read_measurements
 
 OUTPUTS = (  # decision.json is the report package's to remove
     "attestation.json", "waiver.json", "weights.sig", "junit.xml", "summary.md", "report.html",
 )  # fmt: skip
 
 
-def _nobody(found: Finished) -> None:
-    """Nobody else is told."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class GateResult:
     """What a gate came to: the decision, what it rests on, and whether the ledger is to keep it.
 
-    ``first``: the decision as it was when it was reached, where this one repeats it.
+    ``first``: the decision as it was when it was reached, where this one repeats it. ``pairs``: items of both arms side
+    by side, as the reports show them.
     """
 
     decision: Decision
     evidence: Evidence
     final: bool
     first: Decision | None = None
+    pairs: Sequence[ItemPair] = ()
 
 
 def gate(
-    inputs: Inputs,
-    out: Path,
-    progress: Progress,
-    timeouts: Timeouts | None = None,
-    tell: Callable[[Finished], None] = _nobody,
-    *,
-    again: bool = False,
-) -> Decision:
+    inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None = None, *, again: bool = False
+) -> GateResult:
     """Measure, compare, decide; writes decision.json, report.html, junit.xml and summary.md below ``out``.
 
-    ``tell`` hears of the finished gate when all of that is written. ``again``: as for ``attempts.attempt``.
+    ``again``: as for ``ledger.attempt``. Raises BadInput when ``out`` cannot be written, when ``again`` has nothing to
+    repeat, and for what only a running engine shows; StoreError when ``out`` is on a full disk.
     """
     started = host_facts.now()
     _clear(out)
@@ -98,23 +88,11 @@ def gate(
             looking = Looking(inputs, runs, progress)
             judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
             decision = _decision(looking, judgement, started, None)
-            result = Result(decision=decision, evidence=nothing(inputs), final=False)
-        return _publish(inputs, result, out, tell)
-
-
-def _publish(inputs: Inputs, result: Result, out: Path, tell: Callable[[Finished], None]) -> Decision:
-    decision, records = result.decision, result.evidence.records
-    pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
-    report.write_all(decision, pairs, out)
-    resolved = {"baseline": inputs.baseline, "candidate": inputs.candidate}
-    arms = {
-        str(role): ArmEvidence(
-            manifest=resolved[role].manifest, pins=resolved[role].pins, records=records[role]
-        )
-        for role in ARMS
-    }
-    tell(Finished(decision=result.first or decision, arms=arms, evalsets=inputs.evalsets, pairs=pairs))
-    return decision
+            result = GateResult(decision=decision, evidence=nothing(inputs), final=False)
+        records = result.evidence.records
+        pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
+        report.write_all(result.decision, pairs, out)
+        return replace(result, pairs=pairs)
 
 
 def _clear(out: Path) -> None:
@@ -144,23 +122,23 @@ def _runs(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | No
     }  # fmt: skip
 
 
-def _stored(inputs: Inputs, mine: Try) -> Result:
+def _stored(inputs: Inputs, mine: Try) -> GateResult:
     """The verdict that the same digests had, with what is still there of its evidence."""
     decision = mine.stored
     assert decision is not None
     label = mine.label(decision.provenance.ended, first=decision.record_digest())
-    records, lost = measured(Store(cache_root() / "store"), decision)
+    records, lost = read_measurements(Store(cache_root() / "store"), decision)
     notes = (*decision.notes, f"no longer in the store: {', '.join(lost)}") if lost else decision.notes
     stages = tuple(stage.model_copy(update={"stored": True}) for stage in decision.stages)
     decision = decision.model_copy(update={"attempt": label, "notes": notes, "stages": stages})
-    return Result(
+    return GateResult(
         decision=decision, evidence=replace(nothing(inputs), records=records), final=True, first=mine.stored
     )
 
 
 def _decided(
     inputs: Inputs, runs: Mapping[str, ArmRun], mine: Try, progress: Progress, started: str
-) -> Result:
+) -> GateResult:
     """Measure and look, as this try; ERROR and a full clock are nothing that the ledger keeps."""
     inputs = replace(inputs, policy=inputs.policy.model_copy(update={"attempts": mine.entry.of}))
     looking = Looking(
@@ -169,7 +147,7 @@ def _decided(
     if mine.refused:
         judgement = Judgement(Verdict.INCONCLUSIVE, (mine.refused,), ())
         decision = _decision(looking, judgement, started, mine)
-        return Result(decision=decision, evidence=looking.evidence, final=False)
+        return GateResult(decision=decision, evidence=looking.evidence, final=False)
     if mine.entry.number > 1 or mine.earlier:
         progress(f"attempt {mine.entry.number} of {mine.entry.of}; {'; '.join(mine.earlier)}", 0, 0)
     mine.begin()
@@ -184,7 +162,7 @@ def _decided(
     except (Broken, OSError) as error:
         judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
     decision = _decision(looking, judgement, started, mine)
-    return Result(
+    return GateResult(
         decision=decision, evidence=looking.evidence, final=final and judgement.verdict is not Verdict.ERROR
     )
 

@@ -81,7 +81,7 @@ def run(
         bench.folder / "gates/test.yaml",
         quiet,
     )
-    return gate(inputs, bench.out, quiet, timeouts)
+    return gate(inputs, bench.out, quiet, timeouts).decision
 
 
 def test_a_hanging_candidate_is_unservable_and_a_hanging_baseline_an_error(bench: GateBench) -> None:
