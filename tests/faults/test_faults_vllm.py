@@ -16,8 +16,7 @@ from tests.faults.test_faults_engine import one, pid, restarts, streams
 from tests.integration.test_vllm_engine import installed
 
 from checkweigh.engines.http.client import Client
-from checkweigh.engines.vllm.engine import require_cold
-from checkweigh.engines.vllm.report import read_telemetry
+from checkweigh.engines.vllm.server_metrics import read_telemetry, require_cold
 from checkweigh.errors import BadInput
 from checkweigh.guard.supervision.launch_plan import vllm_plan
 

@@ -31,7 +31,7 @@ from checkweigh.engines.http.client import (
     StreamRequest,
 )
 from checkweigh.engines.protocol import Telemetry
-from checkweigh.engines.vllm.engine import require_cold
+from checkweigh.engines.vllm.server_metrics import require_cold
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
 from checkweigh.measure.block_metrics import block_values, failures, unlike

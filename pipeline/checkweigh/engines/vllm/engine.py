@@ -60,8 +60,8 @@ from checkweigh.engines.vllm.report import (
     Report,
     mismatches,
     read_report,
-    read_telemetry,
 )
+from checkweigh.engines.vllm.server_metrics import read_telemetry, require_cold
 from checkweigh.engines.vllm.server_process import Server, free_port, memory_of
 from checkweigh.envs.capabilities import ask
 from checkweigh.envs.locations import require
@@ -83,9 +83,6 @@ T = TypeVar("T")
 PORTS = 3  # tries: somebody else may take the port between the look and the start
 WARM_LENGTHS = (6, 48, 160, 400)
 WARM_TOGETHER = 4
-WARMEST = (
-    0.01  # share of looked-up tokens found in the prefix cache, above which timed requests were not cold
-)
 _TIMEOUTS = Timeouts()
 
 
@@ -408,16 +405,6 @@ class VllmEngine:
             self._identity = None if server is not None else self._identity
             with suppress(RuntimeError):  # the loop of an interrupted call
                 self._stack.close()
-
-
-def require_cold(before: Telemetry, after: Telemetry) -> None:
-    """BadInput when timed requests found their prompts in the prefix cache, although each had a salt of its own."""
-    asked, found = after.cache_queries - before.cache_queries, after.cache_hits - before.cache_hits
-    if asked > 0 and found > WARMEST * asked:
-        raise BadInput(
-            f"the prefix cache knew {found / asked:.0%} of the timed prompts ({found} of {asked} tokens) although each "
-            "has a salt of its own: its times would say nothing; set engine.args.prefix_caching: false"
-        )
 
 
 def end_ids(spec: EngineSpec) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkweigh.engines.protocol import Telemetry
+from checkweigh.engines.vllm.server_metrics import read_cache_settings
 from checkweigh.errors import EngineError, Problem
 from checkweigh.records.manifest import Draft, Eagle3, Manifest, VllmArgs
 
@@ -19,9 +19,6 @@ CONFIG = re.compile(r"Initializing a V1 LLM engine \(v([^)]*)\) with config: (.*
 CORES = re.compile(r"local_rank=\d+, core ids=\[([\d, ]*)\]")
 CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")  # all that versions before the metric say of it
 OVERRIDDEN = re.compile(r"[Dd]efault (?:vLLM )?sampling parameters have been overridden.*")
-SAMPLE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? ([-+.\deE]+|NaN|\+Inf)$", re.MULTILINE)
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +48,7 @@ def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: 
         longest, name, number = int(model["max_model_len"]), str(model["id"]), str(version["version"])
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError("the server does not report its version and model", cause=repr(error)) from error
-    cache = labels_of(metrics, "vllm:cache_config_info")
+    cache = read_cache_settings(metrics)
     settings = {
         "enforce_eager": _field(said, "enforce_eager"),
         "kv_cache_dtype": _field(said, "kv_cache_dtype"),
@@ -115,34 +112,6 @@ def mismatches(manifest: Manifest, report: Report) -> list[Problem]:
         found = f"{report.kv_tokens} (the server says)"
         problems.append(Problem(file=manifest.name, line=None, path="engine", expected=expected, found=found))
     return problems
-
-
-def read_telemetry(metrics: str) -> Telemetry:
-    """Counters since the server started. EngineError: they are not there."""
-    totals: dict[str, float] = {}
-    for name, _, value in SAMPLE.findall(metrics):
-        totals[name] = totals.get(name, 0.0) + float(value)
-    if "vllm:prompt_tokens_total" not in totals:
-        raise EngineError("the server has no metrics of its own", cause="vllm:prompt_tokens_total is missing")
-
-    def total(name: str) -> int:
-        return int(totals.get(f"vllm:{name}_total", 0))
-
-    return Telemetry(
-        prompt_tokens=total("prompt_tokens"), generated_tokens=total("generation_tokens"),
-        preemptions=total("num_preemptions"), cache_queries=total("prefix_cache_queries"),
-        cache_hits=total("prefix_cache_hits"), drafts=total("spec_decode_num_drafts"),
-        drafted=total("spec_decode_num_draft_tokens"), accepted=total("spec_decode_num_accepted_tokens"),
-        kv_use=totals.get("vllm:kv_cache_usage_perc", 0.0),
-    )  # fmt: skip
-
-
-def labels_of(metrics: str, name: str) -> dict[str, str]:
-    """The labels of an info metric; empty when it is not there."""
-    for found, labels, _ in SAMPLE.findall(metrics):
-        if found == name:
-            return dict(LABEL.findall(labels))
-    return {}
 
 
 def _method(said: str) -> str:

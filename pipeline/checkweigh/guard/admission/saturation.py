@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from checkweigh.engines.vllm.server_metrics import Scrape
 from checkweigh.guard.guard_policy import Memory as MemoryLimits
 from checkweigh.guard.guard_policy import Saturation as SaturationLimits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scrape:
-    """One reading of the engine's /metrics. ``steps`` and ``tokens`` only grow while the process lives."""
-
-    at: float
-    kv: float  # share of the cache in use
-    running: float
-    waiting: float
-    steps: float  # engine iterations: the heartbeat
-    tokens: float  # generated
-    hits: float = 0.0  # of the prefix cache, in tokens
-    queries: float = 0.0
-    kv_tokens: int | None = None  # what the cache holds, where the engine says
 
 
 class Saturation:

@@ -388,7 +388,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from tests.unit.engines.vllm.test_vllm import HELLO, QUICK, make
-from checkweigh.engines.vllm import VllmEngine
+from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.engines.protocol import GenerateRequest
 environment, model, log, where = sys.argv[1:]
 spec = make(Path(environment), Path(model))

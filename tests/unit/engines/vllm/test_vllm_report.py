@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.engines.vllm.test_server_metrics import METRICS
 from tests.unit.engines.vllm.test_vllm import make
 
 from checkweigh.engines.vllm.command import command, unable, variables
-from checkweigh.engines.vllm.engine import require_cold
 from checkweigh.engines.vllm.memory import cache_bytes
-from checkweigh.engines.vllm.report import mismatches, read_report, read_telemetry
+from checkweigh.engines.vllm.report import mismatches, read_report
 from checkweigh.envs.capabilities import Abilities
-from checkweigh.errors import BadInput, EngineError
+from checkweigh.errors import EngineError
 
 LOG = (
     "(EngineCore pid=16034) INFO 11-25 07:32:18 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
@@ -26,22 +26,6 @@ LOG = (
     "seed=0, enable_prefix_caching=True, enable_chunked_prefill=True, pooler_config=None\n"
     "(EngineCore pid=16034) INFO 11-25 07:32:18 [ompmultiprocessing.py:185] \tlocal_rank=0, core ids=[0, 1]\n"
 )
-METRICS = """# HELP vllm:num_preemptions_total Cumulative number of preemptions from the engine.
-# TYPE vllm:num_preemptions_total counter
-vllm:num_preemptions_total{engine="0",model_name="m"} 3.0
-vllm:num_preemptions_created{engine="0",model_name="m"} 1.795591953103923e+09
-vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
-vllm:prompt_tokens_total{engine="0",model_name="m"} 2104.0
-vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 2104.0
-vllm:generation_tokens_total{engine="0",model_name="m"} 16.0
-vllm:prefix_cache_queries_total{engine="0",model_name="m"} 2089.0
-vllm:prefix_cache_hits_total{engine="0",model_name="m"} 128.0
-vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 10.0
-vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 40.0
-vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 1.2e+01
-vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 8.0
-vllm:cache_config_info{block_size="128",cache_dtype="auto",kv_cache_memory_bytes="1073741824",kv_cache_size_tokens="46592",swap="a\\"b"} 1.0
-"""  # noqa: E501
 VERSION, MODELS = {"version": "0.32.0+cpu"}, {"data": [{"id": "tiny", "max_model_len": 2048}]}
 ABILITIES = Abilities(
     version="9.9.0", quantizations=("awq", "fp8"), options=("watermark",), speculative=("ngram", "eagle3")
@@ -92,20 +76,6 @@ def test_a_server_that_does_not_say_what_it_is(version: Any, models: Any, log: s
         read_report(version, models, METRICS, log)
 
 
-def test_counters_are_read() -> None:
-    found = read_telemetry(METRICS)
-    assert (found.prompt_tokens, found.generated_tokens, found.preemptions, found.kv_use) == (
-        2104,
-        16,
-        3,
-        0.25,
-    )
-    assert (found.cache_queries, found.cache_hits) == (2089, 128)
-    assert (found.drafts, found.drafted, found.accepted) == (10, 40, 12)
-    with pytest.raises(EngineError, match="no metrics of its own"):
-        read_telemetry("up 1\n")
-
-
 def test_all_differences_at_once(tmp_path: Path) -> None:
     manifest = make(tmp_path, tmp_path, engine={"threads": 3, "args": {"block_size": 16}}).manifest
     found = {problem.path for problem in mismatches(manifest, read_report(VERSION, MODELS, METRICS, LOG))}
@@ -115,18 +85,6 @@ def test_all_differences_at_once(tmp_path: Path) -> None:
         "engine.speculative",
         "engine.threads",
     }
-
-
-def test_a_warm_cache_while_timing_is_refused() -> None:
-    cold = read_telemetry(METRICS)
-    require_cold(cold, cold)
-    require_cold(
-        cold, replace(cold, cache_queries=cold.cache_queries + 1000, cache_hits=cold.cache_hits + 10)
-    )
-    with pytest.raises(BadInput, match=r"2% of the timed prompts \(20 of 1000"):
-        require_cold(
-            cold, replace(cold, cache_queries=cold.cache_queries + 1000, cache_hits=cold.cache_hits + 20)
-        )
 
 
 def test_every_setting_reaches_the_command_line(tmp_path: Path) -> None:

@@ -6,11 +6,8 @@ import math
 import random
 from pathlib import Path
 
-import pytest
-
-from checkweigh.engines.mock.mock_metrics import Metrics
-from checkweigh.guard import scrape
-from checkweigh.guard.admission.saturation import Memory, Saturation, Scrape
+from checkweigh.engines.vllm.server_metrics import Scrape
+from checkweigh.guard.admission.saturation import Memory, Saturation
 from checkweigh.guard.guard_policy import Memory as MemoryLimits
 from checkweigh.guard.guard_policy import Saturation as Limits
 from checkweigh.guard.guard_policy import Supervision
@@ -86,28 +83,6 @@ def test_the_free_share_is_the_lesser_of_the_host_and_a_containers_limit(tmp_pat
         (tmp_path / f"memory.{name}").write_text(f"{size}\n")
     (tmp_path / "memory.stat").write_text("inactive_file 1024\n")
     assert Host(tmp_path).read().free_share == 2048 / (8 << 20)
-
-
-def test_metrics_of_the_mock_are_read_and_missing_ones_are_an_error() -> None:
-    metrics = Metrics("m", 5000)
-    metrics.kv.set(0.25)
-    metrics.waiting.set(3)
-    metrics.iterations.observe(4)
-    metrics.generation_tokens.inc(4)
-    found = scrape.read(metrics.text(), 7.0)
-    assert (found.at, found.kv, found.waiting, found.steps, found.tokens, found.kv_tokens) == (
-        7.0,
-        0.25,
-        3,
-        1,
-        4,
-        5000,
-    )
-    with pytest.raises(ValueError, match="no num_requests_running"):
-        scrape.read(b"", 0.0)
-    metrics.kv.set(math.nan)
-    with pytest.raises(ValueError, match="KV usage"):
-        scrape.read(metrics.text(), 0.0)
 
 
 def test_a_watch_suspects_silence_with_work_inside_and_not_a_long_prompt() -> None:
