@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from checkweigh.errors import ExitCode, HostBusy, StoreError
-from checkweigh.files import lock, write_atomic
+from checkweigh.files import lock, read_sealed, write_atomic, write_sealed
 
 HOLD = (
     "import sys, time; from pathlib import Path; from checkweigh.files import lock\n"
@@ -59,6 +59,36 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             write_atomic(path, b"data")
         assert caught.value.exit_code is ExitCode.BROKEN
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "full", "x"]
+
+
+BODY = {"key": "sha256:ab", "rows": [1, 2.5, None], "text": "é \u202e"}
+
+
+def test_a_sealed_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_sealed(path, BODY)
+    assert read_sealed(path) == BODY
+    assert path.read_text().startswith('{"digest":"sha256:'), "the digest first, then the body"
+
+
+def test_a_sealed_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_sealed(path, BODY)
+    whole = path.read_text()
+    path.write_text(whole.replace("2.5", "2.4"))
+    with pytest.raises(ValueError, match="it is not the file that was written"):
+        read_sealed(path)
+    path.write_text(whole[:-5])
+    with pytest.raises(ValueError):  # noqa: PT011  (whatever the JSON parser says of half a file)
+        read_sealed(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '"x"', '{"body": 3}'])
+def test_other_json_is_no_sealed_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="it has no digest and body"):
+        read_sealed(path)
 
 
 def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
