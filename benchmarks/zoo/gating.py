@@ -40,7 +40,7 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import find_evalset, load_evalset, roots
 from checkweigh.sources.pin import read_pinned, verify
 from checkweigh.store import Store
-from checkweigh.usecases.read_decision import measured, read_decision
+from checkweigh.usecases.read_decision import read_decision, read_measurements
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the user's cache: what is fetched, converted and installed.
@@ -358,7 +358,7 @@ def _checkweigh(specimen: Specimen, arguments: list[str], environment: Mapping[s
 
 def _keep_items(specimen: Specimen, decision: Decision, zoo: Zoo, home: Path, folder: Path) -> None:
     """What both arms measured, item by item, for the peers: a row for each metric on each choice of sets."""
-    records, _ = measured(Store(home / "store"), decision)
+    records, _ = read_measurements(Store(home / "store"), decision)
     rows: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     for check in read_policy(zoo.policy).checks:
         if (check.metric, check.evalset) in rows:

@@ -15,7 +15,7 @@ from tests.conftest import WriteManifest
 from checkweigh import __version__
 from checkweigh.cli import main
 from checkweigh.cli.bars import Bars
-from checkweigh.usecases.read_decision import DOCUMENTS
+from checkweigh.usecases.schema import DOCUMENTS
 
 HEAVY = ("torch", "transformers", "datasets", "scipy.stats", "statsmodels", "bitsandbytes", "mlflow")
 Capture = pytest.CaptureFixture[str]

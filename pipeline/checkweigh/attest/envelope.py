@@ -15,7 +15,7 @@ from checkweigh.records.attestation import PAYLOAD, Statement
 from checkweigh.records.base import Record
 from checkweigh.records.yaml.document import load_json, parse_json
 
-MOST = 4_000_000  # bytes of an envelope
+MAX_ENVELOPE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,8 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """What an envelope holds, and everything that is wrong with the envelope itself."""
+class OpenedEnvelope:
+    """The statement in an envelope, as far as it could be read, and everything wrong with the envelope itself."""
 
     statement: Statement | None
     refusals: tuple[Refusal, ...]
@@ -57,7 +57,7 @@ def seal(statement: Statement, key: PrivateKey) -> bytes:
     return data
 
 
-def unseal(data: bytes, key: Any) -> Opened:
+def unseal(data: bytes, key: Any) -> OpenedEnvelope:
     """Open an envelope.
 
     1. It must be a DSSE envelope of in-toto JSON.
@@ -69,13 +69,12 @@ def unseal(data: bytes, key: Any) -> Opened:
 
     wrong: list[Refusal] = []
     try:
-        if len(data) > MOST:
+        if len(data) > MAX_ENVELOPE_BYTES:
             raise ValueError
-        found = _strict(data)
-        envelope = Envelope.from_dict(found)
+        envelope = Envelope.from_dict(_strict_object(data))
     except Exception:  # hostile bytes: whatever they make a parser raise, they are no envelope
         refusal = Refusal(code="envelope", text="expected a DSSE envelope, found something else")
-        return Opened(statement=None, refusals=(refusal,))
+        return OpenedEnvelope(statement=None, refusals=(refusal,))
     if envelope.payload_type != PAYLOAD:
         text = f"expected payload type {PAYLOAD}, found {str(envelope.payload_type)[:80]!r}"
         wrong.append(Refusal(code="payload-type", text=text))
@@ -92,22 +91,22 @@ def unseal(data: bytes, key: Any) -> Opened:
             text = "the signature does not hold: the content or the signature was changed"
             wrong.append(Refusal(code="signature", text=text))
     statement = _read(Statement, envelope.payload, "statement", wrong)
-    return Opened(statement=statement, refusals=tuple(wrong))
+    return OpenedEnvelope(statement=statement, refusals=tuple(wrong))
 
 
-def _strict(data: bytes) -> dict[str, Any]:
-    """The envelope's object, with the exact keys of one and base64 that decodes to one thing only."""
-    found = load_json(data, "envelope")
-    if not isinstance(found, dict) or set(found) != {"payload", "payloadType", "signatures"}:
+def _strict_object(data: bytes) -> dict[str, Any]:
+    """The JSON object of an envelope: exactly its three keys, and base64 that decodes in one way only."""
+    value = load_json(data, "envelope")
+    if not isinstance(value, dict) or set(value) != {"payload", "payloadType", "signatures"}:
         raise ValueError
-    if not isinstance(found["payloadType"], str) or not isinstance(found["signatures"], list):
+    if not isinstance(value["payloadType"], str) or not isinstance(value["signatures"], list):
         raise ValueError
-    for text in (found["payload"], *(signature["sig"] for signature in found["signatures"])):
+    for text in (value["payload"], *(signature["sig"] for signature in value["signatures"])):
         try:
             base64.b64decode(text, validate=True)
         except binascii.Error as error:
             raise ValueError from error
-    return found
+    return value
 
 
 def _read(model: type[Statement], data: bytes, what: str, wrong: list[Refusal]) -> Statement | None:
@@ -118,11 +117,11 @@ def _read(model: type[Statement], data: bytes, what: str, wrong: list[Refusal]) 
         return None
 
 
-def peek(data: bytes) -> bytes:
-    """The payload of an envelope, unverified: to be shown, never to be believed. ValueError when there is none."""
-    if len(data) > MOST:
+def read_unverified(data: bytes) -> bytes:
+    """The payload of an envelope, to be shown and never to be trusted. Raises ValueError when there is none."""
+    if len(data) > MAX_ENVELOPE_BYTES:
         raise ValueError("more than an envelope")
-    return base64.b64decode(_strict(data)["payload"])
+    return base64.b64decode(_strict_object(data)["payload"])
 
 
 def read_part(model: type[Record], value: Any, what: str) -> Any:

@@ -12,7 +12,7 @@ PASSPHRASE = "CHECKWEIGH_KEY_PASSPHRASE"  # environment: of an encrypted key, or
 PASSPHRASE_FILE = "CHECKWEIGH_KEY_PASSPHRASE_FILE"  # a file that holds it
 INSTALL = "pip install 'checkweigh[attest]'"
 KINDS = "an ed25519 or ECDSA (P-256, P-384, P-521) key in PEM"
-MOST = 65_536
+MAX_PEM_BYTES = 65_536
 
 
 class PrivateKey:
@@ -40,10 +40,10 @@ class PrivateKey:
 
 def private_key(where: str) -> PrivateKey:
     """The private key in a PEM file, or in the environment's variable of ``env:NAME``. BadInput says what is wrong."""
-    _needed()
+    _require_libraries()
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    pem, shown = _pem(where), f"--attest {where}"
+    pem, shown = _read_pem(where), f"--attest {where}"
     secret = _passphrase()
     if b"PUBLIC KEY" in pem:
         raise BadInput(f"{shown}: expected a private key, found a public one")
@@ -59,21 +59,21 @@ def private_key(where: str) -> PrivateKey:
     except Exception as error:
         raise BadInput(f"{shown}: expected {KINDS} ({type(error).__name__})") from None
     try:
-        found = PrivateKey(key, pem, secret if b"ENCRYPTED" in pem else None)
+        private = PrivateKey(key, pem, secret if b"ENCRYPTED" in pem else None)
     except ValueError:
-        found = None
-    if found is None or found.signer.public_key.keytype not in ("ed25519", "ecdsa"):
+        private = None
+    if private is None or private.signer.public_key.keytype not in ("ed25519", "ecdsa"):
         raise BadInput(f"{shown}: expected {KINDS}, found a key of another kind")
-    return found
+    return private
 
 
 def public_key(path: Path) -> Any:
     """securesystemslib's key of a PEM file. BadInput when it is none; a private key is refused."""
-    _needed()
+    _require_libraries()
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.signer import SSlibKey
 
-    pem = _file(path, f"--key {path}")
+    pem = _read_file(path, f"--key {path}")
     if b"PRIVATE KEY" in pem:
         raise BadInput(
             f"--key {path}: expected a public key, found a private one, which no verifier should hold"
@@ -87,7 +87,7 @@ def public_key(path: Path) -> Any:
     return key
 
 
-def _needed() -> None:
+def _require_libraries() -> None:
     try:
         import cryptography  # noqa: F401
         import securesystemslib  # noqa: F401
@@ -95,19 +95,19 @@ def _needed() -> None:
         raise BadInput(f"signatures need securesystemslib, which is not installed: {INSTALL}") from None
 
 
-def _pem(where: str) -> bytes:
+def _read_pem(where: str) -> bytes:
     if not where.startswith("env:"):
-        return _file(Path(where), f"--attest {where}")
-    found = os.environ.get(where.removeprefix("env:"), "")
-    if not found:
+        return _read_file(Path(where), f"--attest {where}")
+    text = os.environ.get(where.removeprefix("env:"), "")
+    if not text:
         raise BadInput(f"--attest {where}: expected a PEM key in that variable, found nothing")
-    return found.encode()
+    return text.encode()
 
 
-def _file(path: Path, shown: str) -> bytes:
+def _read_file(path: Path, shown: str) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MOST)
+            return file.read(MAX_PEM_BYTES)
     except OSError as error:
         raise BadInput(f"{shown}: expected a file with a PEM key ({error.strerror})") from None
 
@@ -116,5 +116,5 @@ def _passphrase() -> bytes | None:
     if value := os.environ.get(PASSPHRASE):
         return value.encode()
     if file := os.environ.get(PASSPHRASE_FILE):
-        return _file(Path(file), PASSPHRASE_FILE).rstrip(b"\r\n")
+        return _read_file(Path(file), PASSPHRASE_FILE).rstrip(b"\r\n")
     return None

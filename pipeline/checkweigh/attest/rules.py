@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from checkweigh.attest.envelope import Opened, Refusal, read_part
+from checkweigh.attest.envelope import OpenedEnvelope, Refusal, read_part
 from checkweigh.canonical import short
 from checkweigh.errors import BadDocument
 from checkweigh.records.attestation import (
@@ -33,25 +33,25 @@ SKEW = timedelta(minutes=5)  # clocks of two machines may differ by so much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What an attestation must be about. ``files_wrong`` are differences between the pins and the files."""
+class Requirements:
+    """What an attestation must be about. ``file_differences``: where the files differ from the pins, in words."""
 
     pins: Pins
     policy: Policy
     now: datetime
     max_age: timedelta
-    files_wrong: Sequence[str] = ()
+    file_differences: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Read:
-    """A predicate, as far as it could be read, and what is wrong with it."""
+class ReadPredicate:
+    """The attested part of a statement, as far as it could be read, and every reason to refuse it."""
 
     attested: Attested | None
     refusals: tuple[Refusal, ...]
 
 
-def read(opened: Opened) -> Read:
+def read_attested(opened: OpenedEnvelope) -> ReadPredicate:
     """The attested part of an opened envelope: types first, then what stands in it."""
     wrong = list(opened.refusals)
     attested = None
@@ -59,13 +59,13 @@ def read(opened: Opened) -> Read:
         wrong += _types(opened.statement, TEST_RESULT)
         if opened.statement.predicate_type == TEST_RESULT:
             attested = _predicate(opened.statement, wrong)
-    return Read(attested=attested, refusals=tuple(wrong))
+    return ReadPredicate(attested=attested, refusals=tuple(wrong))
 
 
-def judge(
-    opened: Opened, expected: Expected, waiver: Waiver | None
+def admission_refusals(
+    opened: OpenedEnvelope, expected: Requirements, waiver: Waiver | None
 ) -> tuple[Attested | None, tuple[Refusal, ...]]:
-    """Every reason not to admit; none means that these bytes passed that policy, lately.
+    """The attested part and every reason not to admit it; none means that these bytes passed that policy, lately.
 
     1. Envelope, key, signature; statement and predicate types; our schema.
     2. The files are what the pins say, and the subjects are exactly these pins.
@@ -73,9 +73,9 @@ def judge(
     4. The verdict is a pass that does not contradict itself, or a waiver of this very decision is at hand.
     5. It is not too old, and not from the future.
     """
-    found = read(opened)
+    found = read_attested(opened)
     wrong = list(found.refusals)
-    wrong += [Refusal(code="files", text=text) for text in expected.files_wrong]
+    wrong += [Refusal(code="files", text=text) for text in expected.file_differences]
     if opened.statement is not None:
         wrong += _subjects(opened.statement.subject, subjects(expected.pins))
     if (attested := found.attested) is not None:
@@ -86,7 +86,7 @@ def judge(
 
 
 def waiver_refusals(
-    opened: Opened, attested: Attested | None, pins: Pins, policy: str, now: datetime
+    opened: OpenedEnvelope, attested: Attested | None, pins: Pins, policy: str, now: datetime
 ) -> tuple[Waiver | None, tuple[Refusal, ...]]:
     """A waiver that holds for this decision, candidate and policy now, or every reason why there is none."""
     wrong = [Refusal(code=f"waiver-{r.code}", text=r.text) for r in opened.refusals]
@@ -151,7 +151,7 @@ def _digest(digest: Mapping[str, str]) -> str:
     return ", ".join(f"{kind[:40]} {value[:12]}" for kind, value in sorted(digest.items()))
 
 
-def _about(attested: Attested, expected: Expected) -> Iterator[Refusal]:
+def _about(attested: Attested, expected: Requirements) -> Iterator[Refusal]:
     pins, policy = expected.pins, expected.policy
     if attested.candidate.pins != pins.record_digest():
         text = f"the verdict is on pins {short(attested.candidate.pins)}, these are {short(pins.record_digest())}"
@@ -206,9 +206,9 @@ def _waiver(
     waiver: Waiver, attested: Attested | None, pins: str, policy: str, now: datetime
 ) -> Iterator[Refusal]:
     """What keeps a waiver from holding here and now."""
-    for what, said, is_ in (("candidate", waiver.candidate, pins), ("policy", waiver.policy, policy)):
-        if said != is_:
-            text = f"it waives {what} {short(said)}, this is {short(is_)}"
+    for what, claimed, actual in (("candidate", waiver.candidate, pins), ("policy", waiver.policy, policy)):
+        if claimed != actual:
+            text = f"it waives {what} {short(claimed)}, this is {short(actual)}"
             yield Refusal(code=f"waiver-{what}", text=text)
     if attested is None or waiver.decision != attested.decision or waiver.verdict is not attested.verdict:
         yield Refusal(code="waiver-decision", text=f"it waives another decision ({short(waiver.decision)})")
@@ -231,16 +231,21 @@ def _time(text: str) -> datetime | None:
     return None if found.tzinfo is None else found
 
 
-def of_gate(opened: Opened, decision: str, pins: str, policy: str) -> tuple[Refusal, ...]:
-    """Every reason why an envelope is not the signed pass of one decision: for who has no files to compare."""
-    found = read(opened)
+def signed_pass_refusals(
+    opened: OpenedEnvelope, decision: str, pins: str, policy: str
+) -> tuple[Refusal, ...]:
+    """Every reason why an envelope is not the signed pass of one decision. Files are not compared.
+
+    ``decision``, ``pins`` and ``policy`` are digests.
+    """
+    found = read_attested(opened)
     wrong = list(found.refusals)
     if (attested := found.attested) is not None:
-        for what, said, is_ in (
+        for what, claimed, actual in (
             ("decision", attested.decision, decision), ("candidate", attested.candidate.pins, pins),
             ("policy", attested.policy, policy),
         ):  # fmt: skip
-            if said != is_:
-                wrong.append(Refusal(code=what, text=f"signed was {short(said)}, this is {short(is_)}"))
+            if claimed != actual:
+                wrong.append(Refusal(code=what, text=f"signed was {short(claimed)}, this is {short(actual)}"))
         wrong += _verdict(attested, None)
     return tuple(wrong)

@@ -30,7 +30,7 @@ from checkweigh.records.manifest import Pins
 from checkweigh.report import view
 
 
-def of_decision(decision: Decision, pins: Pins, weights_signature: str | None = None) -> Statement:
+def decision_statement(decision: Decision, pins: Pins, weights_signature: str | None = None) -> Statement:
     """The statement of a finished gate. SigningError for one that broke, or that is about other pins."""
     if decision.verdict is Verdict.ERROR:
         raise SigningError("the gate broke: there is no verdict to sign")
@@ -43,7 +43,7 @@ def of_decision(decision: Decision, pins: Pins, weights_signature: str | None = 
     )  # fmt: skip
 
 
-def of_waiver(waiver: Waiver, pins: Pins) -> Statement:
+def waiver_statement(waiver: Waiver, pins: Pins) -> Statement:
     """The statement of a waiver, about the same subjects as the verdict that it sets aside."""
     return Statement(
         type_=STATEMENT, subject=subjects(pins), predicate_type=WAIVER,
@@ -68,13 +68,13 @@ def _predicate(decision: Decision, weights_signature: str | None) -> TestResult:
 
 
 def _attested(decision: Decision, weights_signature: str | None) -> Attested:
-    made = decision.provenance
+    provenance = decision.provenance
     return Attested(
         verdict=decision.verdict, decision=decision.record_digest(),
         baseline=_arm(decision.baseline), candidate=_arm(decision.candidate),
         policy=decision.policy, policy_name=decision.policy_name, evalsets=decision.evalsets,
-        tool=Tool(version=made.tool, digest=tool_digest(), commit=made.commit, dirty=made.dirty),
-        hardware=made.hardware, started=made.started, ended=made.ended,
+        tool=Tool(version=provenance.tool, digest=tool_digest(), commit=provenance.commit, dirty=provenance.dirty),
+        hardware=provenance.hardware, started=provenance.started, ended=provenance.ended,
         checks=tuple(_check(result) for result in decision.checks),
         notes=view.notes(decision), weights_signature=weights_signature,
     )  # fmt: skip

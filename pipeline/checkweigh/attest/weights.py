@@ -13,7 +13,7 @@ from checkweigh.errors import SigningError
 SIGNATURE = "weights.sig"
 
 
-def sign(folder: Path, target: Path, key: PrivateKey) -> None:
+def sign_weights(folder: Path, target: Path, key: PrivateKey) -> None:
     """Sign every file below ``folder`` into ``target``. SigningError when that cannot be done."""
     try:
         import model_signing
@@ -27,7 +27,7 @@ def sign(folder: Path, target: Path, key: PrivateKey) -> None:
         raise SigningError(f"{folder}: the weights could not be signed ({type(error).__name__})") from None
 
 
-def verify(folder: Path, signature: Path, key: Path) -> str:
+def verify_weights(folder: Path, signature: Path, key: Path) -> str:
     """Why the signature does not hold for what is in ``folder`` now; empty when it does."""
     try:
         import model_signing
@@ -37,8 +37,8 @@ def verify(folder: Path, signature: Path, key: Path) -> str:
     except FileNotFoundError:
         return f"{signature}: no such file"
     except Exception as error:  # a bundle is hostile text: whatever it does to the parser, it is not accepted
-        said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        return f"the model signature does not hold ({said})"
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return f"the model signature does not hold ({reason})"
     return ""
 
 

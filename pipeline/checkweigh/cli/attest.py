@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from checkweigh.cli.common import AsJson, ManifestPath, PolicyPath, app, bars, say
 from checkweigh.cli.gate import Mlflow, Notify
+
+if TYPE_CHECKING:
+    from checkweigh.records.attestation import Waiver
 
 PublicKey = Annotated[
     Path, typer.Option("--key", metavar="K", envvar="CHECKWEIGH_PUBLIC_KEY", help="PEM of the public key")
@@ -53,12 +56,12 @@ def admit(
         waiver=waiver, waiver_key=waiver_key, weights_signature=weights_signature,
     )  # fmt: skip
     with bars() as bar:
-        found = run(manifest, proof, bar.update)
+        admission = run(manifest, proof, bar.update)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
-    for line in found.lines(manifest):
+        print(json.dumps(admission.as_json(), indent=2))
+    for line in admission.lines(manifest):
         say(line)
-    raise typer.Exit(found.exit_code)
+    raise typer.Exit(admission.exit_code)
 
 
 @app.command()
@@ -74,23 +77,16 @@ def waive(
     as_json: AsJson = False,
 ) -> None:
     """Sign an expiring waiver of a verdict, visible in every output. The verdict stays what it is."""
-    from checkweigh.attest.keys import private_key
-    from checkweigh.sinks.mlflow_target import resolve
-    from checkweigh.sinks.webhook_payload import WaiverNotice, hook
-    from checkweigh.usecases.deliver.webhook import announce
     from checkweigh.usecases.durations import duration
-    from checkweigh.usecases.read_decision import read_decision
-    from checkweigh.usecases.release.attest import WAIVER
-    from checkweigh.usecases.release.attest import waive as sign
-    from checkweigh.usecases.release.registry import show_waiver
+    from checkweigh.usecases.release.waive import WaiverRequest
+    from checkweigh.usecases.release.waive import waive as sign
 
-    receiver, target = hook(notify), resolve(mlflow)
-    made = sign(run, manifest, reason, owner, duration("--expires", expires), private_key(key))
-    if as_json:
-        print(made.model_dump_json(indent=2, by_alias=True))
-    say(f"{made.sentence()}: {(run if run.is_dir() else run.parent) / WAIVER}")
-    if receiver is not None:
-        told = WaiverNotice(owner=made.owner, reason=made.reason, expires=made.expires)
-        announce(read_decision(run), receiver, say, told)
-    if target is not None:
-        show_waiver(made, target, say)
+    def show(waiver: Waiver) -> None:
+        if as_json:
+            print(waiver.model_dump_json(indent=2, by_alias=True))
+
+    request = WaiverRequest(
+        run=run, manifest=manifest, reason=reason, owner=owner, lifetime=duration("--expires", expires), key=key,
+        notify=notify, mlflow=mlflow,
+    )  # fmt: skip
+    sign(request, say, show)

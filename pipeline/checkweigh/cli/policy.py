@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from checkweigh.cli.common import AsJson, app, say
-from checkweigh.errors import ExitCode
 
 policies = typer.Typer(help="Policies: what a change of one lets through.", no_args_is_help=True)
 app.add_typer(policies, name="policy")
@@ -22,17 +21,14 @@ def policy_diff(
 ) -> None:
     """List everything that got looser. Exit 1 unless each carries a because that is newer than the change."""
     import json
-    from dataclasses import asdict
 
-    from checkweigh.decision.policy_diff import loosenings
-    from checkweigh.sources.documents import read_policy
+    from checkweigh.usecases.policy_change import policy_change
 
-    found = loosenings(read_policy(old), read_policy(new))
+    change = policy_change(old, new)
     if as_json:
-        print(json.dumps([asdict(line) for line in found], indent=2))
-    for line in found:
-        reason = "with a new reason" if line.excused else "WITHOUT a new reason (because)"
-        say(f"looser: {line.path}: {line.old} -> {line.new}, {reason}")
-    if not found:
+        print(json.dumps(change.as_json(), indent=2))
+    for line in change.lines():
+        say(f"looser: {line}")
+    if not change.loosenings:
         say("nothing got looser")
-    raise typer.Exit(ExitCode.PASS if all(line.excused for line in found) else ExitCode.BLOCK)
+    raise typer.Exit(change.exit_code)

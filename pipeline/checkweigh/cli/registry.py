@@ -11,17 +11,17 @@ from checkweigh.cli.common import AsJson, PolicyPath, app, say
 from checkweigh.cli.gate import Mlflow
 
 if TYPE_CHECKING:
-    from checkweigh.usecases.release.registry import Moved
+    from checkweigh.usecases.release.registry import AliasMove
 
-Model = Annotated[str, typer.Option("--model", metavar="NAME", help="the registered model")]
-Alias = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="the alias that is served")]
+ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="the registered model")]
+AliasName = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="the alias that is served")]
 
 
 @app.command()
 def promote(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a gate that passed")],
-    model: Model,
-    alias: Alias = "champion",
+    model: ModelName,
+    alias: AliasName = "champion",
     policy: PolicyPath = Path("gates/default.yaml"),
     first: Annotated[
         bool, typer.Option("--first", help="the first release: there is no champion yet")
@@ -37,29 +37,30 @@ def promote(
 ) -> None:
     """Register the candidate and move the alias, on a pass against the champion. Exit 0 moved, 1 refused, 4 broken."""
     from checkweigh.sinks.mlflow_target import resolve
-    from checkweigh.usecases.release.registry import place
     from checkweigh.usecases.release.registry import promote as move
+    from checkweigh.usecases.release.registry import registry_target
 
-    _tell(move(run, policy, place(resolve(mlflow), model, alias), first=first, key=key), as_json)
+    where = registry_target(resolve(mlflow), model, alias)
+    _show_move(move(run, policy, where, first=first, key=key), as_json)
 
 
 @app.command()
 def rollback(
-    model: Model,
-    alias: Alias = "champion",
+    model: ModelName,
+    alias: AliasName = "champion",
     reason: Annotated[str, typer.Option(help="kept with the version that is rolled back")] = "",
     mlflow: Mlflow = None,
     as_json: AsJson = False,
 ) -> None:
     """Move the alias back to the version before. Exit 0 moved, 1 there is none, 4 broken."""
     from checkweigh.sinks.mlflow_target import resolve
-    from checkweigh.usecases.release.registry import place
+    from checkweigh.usecases.release.registry import registry_target
     from checkweigh.usecases.release.registry import rollback as move
 
-    _tell(move(place(resolve(mlflow), model, alias), reason), as_json)
+    _show_move(move(registry_target(resolve(mlflow), model, alias), reason), as_json)
 
 
-def _tell(moved: Moved, as_json: bool) -> None:
+def _show_move(moved: AliasMove, as_json: bool) -> None:
     import json
 
     if as_json:

@@ -1,35 +1,20 @@
-"""What is read back: decisions of earlier gates, and the schemas of all documents."""
+"""A stored decision, read back, and the measurements that it was made from."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from checkweigh.decision.looks import merged
 from checkweigh.errors import BadInput
-from checkweigh.guard.guard_policy import GuardPolicy
-from checkweigh.records.base import Record
 from checkweigh.records.decision import Decision
-from checkweigh.records.evalset import Card
-from checkweigh.records.manifest import Lock, Manifest
 from checkweigh.records.measurement import MeasurementSet
-from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse_json
 from checkweigh.store import Store
 
-DOCUMENTS: dict[str, type[Record]] = {
-    "manifest": Manifest,
-    "policy": Policy,
-    "evalset": Card,
-    "lock": Lock,
-    "decision": Decision,
-    "guard": GuardPolicy,
-}
-
 
 def read_decision(run: Path) -> Decision:
-    """The decision of a gate's directory. BadInput when there is none, or it is damaged."""
+    """The decision in a gate's directory, or in the file ``run``. Raises BadInput when it is absent or damaged."""
     path = run / "decision.json" if run.is_dir() else run
     try:
         data = path.read_bytes()
@@ -40,12 +25,20 @@ def read_decision(run: Path) -> Decision:
     return parse_json(Decision, data, str(path))
 
 
-def measured(
+def decision_folder(run: Path) -> Path:
+    """The directory of a gate that is named by itself or by its ``decision.json``."""
+    return run if run.is_dir() else run.parent
+
+
+def read_measurements(
     store: Store, decision: Decision
 ) -> tuple[dict[str, dict[str, MeasurementSet]], tuple[str, ...]]:
-    """Role -> set -> the measurements that a decision names, and those that are gone. StoreError for a damaged one."""
+    """Role -> set -> the measurements that a decision names; and a name for each one that the store lost.
+
+    Raises StoreError for a damaged measurement.
+    """
     arms = {"baseline": decision.baseline, "candidate": decision.candidate, "anchor": decision.anchor}
-    found: dict[str, dict[str, MeasurementSet]] = {}
+    by_role: dict[str, dict[str, MeasurementSet]] = {}
     lost = []
     for role, arm in arms.items():
         parts: dict[str, list[MeasurementSet]] = defaultdict(list)
@@ -54,12 +47,5 @@ def measured(
                 parts[place.partition("@")[0]].append(store.read_digest(digest))
             else:
                 lost.append(f"{place} on the {role}")
-        found[role] = {name: merged(records) for name, records in parts.items()}
-    return found, tuple(lost)
-
-
-def json_schema(kind: str) -> dict[str, Any]:
-    """JSON Schema (2020-12) of one kind of document."""
-    if kind not in DOCUMENTS:
-        raise BadInput(f"schema: expected one of {', '.join(DOCUMENTS)}, found '{kind}'")
-    return DOCUMENTS[kind].model_json_schema(by_alias=True)
+        by_role[role] = {name: merged(records) for name, records in parts.items()}
+    return by_role, tuple(lost)

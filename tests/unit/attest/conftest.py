@@ -17,14 +17,14 @@ from tests.unit.report import sample
 
 from checkweigh.attest.envelope import seal
 from checkweigh.attest.keys import private_key
-from checkweigh.attest.statement import of_decision
+from checkweigh.attest.statement import decision_statement
 from checkweigh.records.attestation import Statement
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
 from checkweigh.report import write_all
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import pin, verify
-from checkweigh.usecases.release.admit import Admission, Proof, admit
+from checkweigh.usecases.release.admit import AdmissionDecision, Proof, admit
 from checkweigh.usecases.release.attest import attest
 
 
@@ -69,7 +69,7 @@ class Door:
 
     def sealed(self, change: Callable[[dict[str, Any]], None], key: Path | None = None) -> None:
         """Sign again, honestly, a statement that was changed: what a builder with the key could forge."""
-        statement = of_decision(self.decision(), verify(self.manifest).pins).model_dump(
+        statement = decision_statement(self.decision(), verify(self.manifest).pins).model_dump(
             mode="json", by_alias=True
         )
         change(statement)
@@ -87,7 +87,7 @@ class Door:
         fields = {"attestation": self.attestation, "key": self.public, "policy": self.policy}
         return Proof(**(fields | changes))
 
-    def admit(self, now: datetime | None = None, **changes: Any) -> Admission:
+    def admit(self, now: datetime | None = None, **changes: Any) -> AdmissionDecision:
         return admit(self.manifest, self.proof(**changes), now=now)
 
     def codes(self, now: datetime | None = None, **changes: Any) -> set[str]:

@@ -17,7 +17,7 @@ from checkweigh.errors import BadInput
 from checkweigh.records.decision import Verdict
 from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sinks.sender_process import LIMIT
-from checkweigh.usecases.release.registry import baseline, place
+from checkweigh.usecases.release.registry import registered_baseline, registry_target
 
 ABSENT = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"}'
 
@@ -111,11 +111,11 @@ def test_a_signature_of_another_policy_is_listed_with_the_rest(
 @pytest.mark.parametrize("alias", ["v1", "latest", "previous", "Champion", "", "a b"])
 def test_an_alias_that_is_none(alias: str) -> None:
     with pytest.raises(BadInput, match="--alias"):
-        place(Target("http://host"), "m", alias)
+        registry_target(Target("http://host"), "m", alias)
 
 
 def test_a_registry_must_be_named() -> None:
     with pytest.raises(BadInput, match="--mlflow"):
-        place(None, "m", "champion")
+        registry_target(None, "m", "champion")
     with pytest.raises(BadInput, match="--mlflow"):
-        baseline(Path("models:/m@champion"), None)
+        registered_baseline(Path("models:/m@champion"), None)

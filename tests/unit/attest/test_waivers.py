@@ -16,7 +16,7 @@ from tests.unit.attest.conftest import Door
 
 from checkweigh.attest.envelope import seal
 from checkweigh.attest.keys import private_key
-from checkweigh.attest.statement import of_waiver
+from checkweigh.attest.statement import waiver_statement
 from checkweigh.cli import main
 from checkweigh.errors import BadInput, ExitCode
 from checkweigh.records.attestation import Waiver
@@ -24,7 +24,7 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report.pull_request import Outcome, Run
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.ci import run as ci
-from checkweigh.usecases.release.attest import waive
+from checkweigh.usecases.release.waive import sign_waiver
 
 DAY = timedelta(days=1)
 REASON = "customers are down; <script>alert(1)</script> **bold** @octocat"
@@ -37,10 +37,10 @@ def blocked(door: Door) -> Decision:
 
 def written(door: Door, **changes: Any) -> Waiver:
     fields: dict[str, Any] = {
-        "run": door.out, "manifest": door.manifest, "reason": REASON, "owner": "Ann", "lasts": DAY,
+        "run": door.out, "manifest": door.manifest, "reason": REASON, "owner": "Ann", "lifetime": DAY,
         "key": private_key(str(door.private)),
     }  # fmt: skip
-    return waive(**(fields | changes))
+    return sign_waiver(**(fields | changes))
 
 
 def codes(door: Door, now: datetime | None = None, **changes: Any) -> set[str]:
@@ -176,7 +176,7 @@ def forged(**changes: Any) -> Callable[[Door], set[str]]:
 
     def forge(door: Door) -> set[str]:
         made = written(door).model_copy(update=changes)
-        data = seal(of_waiver(made, verify(door.manifest).pins), private_key(str(door.private)))
+        data = seal(waiver_statement(made, verify(door.manifest).pins), private_key(str(door.private)))
         (door.out / "waiver.json").write_bytes(data)
         return codes(door)
 
@@ -263,7 +263,7 @@ def test_there_must_be_something_to_waive(door: Door, verdict: Verdict) -> None:
     ("changes", "said"),
     [
         ({"reason": "short"}, "--reason"), ({"reason": "two lines\nof reasons here"}, "--reason"),
-        ({"owner": ""}, "--owner"), ({"lasts": timedelta(days=91)}, "--expires"),
+        ({"owner": ""}, "--owner"), ({"lifetime": timedelta(days=91)}, "--expires"),
     ],
 )  # fmt: skip
 def test_a_waiver_needs_a_reason_an_owner_and_an_end(door: Door, changes: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from checkweigh.errors import BadInput
 from checkweigh.records.yaml.document import _inner
-from checkweigh.usecases.read_decision import DOCUMENTS, json_schema
+from checkweigh.usecases.schema import DOCUMENTS, json_schema
 
 
 def models(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[type[BaseModel]]:

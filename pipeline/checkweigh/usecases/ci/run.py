@@ -22,7 +22,6 @@ from pathlib import Path
 
 import checkweigh
 from checkweigh import report
-from checkweigh.decision.policy_diff import loosenings
 from checkweigh.errors import BadInput, CheckweighError, ExitCode, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Progress, Say
@@ -32,6 +31,7 @@ from checkweigh.sources.pin import lock_path, pin, verify
 from checkweigh.sources.repository.git import repository
 from checkweigh.usecases.ci.changes import Change, Changed, changed
 from checkweigh.usecases.evalset_check import check_evalset
+from checkweigh.usecases.policy_change import compare_policies
 from checkweigh.usecases.read_decision import read_decision
 
 GATES = "gates"
@@ -205,18 +205,15 @@ def _policy(found: Changed, change: Change) -> Outcome:
         return _outcome(
             change, ExitCode.INCONCLUSIVE, "as it was it cannot be read", found.trees.told(str(error))
         )
-    lines = loosenings(old, new)
-    if not lines:
+    looser = compare_policies(old, new)
+    if not looser.loosenings:
         return _outcome(change, ExitCode.PASS, "nothing got looser")
-    told = "\n".join(
-        f"{line.path}: {line.old} -> {line.new}"
-        + (", with a new reason" if line.excused else ", WITHOUT a new reason (because)")
-        for line in lines
-    )
-    bare = sum(not line.excused for line in lines)
-    if bare:
-        return _outcome(change, ExitCode.BLOCK, f"looser in {bare} places without a new reason", told)
-    return _outcome(change, ExitCode.PASS, f"looser in {len(lines)} places, each with a new reason", told)
+    listed = "\n".join(looser.lines())
+    if looser.unexplained:
+        text = f"looser in {looser.unexplained} places without a new reason"
+        return _outcome(change, ExitCode.BLOCK, text, listed)
+    text = f"looser in {len(looser.loosenings)} places, each with a new reason"
+    return _outcome(change, ExitCode.PASS, text, listed)
 
 
 def _evalset(found: Changed, change: Change, progress: Progress) -> Outcome:

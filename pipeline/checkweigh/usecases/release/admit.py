@@ -9,24 +9,24 @@ from typing import Any
 
 from checkweigh import canonical
 from checkweigh.attest import weights
-from checkweigh.attest.envelope import MOST, Refusal, unseal
+from checkweigh.attest.envelope import MAX_ENVELOPE_BYTES, Refusal, unseal
 from checkweigh.attest.keys import public_key
-from checkweigh.attest.rules import Expected, judge, read, waiver_refusals
+from checkweigh.attest.rules import Requirements, admission_refusals, read_attested, waiver_refusals
 from checkweigh.errors import BadInput, ExitCode, PinMismatch
-from checkweigh.progress import Progress
+from checkweigh.progress import Progress, no_progress
 from checkweigh.records.attestation import Attested, Waiver
 from checkweigh.records.manifest import Pins
 from checkweigh.records.policy import Policy
 from checkweigh.report.safe import one_line
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.pin import quiet, read_pinned, verify_bytes
+from checkweigh.sources.pin import read_pinned, verify_bytes
 
 MAX_AGE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What is shown at the door. ``weights_signature``: weights.sig beside the attestation if it is not named."""
+    """What is presented for admission. ``weights_signature``: weights.sig beside the attestation if it is not named."""
 
     attestation: Path
     key: Path
@@ -38,8 +38,8 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """The answer. Admitted only without any refusal; ``notes`` must be shown either way."""
+class AdmissionDecision:
+    """Whether these bytes may be served: only without any refusal. ``notes`` must be shown either way."""
 
     refusals: tuple[Refusal, ...]
     attested: Attested | None
@@ -77,7 +77,9 @@ class Admission:
         }
 
 
-def admit(manifest: Path, proof: Proof, progress: Progress = quiet, now: datetime | None = None) -> Admission:
+def admit(
+    manifest: Path, proof: Proof, progress: Progress = no_progress, now: datetime | None = None
+) -> AdmissionDecision:
     """Verify a manifest, its files and its attestation against key and policy, as of ``now`` (the clock's).
 
     1. Read what the operator names: key, policy, manifest and lock. BadInput when one of them is not sound.
@@ -88,20 +90,20 @@ def admit(manifest: Path, proof: Proof, progress: Progress = quiet, now: datetim
     now = now or datetime.now(UTC)
     key, policy = public_key(proof.key), read_policy(proof.policy)
     _, lock = read_pinned(manifest)
-    folder, files_wrong = _files(manifest, progress)
-    opened = unseal(_bytes(proof.attestation, "--attestation"), key)
-    before = read(opened).attested
-    waiver, waiver_wrong = _waiver(proof, key, before, lock.pins, policy, now)
-    expected = Expected(
-        pins=lock.pins, policy=policy, now=now, max_age=proof.max_age, files_wrong=files_wrong
+    folder, file_differences = _verify_files(manifest, progress)
+    envelope = unseal(_bytes(proof.attestation, "--attestation"), key)
+    claimed = read_attested(envelope).attested
+    waiver, waiver_wrong = _waiver(proof, key, claimed, lock.pins, policy, now)
+    requirements = Requirements(
+        pins=lock.pins, policy=policy, now=now, max_age=proof.max_age, file_differences=file_differences
     )
-    attested, wrong = judge(opened, expected, waiver)
-    signature = () if attested is None else _signature(attested, folder, proof)
+    attested, refusals = admission_refusals(envelope, requirements, waiver)
+    signature = () if attested is None else _signature_refusals(attested, folder, proof)
     notes = () if attested is None else attested.notes
     if waiver is not None:
         notes = (waiver.sentence(), *notes)
-    return Admission(
-        refusals=wrong + waiver_wrong + signature,
+    return AdmissionDecision(
+        refusals=refusals + waiver_wrong + signature,
         attested=attested,
         waiver=waiver,
         pins=lock.pins,
@@ -109,7 +111,8 @@ def admit(manifest: Path, proof: Proof, progress: Progress = quiet, now: datetim
     )
 
 
-def _files(manifest: Path, progress: Progress) -> tuple[Path | None, tuple[str, ...]]:
+def _verify_files(manifest: Path, progress: Progress) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder of the weights, or None and every difference between the files and the lock."""
     try:
         folder, _ = verify_bytes(manifest, progress)
     except PinMismatch as error:
@@ -124,11 +127,11 @@ def _waiver(
         return None, ()
     if proof.waiver_key is not None:
         key = public_key(proof.waiver_key)
-    opened = unseal(_bytes(proof.waiver, "--waiver"), key)
-    return waiver_refusals(opened, attested, pins, policy.record_digest(), now)
+    envelope = unseal(_bytes(proof.waiver, "--waiver"), key)
+    return waiver_refusals(envelope, attested, pins, policy.record_digest(), now)
 
 
-def _signature(attested: Attested, folder: Path | None, proof: Proof) -> tuple[Refusal, ...]:
+def _signature_refusals(attested: Attested, folder: Path | None, proof: Proof) -> tuple[Refusal, ...]:
     """The model signature that the attestation names must be there, be that one, and hold for the directory."""
     if attested.weights_signature is None:
         return ()
@@ -141,13 +144,13 @@ def _signature(attested: Attested, folder: Path | None, proof: Proof) -> tuple[R
         return (Refusal(code="weights-signature", text=f"{path}: another one than was attested"),)
     if folder is None:
         return ()  # the files are refused already
-    why = weights.verify(folder, path, proof.key)
+    why = weights.verify_weights(folder, path, proof.key)
     return (Refusal(code="weights-signature", text=why),) if why else ()
 
 
 def _bytes(path: Path, option: str) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MOST + 1)
+            return file.read(MAX_ENVELOPE_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{option} {path}: expected a file that can be read ({error.strerror})") from None

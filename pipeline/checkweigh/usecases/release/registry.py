@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh import canonical
-from checkweigh.attest.envelope import MOST, Refusal, unseal
+from checkweigh.attest.envelope import MAX_ENVELOPE_BYTES, unseal
 from checkweigh.attest.keys import public_key
-from checkweigh.attest.rules import of_gate
+from checkweigh.attest.rules import signed_pass_refusals
 from checkweigh.errors import BadInput, CheckweighError, ExitCode, RegistryError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Say
@@ -30,7 +30,7 @@ from checkweigh.sinks.sender_process import SenderResult, mlflow_limit_s, run_se
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import read_pinned
-from checkweigh.usecases.read_decision import read_decision
+from checkweigh.usecases.read_decision import decision_folder, read_decision
 from checkweigh.usecases.release.attest import ATTESTATION
 
 MODULE = "checkweigh.sinks.registry"
@@ -47,8 +47,8 @@ MODELS = re.compile(rf"models:/+({NAME})(?:@({ALIAS})|/([1-9][0-9]{{0,8}}))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
-    """What came of a promotion or a rollback: moved, or every reason why not."""
+class AliasMove:
+    """The result of a promotion or a rollback: the alias's version, or every reason why it did not move."""
 
     refusals: tuple[str, ...] = ()
     version: str = ""
@@ -65,16 +65,16 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """A registered model and the alias that is moved."""
+class RegistryTarget:
+    """A registered model in a registry, and the alias that is moved."""
 
     target: Target
     model: str
     alias: str
 
 
-def place(target: Target | None, model: str, alias: str) -> Where:
-    """Where to promote. BadInput when the names or the registry are none."""
+def registry_target(target: Target | None, model: str, alias: str) -> RegistryTarget:
+    """The model and alias to move. Raises BadInput for names that a registry refuses, or without a registry."""
     if target is None:
         raise BadInput("--mlflow: expected the address of a model registry, found none")
     if not installed("sqlalchemy"):
@@ -84,19 +84,24 @@ def place(target: Target | None, model: str, alias: str) -> Where:
     if not re.fullmatch(ALIAS, alias):
         wanted = "a lower-case word other than previous, latest and v1, v2, ..."
         raise BadInput(f"--alias: expected {wanted}, found {alias[:100]!r}")
-    return Where(target=target, model=model, alias=alias)
+    return RegistryTarget(target=target, model=model, alias=alias)
 
 
-def promote(run: Path, policy: Path, where: Where, *, first: bool = False, key: Path | None = None) -> Moved:
+def promote(
+    run: Path, policy: Path, where: RegistryTarget, *, first: bool = False, key: Path | None = None
+) -> AliasMove:
     """Register a run's candidate and move the alias, only on a pass of that policy against the champion.
 
     1. Here: the verdict, the policy, and with a key the signature of just this decision. All refusals at once.
     2. In the registry: that the champion is the gate's baseline, one promotion at a time (sinks.registry).
     """
     decision = read_decision(run)
-    refusals = (*_unfit(decision, policy), *(_unsigned(run, decision, key) if key else ()))
+    refusals = (
+        *_verdict_refusals(decision, policy),
+        *(_signature_refusals(run, decision, key) if key else ()),
+    )
     if refusals:
-        return Moved(refusals=refusals)
+        return AliasMove(refusals=refusals)
     candidate = decision.candidate
     tags = {
         "pins": candidate.pins, "manifest": candidate.manifest, "name": candidate.name,
@@ -104,16 +109,16 @@ def promote(run: Path, policy: Path, where: Where, *, first: bool = False, key: 
         "signed": "yes" if key else "no",
     }  # fmt: skip
     text = f"{candidate.name}: {decision.verdict.value} against {decision.baseline.name} by {decision.policy_name}"
-    return _moved(
+    return _alias_move(
         _ask(where.target, "promote", model=where.model, alias=where.alias, first=first, tags=tags,
              decision=decision.reached, baseline=decision.baseline.pins, description=one_line(text))
     )  # fmt: skip
 
 
-def rollback(where: Where, reason: str) -> Moved:
+def rollback(where: RegistryTarget, reason: str) -> AliasMove:
     """Move the alias back to the version that was there before."""
-    said = one_line(reason, 1000)
-    return _moved(_ask(where.target, "rollback", model=where.model, alias=where.alias, reason=said))
+    kept = one_line(reason, 1000)
+    return _alias_move(_ask(where.target, "rollback", model=where.model, alias=where.alias, reason=kept))
 
 
 def is_registered(source: Path) -> bool:
@@ -121,8 +126,8 @@ def is_registered(source: Path) -> bool:
     return str(source).startswith("models:/")
 
 
-def baseline(source: Path, target: Target | None) -> tuple[Path, str]:
-    """The manifest of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` as of now, and what to say of it.
+def registered_baseline(source: Path, target: Target | None) -> tuple[Path, str]:
+    """The manifest of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` as of now, and a note that names its version.
 
     It is put below CHECKWEIGH_HOME with its lock; ``verify`` then holds both against the files. A manifest in
     ``manifests/`` with the very same pins is used in its place: its relative paths lead somewhere.
@@ -131,13 +136,13 @@ def baseline(source: Path, target: Target | None) -> tuple[Path, str]:
     named = MODELS.fullmatch(shown)
     if named is None:
         raise BadInput(f"{shown[:200]}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    place(target, named[1], named[2] or "champion")
+    registry_target(target, named[1], named[2] or "champion")
     assert target is not None
-    found = _ask(target, "resolve", model=named[1], alias=named[2], version=named[3], shown=shown)
-    if "refused" in found:
-        raise BadInput(f"{shown}: {one_line(found['refused'], 500)}")
+    answer = _ask(target, "resolve", model=named[1], alias=named[2], version=named[3], shown=shown)
+    if "refused" in answer:
+        raise BadInput(f"{shown}: {one_line(answer['refused'], 500)}")
     try:
-        version, pins, files = str(found["version"]), str(found["pins"]), found["files"]
+        version, pins, files = str(answer["version"]), str(answer["pins"]), answer["files"]
         lock = parse_json(Lock, files["manifest.lock.json"].encode(), f"{shown} (lock)")
         manifest = parse(Manifest, files["manifest.yaml"].encode(), f"{shown} (manifest)")
     except (KeyError, TypeError, AttributeError, BadInput) as error:
@@ -149,20 +154,22 @@ def baseline(source: Path, target: Target | None) -> tuple[Path, str]:
             f"{shown}: version {version} says pins {canonical.short(pins)}, its lock says others"
         )
     note = f"baseline {shown} was version {version}, {manifest.name}, pins {canonical.short(pins)}"
-    return _at_hand(shown, manifest, lock, files), note
+    return _manifest_path(shown, manifest, lock, files), note
 
 
-def _at_hand(shown: str, manifest: Manifest, lock: Lock, files: dict[str, str]) -> Path:
-    own = Path("manifests") / f"{manifest.name}.yaml"
+def _manifest_path(shown: str, manifest: Manifest, lock: Lock, files: dict[str, str]) -> Path:
+    """Our own manifest of that name where it has the same pins, else the registry's, written below CHECKWEIGH_HOME."""
+    local = Path("manifests") / f"{manifest.name}.yaml"
     try:
-        if read_pinned(own)[1].pins == lock.pins:
-            return own
+        if read_pinned(local)[1].pins == lock.pins:
+            return local
     except CheckweighError:
         pass  # none of that name, or another one: the registry's it is
-    relative = sorted(set(_relative(manifest.model_dump(mode="json"))))
+    relative = sorted(set(_relative_sources(manifest.model_dump(mode="json"))))
     if relative:
         raise BadInput(
-            f"{shown}: its manifest names {', '.join(relative)}, relative to where it was; expected {own} with its pins"
+            f"{shown}: its manifest names {', '.join(relative)}, relative to where it was; "
+            f"expected {local} with its pins"
         )
     folder = cache_root() / "registry" / lock.pins.record_digest().removeprefix("sha256:")[:32]
     path = folder / f"{manifest.name}.yaml"
@@ -171,37 +178,33 @@ def _at_hand(shown: str, manifest: Manifest, lock: Lock, files: dict[str, str]) 
     return path
 
 
-def _relative(value: Any) -> Iterator[str]:
+def _relative_sources(value: Any) -> Iterator[str]:
     """``path:`` sources anywhere in a manifest that are not absolute."""
     if isinstance(value, dict):
         for inner in value.values():
-            yield from _relative(inner)
+            yield from _relative_sources(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _relative(inner)
+            yield from _relative_sources(inner)
     elif isinstance(value, str) and value.startswith("path:") and not value.startswith(("path:/", "path:~")):
         yield value
 
 
 def show_waiver(waiver: Waiver, target: Target, say: Say) -> None:
-    """Put a waiver on the gate's run in MLflow. RegistryError when that cannot be done."""
-    tags = {"owner": waiver.owner, "reason": waiver.reason, "expires": waiver.expires}
-    told = {name: one_line(value, 1000) for name, value in tags.items()}
-    found = _ask(target, "waived", decision=waiver.decision, tags=told, sentence=plain_sentence(waiver))
+    """Put a waiver on the gate's run in MLflow. Raises RegistryError when that cannot be done."""
+    from checkweigh.report.markdown import plain
+
+    values = {"owner": waiver.owner, "reason": waiver.reason, "expires": waiver.expires}
+    tags = {name: one_line(value, 1000) for name, value in values.items()}
+    sentence = plain(waiver.sentence(), 1500)  # a run's description is rendered as Markdown
+    answer = _ask(target, "waived", decision=waiver.decision, tags=tags, sentence=sentence)
     where = target.shown
     say(
-        f"mlflow: {'the waiver is on the run' if found.get('run') else 'it has no run of that gate'} ({where})"
+        f"mlflow: {'the waiver is on the run' if answer.get('run') else 'it has no run of that gate'} ({where})"
     )
 
 
-def plain_sentence(waiver: Waiver) -> str:
-    """The waiver for a description that is rendered as Markdown."""
-    from checkweigh.report.markdown import plain
-
-    return plain(waiver.sentence(), 1500)
-
-
-def _unfit(decision: Decision, policy: Path) -> Iterator[str]:
+def _verdict_refusals(decision: Decision, policy: Path) -> Iterator[str]:
     rules = read_policy(policy)
     if decision.verdict is not Verdict.PASS:
         yield f"verdict: {decision.verdict.value}, not a pass (a waiver admits, it does not promote)"
@@ -210,20 +213,19 @@ def _unfit(decision: Decision, policy: Path) -> Iterator[str]:
         yield f"policy: judged by {decision.policy_name} {judged}, required is {rules.name} {wanted}"
 
 
-def _unsigned(run: Path, decision: Decision, key: Path) -> Iterator[str]:
-    path = (run if run.is_dir() else run.parent) / ATTESTATION
-    found = public_key(key)
+def _signature_refusals(run: Path, decision: Decision, key: Path) -> Iterator[str]:
+    path = decision_folder(run) / ATTESTATION
+    public = public_key(key)
     try:
         with path.open("rb") as file:
-            opened = unseal(file.read(MOST + 1), found)
+            envelope = unseal(file.read(MAX_ENVELOPE_BYTES + 1), public)
     except OSError as error:
         yield f"attestation: {path} cannot be read ({error.strerror}); a signed pass is required"
         return
-    yield from (str(refusal) for refusal in _signed(opened, decision))
-
-
-def _signed(opened: Any, decision: Decision) -> tuple[Refusal, ...]:
-    return of_gate(opened, decision.record_digest(), decision.candidate.pins, decision.policy)
+    refusals = signed_pass_refusals(
+        envelope, decision.record_digest(), decision.candidate.pins, decision.policy
+    )
+    yield from map(str, refusals)
 
 
 def _ask(target: Target, act: str, **request: Any) -> dict[str, Any]:
@@ -241,10 +243,10 @@ def _ask(target: Target, act: str, **request: Any) -> dict[str, Any]:
     raise RegistryError(f"{target.shown}: {how} ({result.why}); {_AGAIN[act]}")
 
 
-def _moved(found: dict[str, Any]) -> Moved:
-    if "refused" in found:
-        return Moved(refusals=(one_line(str(found["refused"]), 1000),))
+def _alias_move(answer: dict[str, Any]) -> AliasMove:
+    if "refused" in answer:
+        return AliasMove(refusals=(one_line(str(answer["refused"]), 1000),))
     try:
-        return Moved(version=str(found["version"]), text=one_line(str(found["text"]), 1000))
+        return AliasMove(version=str(answer["version"]), text=one_line(str(answer["text"]), 1000))
     except KeyError:
         raise RegistryError("the registry's answer says neither that the alias moved nor why not") from None
