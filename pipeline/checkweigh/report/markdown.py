@@ -17,7 +17,7 @@ from checkweigh.decision import formatting
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
 from checkweigh.report.safe import clip, one_line, visible
-from checkweigh.report.worst_items import ItemPair, worst
+from checkweigh.report.worst_items import ItemPair, left_out, worst
 
 _MOST = 60_000
 _CHANGES = 20
@@ -116,6 +116,8 @@ def _parts(decision: Decision, pairs: Sequence[ItemPair]) -> Iterator[str]:
     shown = worst(pairs, _ITEMS)
     if shown:
         yield _folded("Items that got worst", "\n\n".join(_item(pair) for pair in shown))
+    if unranked := left_out(pairs):
+        yield unranked
     yield _folded(
         "Why these limits", "\n".join(f"- {plain(r.id)}: {plain(r.because)}" for r in view.rows(decision))
     )

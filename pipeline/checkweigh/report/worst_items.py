@@ -13,8 +13,8 @@ from itertools import zip_longest
 class ItemPair:
     """One item in both arms. ``loss`` says how much worse the candidate is, in the metric's unit.
 
-    ``baseline`` and ``candidate`` are None where that arm failed on the item; ``note`` says why, or is empty.
-    Texts are hostile.
+    ``baseline`` and ``candidate`` are None where that arm failed on the item or has no value of ``metric`` for it;
+    ``note`` says why, or is empty. ``unscored``: an arm did not fail, and has no value. Texts are hostile.
     """
 
     set_name: str
@@ -31,10 +31,11 @@ class ItemPair:
     baseline_tokens: int | None
     candidate_tokens: int | None
     note: str = ""
+    unscored: bool = False
 
     @property
     def broke(self) -> bool:
-        """Whether the candidate failed where the baseline did not."""
+        """Whether the candidate has no value where the baseline has one."""
         return self.candidate is None and self.baseline is not None
 
 
@@ -53,6 +54,12 @@ def worst(pairs: Iterable[ItemPair], n: int) -> tuple[ItemPair, ...]:
     ]
     dealt = [pair for turn in zip_longest(*ranked) for pair in turn if pair is not None]
     return tuple(dealt[:n])
+
+
+def left_out(pairs: Iterable[ItemPair]) -> str:
+    """How many pairs no ranking can hold, because nothing was measured that could be compared; empty for none."""
+    count = sum(pair.unscored and not pair.broke for pair in pairs)
+    return f"{count:,} items were measured without a score and are not ranked." if count else ""
 
 
 def _loss(pair: ItemPair) -> float:

@@ -192,7 +192,7 @@ def test_reports_agree_on_a_supporting_check_that_no_evidence_could_have_passed(
 
 @pytest.mark.parametrize("why", UNABLE)
 def test_reports_agree_with_what_mlflow_is_told(why: str, write_manifest: WriteManifest) -> None:
-    from checkweigh.sinks.mlflow_content import ArmEvidence, Finished, bundle
+    from checkweigh.sinks.mlflow_content import ArmEvidence, FinishedGate, build_bundle
     from checkweigh.sinks.mlflow_target import Target
     from checkweigh.sources.pin import verify
 
@@ -201,10 +201,10 @@ def test_reports_agree_with_what_mlflow_is_told(why: str, write_manifest: WriteM
     arm = ArmEvidence(
         manifest=resolved.manifest, pins=resolved.pins, records={"answers": measured(answers, [1, 0, 1, 1])}
     )
-    finished = Finished(
+    finished = FinishedGate(
         decision=held(UNABLE[why]), arms=dict.fromkeys(("baseline", "candidate"), arm), evalsets=(answers,), pairs=()
     )  # fmt: skip
-    gate = bundle(finished, Target("http://host:5000"), "checkweigh", ["decision.json"]).runs[0]
+    gate = build_bundle(finished, Target("http://host:5000"), "checkweigh", ["decision.json"]).runs[0]
     assert in_markdown(gate.tags["mlflow.note.content"]) == {
         "check1": True,
         "failures": False,

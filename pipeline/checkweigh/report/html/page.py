@@ -20,7 +20,7 @@ from checkweigh.report.html import plots
 from checkweigh.report.html.forest import forest
 from checkweigh.report.html.load_plot import sweep
 from checkweigh.report.safe import clip, one_line, visible
-from checkweigh.report.worst_items import ItemPair, worst
+from checkweigh.report.worst_items import ItemPair, left_out, worst
 
 _ITEMS = 8
 _TEXT = 3000
@@ -56,7 +56,8 @@ def page(decision: Decision, pairs: Sequence[ItemPair]) -> str:
         notes=view.notes(decision), settling=view.settling(decision), retry=view.RETRY_NOTE,
         p_note=view.P_NOTE, bounds_head=view.bounds_head(decision),
         **plots_of(decision, rows, pairs),
-        cards=[_card(pair) for pair in worst(pairs, _ITEMS)], compared=len(pairs), pins=_pins(decision),
+        cards=[_card(pair) for pair in worst(pairs, _ITEMS)], compared=len(pairs),
+        left_out=left_out(pairs), pins=_pins(decision),
         exit_code=int(decision.exit_code),
     )  # fmt: skip
 

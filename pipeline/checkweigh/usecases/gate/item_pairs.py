@@ -36,7 +36,8 @@ def _pair(name: str, item: Item, baseline: Observation | None, candidate: Observ
         candidate_text=candidate.text if candidate else None,
         baseline_tokens=baseline.output_tokens if baseline else None,
         candidate_tokens=candidate.output_tokens if candidate else None,
-        note=_note(baseline, candidate),
+        note=_note(text, baseline, candidate),
+        unscored=any(_unscored(observation, text) for observation in (baseline, candidate)),
     )  # fmt: skip
 
 
@@ -44,7 +45,16 @@ def _value(observation: Observation | None, text: bool) -> float | None:
     if observation is None or isinstance(observation.outcome, Failed):
         return None
     outcome = observation.outcome
-    return outcome.values["nll"] / outcome.weights["tokens"] if text else outcome.values["score"]
+    if not text:
+        return outcome.values.get("score")
+    nll, tokens = outcome.values.get("nll"), outcome.weights.get("tokens")
+    return nll / tokens if nll is not None and tokens else None
+
+
+def _unscored(observation: Observation | None, text: bool) -> bool:
+    """Whether it was measured, and the measurement does not hold what items are ranked by."""
+    measured = observation is not None and not isinstance(observation.outcome, Failed)
+    return measured and _value(observation, text) is None
 
 
 def _prompt(item: Item) -> str:
@@ -53,11 +63,13 @@ def _prompt(item: Item) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in item.messages)
 
 
-def _note(*observations: Observation | None) -> str:
+def _note(text: bool, *observations: Observation | None) -> str:
     notes = []
     for role, observation in zip(("baseline", "candidate"), observations, strict=True):
         if observation is None:
             notes.append(f"{role}: missing")
         elif isinstance(observation.outcome, Failed):
             notes.append(f"{role}: failed ({observation.outcome.reason}: {observation.outcome.detail})")
+        elif _unscored(observation, text):
+            notes.append(f"{role}: measured without a score")
     return "; ".join(notes)
