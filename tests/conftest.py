@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ SENTENCES = [
 WriteManifest = Callable[..., Path]
 # Sending a gate to MLflow costs seconds: only tests that say so do it.
 os.environ["CHECKWEIGH_MLFLOW"] = "none"
+# A shell that starts tests in the background makes them, and all that they start and interrupt, deaf to Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Machines that run tests are shared: how long an example took says nothing about it.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")

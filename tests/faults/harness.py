@@ -9,13 +9,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.waiting import until
 
 from checkweigh.engines.mock.serve import listen
 from checkweigh.guard.guard import Guard, Setup, Source
 from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.host_gauges import Reading
 from checkweigh.guard.http.request_schema import Bounds
 from checkweigh.records.yaml.document import parse
 
@@ -49,12 +52,7 @@ class Running:
 
     def until(self, what: Callable[[], bool], seconds: float = 10.0) -> float:
         """Seconds until ``what`` is so; fails when it never is."""
-        started = time.monotonic()
-        while time.monotonic() - started < seconds:
-            if what():
-                return time.monotonic() - started
-            time.sleep(0.01)
-        raise AssertionError(f"not within {seconds} s; said: {self.said}")
+        return until(what, seconds, lambda: f"said: {self.said}")
 
     def ready(self, seconds: float = 30.0) -> None:
         """Until every arm is."""
@@ -65,6 +63,31 @@ class Running:
 
 async def _later(call: Callable[[], Any]) -> Any:
     return call()
+
+
+class FakeHost:
+    """A host whose free memory is what the test says, and that counts how often the guard looked."""
+
+    def __init__(self) -> None:
+        self.free = 0.5
+        self.looks = 0
+
+    def __call__(self) -> Reading:
+        self.looks += 1
+        return Reading(free_share=self.free, gpu_free_share=None, swap_bytes=0.0)
+
+    def looked_at(self, times: int) -> None:
+        """Until the guard has looked, and drawn its conclusions, so many times more."""
+        wanted = self.looks + times + 1  # the last look's conclusions come before the next look
+        until(lambda: self.looks >= wanted, 10, "a look at the host")
+
+
+def logged(path: Path, count: int) -> list[dict[str, Any]]:
+    """The traffic log once all ``count`` lines are there: the guard writes them a moment after the replies."""
+    until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, 10, f"{count} lines in {path}")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == count
+    return lines
 
 
 @contextmanager
@@ -167,9 +190,9 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 async def send(
     session: aiohttp.ClientSession, url: str, data: dict[str, Any], *, headers: Mapping[str, str] | None = None,
-    due: float | None = None, path: str = "/v1/chat/completions",
+    due: float | None = None, path: str = "/v1/chat/completions", begun: Callable[[], object] = bool,
 ) -> Reply:  # fmt: skip
-    """One request, read to its end; never raises for what the server does."""
+    """One request, read to its end; never raises for what the server does; ``begun`` at a stream's first event."""
     started = time.monotonic() if due is None else due
     first, text, events, done = None, [], 0, False
     error = None
@@ -193,7 +216,9 @@ async def send(
             async for line in answer.content:
                 if not line.startswith(b"data:"):
                     continue
-                first = time.monotonic() - started if first is None else first
+                if first is None:
+                    first = time.monotonic() - started
+                    begun()
                 if line.strip() == b"data: [DONE]":
                     done = True
                     continue
@@ -223,7 +248,7 @@ async def open_loop(
         for i in range(int(rate * seconds)):
             due = start + i / rate
             if (wait := due - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(wait)  # the spacing of the load
             tasks.append(asyncio.ensure_future(send(session, url, data(i), headers=headers(i), due=due)))
         return list(await asyncio.gather(*tasks))
 

@@ -9,18 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
+from tests.faults.harness import FakeHost, Reply, Running, body, guarded, open_loop, policy
 from tests.faults.test_faults_engine import QUICK
 from tests.faults.test_shadow import shadowed
 
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.guard import guard as module
 from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.guard.supervision.launch_plan import mock_plan
+from checkweigh.monitors import arm_comparison as module
 
 SOUND = Knobs()
 START_S = 120.0  # machines are shared
@@ -33,13 +34,13 @@ def load(run: Running, rate: float, seconds: float) -> list[Reply]:
 
 @contextmanager
 def split(
-    candidate: Knobs, limits: GuardPolicy | None = None, *, baseline: Knobs = SOUND
+    candidate: Knobs, limits: GuardPolicy | None = None, *, baseline: Knobs = SOUND, **setup: Any
 ) -> Iterator[tuple[Running, MockApp]]:
     """Half of the sessions each: a guard that is ready, and the candidate's mock."""
     with (
         in_thread(baseline) as (endpoint, _),
         in_thread(candidate) as (other, mock),
-        guarded(endpoint, limits, candidate=other, share=0.5) as run,
+        guarded(endpoint, limits, candidate=other, share=0.5, **setup) as run,
     ):
         run.ready()
         yield run, mock
@@ -58,8 +59,8 @@ def test_a_candidate_that_dies_costs_its_sessions_nothing_more(tmp_path: Path) -
         assert 0 < mock.schedule.seen < 20
         arm = run.guard.arms["candidate"]
         assert arm.supervisor is not None
-        assert arm.supervisor.child is not None
-        os.kill(arm.supervisor.child.pid, signal.SIGKILL)
+        assert arm.supervisor.process is not None
+        os.kill(arm.supervisor.process.pid, signal.SIGKILL)
         run.until(lambda: not arm.ready, 2)
         before = mock.schedule.seen
         assert all(r.ok for r in load(run, 20, 1)), "by the baseline"
@@ -182,12 +183,13 @@ def test_a_candidate_of_which_nothing_is_known_is_away_and_then_off() -> None:
 
 def test_what_was_mended_may_be_revived() -> None:
     limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.4}")
-    with split(Knobs(error_share=1.0), limits) as (run, mock):
+    host = FakeHost()
+    with split(Knobs(error_share=1.0), limits, read_host=host) as (run, mock):
         load(run, 50, 3)
         run.until(lambda: run.guard.router.weight == 0)
         mock.schedule.turn(Knobs())
         run.do(run.guard.router.revive)
-        time.sleep(1.5)
+        host.looked_at(2)  # at each of which it might be switched off
         assert run.guard.router.weight == 0.5
         assert all(r.ok for r in load(run, 20, 1))
         assert run.guard.arms["candidate"].ready

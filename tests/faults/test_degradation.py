@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
+from tests.faults.harness import Reply, Running, body, guarded, logged, open_loop, policy
 
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
@@ -38,12 +35,6 @@ def header(reply: Reply, name: str) -> str | None:
     return {key.lower(): value for key, value in reply.headers.items()}.get(name)
 
 
-def logged(path: Path) -> dict[str, Mapping[str, Any]]:
-    """By id."""
-    time.sleep(0.4)
-    return {line["id"]: line for line in map(json.loads, path.read_text().splitlines())}
-
-
 def counted(run: Running) -> float:
     text = urllib.request.urlopen(run.url + "/metrics", timeout=5).read().decode()
     return sum(float(v) for v in re.findall(r"^checkweigh_degraded_total\{.*\} (\S+)$", text, re.M))
@@ -64,7 +55,7 @@ def test_under_pressure_replies_are_shorter_and_say_so_until_it_ends(stream: boo
         run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
         run.until(lambda: not run.guard.arms["baseline"].degraded)
         after = load(run, 2, 1, stream=stream)
-        told = logged(log)
+        lines = {line["id"]: line for line in logged(log, len(before + pressed + after))}
         count = counted(run)
     marked = [r for r in pressed if header(r, "x-checkweigh-degraded")]
     assert len(marked) > 20
@@ -74,7 +65,7 @@ def test_under_pressure_replies_are_shorter_and_say_so_until_it_ends(stream: boo
     for reply in before + pressed + after:
         if not reply.ok:
             continue
-        line = told[header(reply, "x-request-id") or ""]
+        line = lines[header(reply, "x-request-id") or ""]
         cut = header(reply, "x-checkweigh-degraded") or ""
         assert line["degraded"] == cut
         assert (line["max_tokens"], line["output_tokens"]) == ((4, 4) if cut else (16, 16))
@@ -88,7 +79,7 @@ def test_only_the_declared_tiers_are_degraded(tmp_path: Path) -> None:
         ready(run)
         pressed = load(run, 40, 1, tier="interactive")
         assert any(r.ok for r in pressed)
-        assert not any(line["degraded"] for line in logged(log).values())
+        assert not any(line["degraded"] for line in logged(log, len(pressed)))
 
 
 def test_without_a_declaration_nothing_is_degraded(tmp_path: Path) -> None:
@@ -99,8 +90,9 @@ def test_without_a_declaration_nothing_is_degraded(tmp_path: Path) -> None:
         run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
         assert any(r.status == 429 for r in pressed), "there was pressure"
         assert not any(header(r, "x-checkweigh-degraded") for r in pressed)
-        assert not any(line["degraded"] for line in logged(log).values())
-        assert {line["output_tokens"] for line in logged(log).values() if line["outcome"] == "ok"} == {16}
+        lines = logged(log, len(pressed))
+        assert not any(line["degraded"] for line in lines)
+        assert {line["output_tokens"] for line in lines if line["outcome"] == "ok"} == {16}
         assert counted(run) == 0
 
 
@@ -111,9 +103,9 @@ def test_nothing_is_degraded_before_there_is_anything_to_see(tmp_path: Path) -> 
         in_thread(SLOW) as (endpoint, _),
         guarded(endpoint, policy(LIMITS.format(log=log) + LOWER + late)) as run,
     ):
-        time.sleep(0.2)  # by now the engine counts as full, for want of metrics
+        run.until(lambda: run.guard.arms["baseline"].gate.paused)  # it counts as full, for want of metrics
         assert [r.ok for r in load(run, 1, 1)] == [True]
-        assert [line["degraded"] for line in logged(log).values()] == [""]
+        assert [line["degraded"] for line in logged(log, 1)] == [""]
 
 
 def test_a_least_length_is_lowered_with_the_longest() -> None:

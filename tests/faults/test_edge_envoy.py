@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import pytest
 import yaml
 from tests.conftest import missing
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
+from tests.waiting import until
 
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.engines.vllm.server_process import free_port
+from checkweigh.engines.vllm.server_launch import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "workflows/kubernetes/envoy.yaml"
 ARMS = ("model-baseline", "model-candidate")
@@ -51,13 +51,13 @@ class Edge:
         return bool(health) and not any("failed_active_health_check" in one for one in health)
 
     def until(self, arm: str, healthy: bool) -> None:
-        end = time.monotonic() + 30
-        while True:
-            with suppress(OSError):  # it starts
-                if self.healthy(arm) == healthy:
-                    return
-            assert time.monotonic() < end, f"{arm}: not within 30 s"
-            time.sleep(0.1)
+        def seen() -> bool:
+            try:
+                return self.healthy(arm) == healthy
+            except OSError:  # it starts
+                return False
+
+        until(seen, 30, f"{arm} healthy: {healthy}")
 
     def load(self, rate: float, seconds: float, headers: dict[str, str], **fields: Any) -> list[Reply]:
         return asyncio.run(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import pickle
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 import pytest
-from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
+from tests.faults.harness import Reply, Running, body, client, guarded, logged, open_loop, policy, send
+from tests.waiting import reached
 
 from checkweigh.engines.http.client import Client
 from checkweigh.engines.mock.app import MockApp
@@ -51,8 +52,8 @@ def one(run: Running, **fields: Any) -> Reply:
 def pid(run: Running) -> int:
     supervisor = run.guard.arms["baseline"].supervisor
     assert supervisor is not None
-    assert supervisor.child is not None
-    return supervisor.child.pid
+    assert supervisor.process is not None
+    return supervisor.process.pid
 
 
 def phase(run: Running) -> Phase:
@@ -73,12 +74,15 @@ async def streams(run: Running, count: int, tokens: int = 200) -> tuple[list[asy
     session = await manager.__aenter__()
     # A reply that a model ends by itself would be no stream any more when the fault strikes.
     asked = [body(f"{i}", tokens, stream=True, ignore_eos=True) for i in range(count)]
-    tasks = [asyncio.ensure_future(send(session, run.url, data)) for data in asked]
-    gate = run.guard.arms["baseline"].gate
-    while gate.inside < count:
-        await asyncio.sleep(0.02)
-        assert not any(task.done() for task in tasks), [task.result() for task in tasks if task.done()]
-    await asyncio.sleep(0.3)
+    begun: list[int] = []
+    tasks = [
+        asyncio.ensure_future(send(session, run.url, data, begun=partial(begun.append, i)))
+        for i, data in enumerate(asked)
+    ]
+    await reached(
+        lambda: len(begun) == count or any(task.done() for task in tasks), 60, "a stream's beginning"
+    )
+    assert not any(task.done() for task in tasks), [task.result() for task in tasks if task.done()]
     return tasks, manager
 
 
@@ -168,8 +172,8 @@ def test_fault_06_readiness_ends_before_the_keeper_has_buried_the_engine(tmp_pat
         run.ready()
         supervisor = run.guard.arms["baseline"].supervisor
         assert supervisor is not None
-        assert supervisor.child is not None
-        keeper = psutil.Process(supervisor.child.pid).parent()
+        assert supervisor.process is not None
+        keeper = psutil.Process(supervisor.process.pid).parent()
         assert keeper is not None
 
         async def go() -> None:
@@ -256,7 +260,7 @@ def test_fault_09_a_crash_loop_ends_and_says_so(tmp_path: Path) -> None:
         assert restarts(run) == 2
         assert "3 times within 300 s of readiness: it stays down" in run.said[-1]
         count = len(run.said)
-        time.sleep(1.0)
+        time.sleep(1.0)  # twice the longest pause between restarts: that none comes is the claim
         assert phase(run) is Phase.FAILED
         assert len(run.said) == count
         reply = one(run)
@@ -307,16 +311,14 @@ def test_fault_12_a_slow_candidate_is_switched_off() -> None:
             load = asyncio.ensure_future(
                 open_loop(run.url, 20, 10, lambda i: body(f"box {i}", 2, stream=True))
             )
-            while run.guard.router.weight > 0 and not load.done():
-                await asyncio.sleep(0.05)
+            await reached(lambda: run.guard.router.weight == 0 or load.done())
             load.cancel()
 
         asyncio.run(until_killed())
         assert run.guard.router.weight == 0
         assert time.monotonic() - began < 10
         assert any(line.startswith("ALARM: candidate switched off: ttft") for line in run.said)
-        seen = mock.schedule.seen
-        time.sleep(1)
+        run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
         seen = mock.schedule.seen
         assert all(r.ok for r in asyncio.run(open_loop(run.url, 20, 1, lambda i: body(f"after {i}", 2))))
         assert mock.schedule.seen == seen
@@ -340,13 +342,12 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
         refused = one(run)
         assert (refused.status, mock.schedule.seen) == (503, seen)
         mock.schedule.turn(Knobs(first_ms=3000))
-        time.sleep(0.4)
+        run.until(lambda: not breaker.shut(time.monotonic()))
 
         async def give_up() -> None:
             async with client() as session:
                 task = asyncio.ensure_future(send(session, run.url, body()))
-                while breaker.state is not State.HALF_OPEN:
-                    await asyncio.sleep(0.01)
+                await reached(lambda: breaker.state is State.HALF_OPEN)
                 assert (await send(session, run.url, body())).status == 503, "one probe at a time"
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -363,15 +364,14 @@ def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
     with opened() as (run, mock):
         breaker = run.guard.arms["baseline"].breaker
         mock.schedule.turn(Knobs(token_ms=100, reply_tokens=300))
-        time.sleep(0.4)
+        run.until(lambda: not breaker.shut(time.monotonic()))
 
         async def go() -> None:
             async with client() as session:
                 probe = asyncio.ensure_future(send(session, run.url, body(tokens=200, stream=True)))
-                started = time.monotonic()
-                while breaker.state is not State.CLOSED:
-                    await asyncio.sleep(0.01)
-                    assert time.monotonic() - started < 5, "others would wait for the whole of its reply"
+                await reached(
+                    lambda: breaker.state is State.CLOSED, 5, "others wait for the whole of its reply"
+                )
                 assert not probe.done()
                 assert (await send(session, run.url, body())).ok
                 probe.cancel()
@@ -430,7 +430,7 @@ def test_a_slow_candidate_cannot_hide(why: str, slow: Knobs, limits: str, deadli
                 tasks = []
                 while not run.guard.router.killed and len(tasks) < 300:
                     tasks.append(asyncio.ensure_future(one(session)))
-                    await asyncio.sleep(1 / 15)
+                    await asyncio.sleep(1 / 15)  # the spacing of the load
                 await asyncio.gather(*tasks)
 
         asyncio.run(go())
@@ -455,8 +455,7 @@ def test_tokens_of_a_stream_that_was_left_are_counted_as_those_of_whole_ones(tmp
                         await send(session, run.url, body(tokens=400, stream=True))
 
         asyncio.run(go())
-        run.until(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
-    whole, left = map(json.loads, log.read_text().splitlines())
+        whole, left = logged(log, 2)
     assert (whole["outcome"], left["outcome"]) == ("ok", "client_gone")
     assert left["tpot_s"] == pytest.approx(whole["tpot_s"], rel=0.4)
 
@@ -468,13 +467,13 @@ def test_what_is_served_while_the_candidate_is_off_is_no_evidence() -> None:
         guarded(endpoint, candidate=other, share=0.5) as run,
     ):
         run.ready()
-        fresh = pickle.dumps(run.guard._slower)
+        fresh = pickle.dumps(run.guard.comparison.latency)
         run.do(lambda: run.guard.router.kill("an operator"))
         assert all(r.ok for r in asyncio.run(open_loop(run.url, 50, 1, lambda i: body(stream=True))))
-        assert pickle.dumps(run.guard._slower) == fresh
+        assert pickle.dumps(run.guard.comparison.latency) == fresh
         run.do(run.guard.router.revive)
         asyncio.run(open_loop(run.url, 50, 1, lambda i: body(stream=True)))
-        assert pickle.dumps(run.guard._slower) != fresh
+        assert pickle.dumps(run.guard.comparison.latency) != fresh
 
 
 def test_fault_20_a_stop_under_load_finishes_what_has_begun(tmp_path: Path) -> None:
@@ -485,7 +484,7 @@ def test_fault_20_a_stop_under_load_finishes_what_has_begun(tmp_path: Path) -> N
         async def go() -> tuple[list[Reply], Reply]:
             tasks, manager = await streams(run, 6, tokens=40)
             run.loop.call_soon_threadsafe(run.guard.drain)
-            await asyncio.sleep(0.1)
+            await reached(run.guard.draining.is_set)
             async with client() as session:
                 late = await send(session, run.url, body())
             replies = await asyncio.gather(*tasks)

@@ -13,27 +13,30 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from tests.faults.harness import (
+    FakeHost,
     Reply,
     Running,
     body,
     client,
     goodput,
     guarded,
+    logged,
     open_loop,
     policy,
     quantile,
     send,
 )
+from tests.waiting import reached
 
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
-from checkweigh.guard.host_gauges import Reading
 
 # 4 at once, 320 ms each: 12.5 requests a second.
 SLOW = Knobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8)
@@ -47,10 +50,6 @@ BOUNDED = (
 INTERACTIVE, BULK = {"x-checkweigh-tier": "interactive"}, {"x-checkweigh-tier": "bulk"}
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @contextmanager
 def watched(run: Running) -> Iterator[list[int]]:
     """The longest queue and the most inside, while the block runs."""
@@ -61,7 +60,7 @@ def watched(run: Running) -> Iterator[list[int]]:
         while not over.is_set():
             most[0] = max(most[0], len(gate.queues))
             most[1] = max(most[1], gate.inside)
-            time.sleep(0.002)
+            time.sleep(0.002)  # between two samples
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -98,9 +97,8 @@ def test_fault_01_overload_keeps_its_goodput_and_its_queue(seconds: float, tmp_p
             assert {r.status for r in shed} <= {429, 503}
             assert all(int(r.headers["Retry-After"]) >= 1 for r in shed)
         assert psutil.Process().memory_info().rss - before < 64e6
-        run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
-        time.sleep(0.3)
-    full = [line["total_s"] for line in lines(log) if line["status"] == 429]
+        lines = logged(log, sum(int(CAPACITY * factor * seconds) for factor in (0.9, 2, 5)))
+    full = [line["total_s"] for line in lines if line["status"] == 429]
     assert len(full) > CAPACITY * seconds
     assert quantile(full, 0.99) <= 0.02, "a refusal costs nothing"
 
@@ -142,15 +140,15 @@ traffic: {{path: '{log}'}}
     with in_process(SLOW) as mock, guarded(mock.endpoint, policy(limits)) as run:
         run.ready()
 
-        async def both() -> None:
-            await asyncio.gather(
+        async def both() -> int:
+            now, bulk = await asyncio.gather(
                 open_loop(run.url, CAPACITY * 1.3, 6, lambda i: body(f"now {i}", 8), lambda i: INTERACTIVE),
                 open_loop(run.url, 2, 6, lambda i: body(f"bulk {i}", 8), lambda i: BULK),
             )
+            return len(now) + len(bulk)
 
-        asyncio.run(both())
-        time.sleep(0.4)
-    bulk = [line for line in lines(log) if line["tier"] == "bulk"]
+        lines = logged(log, asyncio.run(both()))
+    bulk = [line for line in lines if line["tier"] == "bulk"]
     served = [line for line in bulk if line["outcome"] == "ok"]
     assert served
     assert all(line["status"] in (200, 429) for line in bulk)
@@ -175,16 +173,6 @@ def test_fault_04_what_is_too_large_never_reaches_the_engine() -> None:
         assert mock.schedule.seen == 0
 
 
-class FakeHost:
-    """A host whose free memory is what the test says."""
-
-    def __init__(self) -> None:
-        self.free = 0.5
-
-    def __call__(self) -> Reading:
-        return Reading(free_share=self.free, gpu_free_share=None, swap_bytes=0.0)
-
-
 def test_fault_05_a_full_cache_stops_admission_within_a_scrape_and_without_flapping() -> None:
     limits = """
 admission: {tiers: {standard: {deadline_s: 0.3}}}
@@ -194,6 +182,10 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
         run.ready()
         arm = run.guard.arms["baseline"]
         said = len(run.said)
+
+        def read(floor: float) -> bool:
+            return arm.saturation.last is not None and abs(arm.saturation.last.kv - floor) < 0.005
+
         mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=0.95))
         assert (
             run.until(lambda: arm.gate.paused and "KV cache" in arm.saturation.why(time.monotonic()), 3) < 1
@@ -203,7 +195,7 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
         assert mock.schedule.seen == seen, "nothing new goes in"
         for floor in (0.88, 0.93, 0.85, 0.94, 0.88):
             mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=floor))
-            time.sleep(0.25)
+            run.until(partial(read, floor))
         mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=0.3))
         run.until(lambda: not arm.gate.paused, 3)
         words = [line.split(":")[0] for line in run.said[said:]]
@@ -222,7 +214,7 @@ def test_fault_05_critical_memory_stops_admission_until_there_is_room() -> None:
         assert run.until(lambda: arm.breaker.held, 3) < 2
         seen = mock.schedule.seen
         host.free = 0.07
-        time.sleep(0.8)
+        host.looked_at(1)
         replies = load(run, 20, 0.3)
         assert {r.status for r in replies} == {503}
         assert all(int(r.headers["Retry-After"]) >= 1 for r in replies)
@@ -248,8 +240,7 @@ def test_fault_11_clients_that_leave_give_everything_back(clients: int) -> None:
                     asyncio.ensure_future(send(session, run.url, body(f"box {i}", 400, stream=True)))
                     for i in range(clients)
                 ]
-                while gate.inside < 100 or len(gate.queues) < clients - 100:
-                    await asyncio.sleep(0.05)
+                await reached(lambda: gate.inside == 100 and len(gate.queues) == clients - 100, 120)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -280,7 +271,7 @@ def test_fault_11_a_client_that_does_not_read_holds_nothing() -> None:
             run.until(lambda: gate.inside == 1)
             run.until(lambda: gate.inside == 0, 60)
             assert gate.tokens == 0, "while its connection is open"
-            time.sleep(0.1)
+            deaf.settimeout(10)
             assert deaf.recv(1), "it was being answered"
 
 
@@ -293,7 +284,7 @@ def test_fault_14_retrying_clients_do_not_multiply_what_the_engine_gets() -> Non
                 reply = await send(session, run.url, body(f"box {i}", 8))
                 if reply.ok:
                     return attempt
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # the pause of a client that does not give up
             return 4
 
         async def all_() -> list[int]:
@@ -301,7 +292,7 @@ def test_fault_14_retrying_clients_do_not_multiply_what_the_engine_gets() -> Non
                 tasks = []
                 for i in range(200):
                     tasks.append(asyncio.ensure_future(stubborn(session, i)))
-                    await asyncio.sleep(1 / (4 * CAPACITY))
+                    await asyncio.sleep(1 / (4 * CAPACITY))  # the spacing of the load
                 return list(await asyncio.gather(*tasks))
 
         attempts = asyncio.run(all_())

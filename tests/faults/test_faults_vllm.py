@@ -14,6 +14,7 @@ import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
 from tests.faults.test_faults_engine import one, pid, restarts, streams
 from tests.integration.test_vllm_engine import installed
+from tests.waiting import reached
 
 from checkweigh.engines.http.client import Client
 from checkweigh.engines.vllm.server_metrics import read_telemetry, require_cold
@@ -87,7 +88,7 @@ def test_fault_19_scoring_at_full_length_is_capped_and_kills_nothing(vllm: Runni
             tasks = [asyncio.ensure_future(send(session, vllm.url, a, path="/v1/completions")) for a in asked]
             while not all(task.done() for task in tasks):
                 most = max(most, gate.inside)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # between two samples
             return [task.result() for task in tasks]
 
     replies = asyncio.run(all_())
@@ -147,7 +148,7 @@ def test_fault_20_sigterm_under_load_drains(vllm: Running) -> None:
     async def go() -> tuple[list[Reply], Reply]:
         tasks, manager = await streams(vllm, 4, tokens=60)
         vllm.loop.call_soon_threadsafe(vllm.guard.drain)
-        await asyncio.sleep(0.1)
+        await reached(vllm.guard.draining.is_set)
         async with client() as session:
             late = await send(session, vllm.url, body())
         replies = await asyncio.gather(*tasks)

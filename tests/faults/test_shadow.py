@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 import urllib.request
@@ -15,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.faults.harness import Reply, Running, body, client, guarded, open_loop, policy, send
+from tests.faults.harness import Reply, Running, body, client, guarded, logged, open_loop, policy, send
 
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
@@ -65,11 +64,6 @@ def asked(url: str) -> list[Got]:
 
 def load(run: Running, rate: float, seconds: float, tokens: int = 8) -> list[Reply]:
     return asyncio.run(open_loop(run.url, rate, seconds, lambda i: body(f"box {i}", tokens)))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    time.sleep(0.4)
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def metric(run: Running, pattern: str) -> float:
@@ -129,15 +123,14 @@ def test_shadows_are_the_first_to_be_shed(tmp_path: Path) -> None:
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(load, run, 30, 1)
             run.until(lambda: len(gate.queues) > 4)
-            time.sleep(0.1)  # for a copy that is on its way
+            run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)  # no copy is on its way
             seen = copied.schedule.seen
-            while len(gate.queues) > 2:
-                assert copied.schedule.seen == seen, "no copy while a client waits"
-                time.sleep(0.02)
+            run.until(lambda: len(gate.queues) <= 2 or copied.schedule.seen != seen)
+            assert copied.schedule.seen == seen, "no copy while a client waits"
             assert all(r.ok for r in job.result())
         assert mock.schedule.seen == 30
-        told = lines(log)
-    copies = [line for line in told if line["shadow"]]
+        lines = logged(log, 60)
+    copies = [line for line in lines if line["shadow"]]
     assert len(copies) == 30
     shed = [line for line in copies if line["outcome"] == "shed"]
     assert len(shed) == 30 - copied.schedule.seen
@@ -150,10 +143,9 @@ def test_the_log_tells_copies_from_clients(tmp_path: Path) -> None:
     with shadowed(Knobs(), Knobs(error_share=1.0), limits) as (run, mock, _):
         assert all(r.ok for r in load(run, 10, 0.3))
         run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
-        told = lines(log)
-        own = [line for line in told if not line["shadow"]]
-        copies = {line["id"]: line for line in told if line["shadow"]}
-        assert len(told) == 6
+        lines = logged(log, 6)
+        own = [line for line in lines if not line["shadow"]]
+        copies = {line["id"]: line for line in lines if line["shadow"]}
         assert {(line["served"], line["outcome"], line["tier"]) for line in own} == {
             ("baseline", "ok", "standard")
         }
@@ -162,7 +154,7 @@ def test_the_log_tells_copies_from_clients(tmp_path: Path) -> None:
             ("candidate", "upstream_error", 502)
         }
         assert [r.status for r in load(run, 10, 0.1, tokens=400)] == [429]
-        assert [line["shadow"] for line in lines(log)[6:]] == [False], (
+        assert [line["shadow"] for line in logged(log, 7)[6:]] == [False], (
             "what a client is refused is not copied"
         )
         assert mock.schedule.seen == 3
@@ -177,7 +169,7 @@ def test_a_shadow_that_failed_gets_copies_again_and_the_baseline_is_ready_all_al
         seen = copied.schedule.seen
         assert urllib.request.urlopen(run.url + "/readyz", timeout=5).status == 200
         copied.schedule.turn(Knobs())
-        time.sleep(0.5)
+        run.until(lambda: not breaker.shut(time.monotonic()))
         assert all(r.ok for r in load(run, 20, 0.4))
         run.until(lambda: copied.schedule.seen >= seen + 4)
         assert run.guard.arms["candidate"].ready
@@ -217,10 +209,10 @@ def test_a_copy_is_given_up_with_its_client(
 
         asyncio.run(go())
         run.until(lambda: copied.schedule.seen == 1 and run.guard.arms["candidate"].gate.inside == 0)
-        told = lines(log)
-    assert {line["shadow"] for line in told} == {True, False}
-    assert {(line["outcome"], line["status"]) for line in told} == {(outcome, status)}
-    assert all(0.2 < line["total_s"] < 1.5 for line in told), "as long as the client waited"
+        lines = logged(log, 2)
+    assert {line["shadow"] for line in lines} == {True, False}
+    assert {(line["outcome"], line["status"]) for line in lines} == {(outcome, status)}
+    assert all(0.2 < line["total_s"] < 1.5 for line in lines), "as long as the client waited"
 
 
 def test_a_stop_does_not_wait_for_shadows(tmp_path: Path) -> None:
@@ -232,5 +224,5 @@ def test_a_stop_does_not_wait_for_shadows(tmp_path: Path) -> None:
         run.do(run.guard.drain)
         assert run.stopped.wait(10)
         assert time.monotonic() - began < 3
-    copies = [line for line in lines(log) if line["shadow"]]
+    copies = [line for line in logged(log, 8) if line["shadow"]]
     assert [(c["outcome"], c["reason"]) for c in copies] == [("shed", "the guard is stopping")] * 4

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,11 +77,12 @@ def test_on_a_full_disk_it_serves_says_so_and_goes_on_when_there_is_room(small: 
         ballast.unlink()
         assert all(r.ok for r in load(run, 50, 0.5, "after"))
         run.until(lambda: run.said[-1].startswith("the traffic log is written again"))
-        time.sleep(0.4)
+        sent = 10 + 100 + 25
+        run.until(lambda: log.read_bytes().count(b"\n") + lost(run) == sent)
         gone = lost(run)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert sum(line["lost_before"] for line in lines) == gone > 0
-    assert len(lines) + gone == 10 + 100 + 25
+    assert len(lines) + gone == sent
     assert len({line["id"] for line in lines}) == len(lines)
 
 

@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tests.builders import check, evalset
 from tests.unit.usecases.gate_bench import ENDINGS, PERPLEXITY, SCORE, TPOT, GateBench
+from tests.waiting import InVain, until
 
 from checkweigh.records.evalset import EvalSet
 
@@ -122,10 +123,9 @@ class Bench(GateBench):
 
     def orphans(self, seconds: float = 10.0) -> list[str]:
         """Processes of this bench that are still there after a while."""
-        deadline = time.monotonic() + seconds
-        while (left := list(_inhabitants(self.folder))) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return left
+        with suppress(InVain):
+            until(lambda: not list(_inhabitants(self.folder)), seconds)
+        return list(_inhabitants(self.folder))
 
 
 def _named(source: EvalSet) -> EvalSet:
@@ -178,10 +178,13 @@ def wait_until(
     process: subprocess.Popen[bytes], condition: Callable[[], bool], seconds: float = 60.0
 ) -> bool:
     """Whether the condition came true while the process ran."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None:
-        if condition():
-            return True
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
-    return False
+    came = False
+
+    def over() -> bool:
+        nonlocal came
+        running = process.poll() is None
+        came = running and condition()
+        return came or not running
+
+    until(over, seconds, "the condition or the process's end", look_s=0.002)
+    return came

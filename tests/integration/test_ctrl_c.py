@@ -43,7 +43,7 @@ def test_anywhere(bench: Bench, twice: bool) -> None:
         stored, before = bench.kept(addresses), Counter(bench.diary())
         process = bench.start(*command)
         assert wait_until(process, lambda process=process: ours(process))
-        time.sleep(chance.uniform(0, 1.0 if number < 2 else whole * 0.8))
+        time.sleep(chance.uniform(0, 1.0 if number < 2 else whole * 0.8))  # anywhere is the claim
         process.send_signal(signal.SIGINT)
         if twice:
             time.sleep(chance.uniform(0, 0.2))
