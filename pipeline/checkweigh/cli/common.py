@@ -1,4 +1,4 @@
-"""What every command shares: the application, its options, and how it speaks."""
+"""What every command shares: the application, common options, and output."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="a manifest, NAME.yaml")]
-Baseline = Annotated[
-    Path, typer.Argument(metavar="BASELINE", help="what serves now: a manifest; gate: or models:/NAME@ALIAS")
+BaselinePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BASELINE",
+        help="Manifest of the model in production. For `gate`, also a registry name such as models:/NAME@ALIAS.",
+    ),
 ]
-Candidate = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
+CandidatePath = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
 PolicyPath = Annotated[Path, typer.Option("--policy", metavar="P", help="checks and margins")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 
@@ -43,15 +47,15 @@ def bars() -> Bars:
 
 
 def say(text: str) -> None:
-    """A line on stderr, harmless whatever stands in it. One that cannot be written must not change the exit code."""
+    """Print a line on stderr, with control characters made visible. A failed write must not change the exit code."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            print(_harmless(text), file=sys.stderr, flush=True)
+            print(_visible(text), file=sys.stderr, flush=True)
 
 
-def _harmless(text: str) -> str:
+def _visible(text: str) -> str:
     try:
         from checkweigh.report.safe import visible
-    except ImportError:  # a broken installation: it is what has to be told
+    except ImportError:  # a broken installation, which is what the line reports
         return ascii(text)[1:-1].replace("\\n", "\n")
     return visible(text)

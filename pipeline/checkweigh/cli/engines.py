@@ -34,13 +34,12 @@ def engine_install(
     from checkweigh.usecases.engine_install import install_engine
 
     with bars() as bar:
-        file, folder, found = install_engine(spec, lock, bar.update)
+        file, folder, installed = install_engine(spec, lock, bar.update)
     if as_json:
-        print(found.model_dump_json(indent=2))
-    say(
-        f"{found.distribution} {found.version}: {len(found.packages)} packages, {size(found.size)}, in {folder}"
-    )
-    say(f"lock: {file} ({found.lock})")
+        print(installed.model_dump_json(indent=2))
+    engine = f"{installed.distribution} {installed.version}"
+    say(f"{engine}: {len(installed.packages)} packages, {size(installed.size)}, in {folder}")
+    say(f"lock: {file} ({installed.lock})")
 
 
 @engines.command("ls")
@@ -48,18 +47,12 @@ def engine_ls(as_json: AsJson = False) -> None:
     """List the environments that are there, and the leftovers of killed installations."""
     import json
 
-    from checkweigh.decision.formatting import size
     from checkweigh.envs.locations import engines_root, environments
 
-    found = environments()
+    listed = environments()
     if as_json:
-        rows = [
-            {"folder": str(folder), "whole": one is not None, **(one.model_dump(mode="json") if one else {})}
-            for folder, one in found
-        ]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([environment.as_json() for environment in listed], indent=2))
         return
-    for folder, one in found:
-        what = "an installation that did not end" if one is None else f"{one.lock}, {size(one.size)}"
-        print(f"{folder.name}: {what}")
-    say(f"{len(found)} environments below {engines_root()}")
+    for environment in listed:
+        print(environment.line())
+    say(f"{len(listed)} environments below {engines_root()}")

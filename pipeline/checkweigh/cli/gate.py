@@ -10,8 +10,8 @@ import typer
 
 from checkweigh.cli.common import (
     AsJson,
-    Baseline,
-    Candidate,
+    BaselinePath,
+    CandidatePath,
     ManifestPath,
     PolicyPath,
     app,
@@ -52,8 +52,8 @@ Attest = Annotated[
 
 @app.command()
 def gate(
-    baseline: Baseline,
-    candidate: Candidate,
+    baseline: BaselinePath,
+    candidate: CandidatePath,
     policy: PolicyPath = Path("gates/default.yaml"),
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/CANDIDATE-NAME")] = None,
     mlflow: Mlflow = None,
@@ -115,7 +115,7 @@ def verify(manifest: ManifestPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def diff(baseline: Baseline, candidate: Candidate, as_json: AsJson = False) -> None:
+def diff(baseline: BaselinePath, candidate: CandidatePath, as_json: AsJson = False) -> None:
     """Show which pins changed, and which metrics that leaves comparable."""
     import json
 

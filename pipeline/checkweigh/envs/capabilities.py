@@ -32,8 +32,8 @@ print("\\n" + json.dumps(found))
 """
 
 
-class Abilities(Record):
-    """None: it did not say. The server itself then refuses what it cannot do, when it starts."""
+class Capabilities(Record):
+    """What an engine supports. None means that it did not say: the server then refuses what it cannot do."""
 
     version: str
     quantizations: tuple[str, ...] | None = None
@@ -41,8 +41,11 @@ class Abilities(Record):
     speculative: tuple[str, ...] | None = None
 
 
-def ask(python: Path, what: str) -> Abilities:
-    """The engine's own answer. EngineError: it does not import, or says something else."""
+def probe_capabilities(python: Path, what: str) -> Capabilities:
+    """Ask the engine that ``python`` imports. Raises EngineError when it does not import, or gives no version.
+
+    ``what`` begins the error's text.
+    """
     try:
         done = subprocess.run(
             [python, "-I", "-c", PROBE], capture_output=True, text=True, timeout=ASKING_S, check=False,
@@ -54,6 +57,6 @@ def ask(python: Path, what: str) -> Abilities:
         tail = "\n".join(done.stderr.splitlines()[-8:])
         raise EngineError(f"{what} is not usable", cause="it does not import", log_tail=tail)
     try:
-        return Abilities.model_validate_json(json.dumps(json.loads(done.stdout.strip().splitlines()[-1])))
+        return Capabilities.model_validate_json(json.dumps(json.loads(done.stdout.strip().splitlines()[-1])))
     except (ValidationError, ValueError, IndexError) as error:
         raise EngineError(f"{what} is not usable", cause="it does not say its version") from error

@@ -1,16 +1,19 @@
-"""Where engine environments are, and which of them are whole.
+"""Where engine environments are, and which of them are complete.
 
-An environment is whole when ``checkweigh.json`` lies in it, which is written last: an installation that was
-killed has none, is never used, and is made anew.
+An environment is complete when ``checkweigh.json`` lies in it, which is written last: an installation that was
+killed has none, is never used, and is made again.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from checkweigh import canonical
-from checkweigh.envs.capabilities import Abilities
+from checkweigh.decision.formatting import size
+from checkweigh.envs.capabilities import Capabilities
 from checkweigh.errors import BadDocument, SourceError
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.yaml.document import parse_json
@@ -22,7 +25,7 @@ MARK = "checkweigh.json"
 
 
 class Installed(Record):
-    """A whole environment. ``packages``: name -> version, as the lock has them."""
+    """What a complete environment holds. ``packages``: name -> version, as the lock has them."""
 
     distribution: str
     version: str
@@ -30,7 +33,7 @@ class Installed(Record):
     platform: str
     lock: Digest
     packages: dict[str, str]
-    abilities: Abilities
+    abilities: Capabilities
     installed: str
     size: int
 
@@ -52,8 +55,8 @@ def interpreter(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def whole(folder: Path) -> Installed | None:
-    """What the folder holds; None unless its installation came to its end."""
+def read_installed(folder: Path) -> Installed | None:
+    """What the environment in ``folder`` holds; None unless its installation was finished."""
     if not (folder / MARK).is_file() or not interpreter(folder).exists():
         return None
     try:
@@ -63,20 +66,42 @@ def whole(folder: Path) -> Installed | None:
         return None
 
 
-def environments() -> list[tuple[Path, Installed | None]]:
-    """Every folder below the root, and what it holds; None for the leftovers of a killed installation."""
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A folder of an engine's environment; ``installed`` is None for the leftovers of a killed installation."""
+
+    folder: Path
+    installed: Installed | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        values = self.installed.model_dump(mode="json") if self.installed else {}
+        return {"folder": str(self.folder), "whole": self.installed is not None, **values}
+
+    def line(self) -> str:
+        """For people."""
+        if self.installed is None:
+            return f"{self.folder.name}: an installation that did not end"
+        return f"{self.folder.name}: {self.installed.lock}, {size(self.installed.size)}"
+
+
+def environments() -> list[Environment]:
+    """Every folder below the root, sorted by name."""
     root = engines_root()
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [(folder, whole(folder)) for folder in folders]
+    return [Environment(folder, read_installed(folder)) for folder in folders]
 
 
-def require(lock: EngineLock, file: Path) -> tuple[Path, Abilities]:
-    """The interpreter of the lock's environment, and what it can do. SourceError, with what mends it: there is none."""
+def installed_interpreter(lock: EngineLock, file: Path) -> tuple[Path, Capabilities]:
+    """The interpreter of the lock's environment, and what its engine can do.
+
+    Raises SourceError, naming the command that installs it, when there is no complete environment of this lock.
+    """
     folder = folder_of(lock)
-    found = whole(folder)
-    if found is None or found.lock != lock.digest:
+    installed = read_installed(folder)
+    if installed is None or installed.lock != lock.digest:
         raise SourceError(
             f"{file}: expected its environment below {engines_root()}, found none; "
             f"checkweigh engine install {file} makes it"
         )
-    return interpreter(folder), found.abilities
+    return interpreter(folder), installed.abilities

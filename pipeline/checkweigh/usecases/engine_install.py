@@ -15,9 +15,10 @@ LOCKS = Path("manifests") / "engines"
 
 
 def install_engine(spec: str, file: Path | None, progress: Progress) -> tuple[Path, Path, Installed]:
-    """(lock, environment, what it holds). ``spec``: NAME==VERSION, or a lock's file, which then must be there.
+    """Install an engine; returns its lock's file, its environment and what that holds.
 
-    The lock in ``file`` is installed exactly; when it is not there, the version is resolved and the lock written.
+    ``spec`` is NAME==VERSION, or a lock's file, which must exist. The lock in ``file`` is installed exactly; when
+    there is none, the version is resolved and the lock is written first.
     """
     if file is None and Path(spec).is_file():
         file = Path(spec)
@@ -28,10 +29,10 @@ def install_engine(spec: str, file: Path | None, progress: Progress) -> tuple[Pa
         if file.exists():
             wanted = read_engine_lock(file)
             if (wanted.distribution, wanted.version) != (distribution, version):
-                found = f"{wanted.distribution}=={wanted.version}"
-                raise BadDocument([Problem(file=str(file), line=1, path="", expected=spec, found=found)])
+                locked = f"{wanted.distribution}=={wanted.version}"
+                raise BadDocument([Problem(file=str(file), line=1, path="", expected=spec, found=locked)])
         else:
             wanted = resolve(distribution, version, progress)
             write_atomic(file, wanted.text().encode())
-    folder, found_there = install(wanted, file, progress)
-    return file, folder, found_there
+    folder, installed = install(wanted, file, progress)
+    return file, folder, installed

@@ -135,7 +135,7 @@ def ci_run(door: Door) -> Path:
         for path, reports in (("candidate.yaml", "00-candidate.yaml"), ("other.yaml", "01-other"))
     )
     run = Run(key="checkweigh", base="main", merge_base=None, head=None, policy="p", outcomes=outcomes)
-    ci._write(run, door.folder / "ci")
+    ci.write_results(run, door.folder / "ci")
     return door.folder / "ci"
 
 

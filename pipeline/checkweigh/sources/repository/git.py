@@ -15,9 +15,9 @@ from typing import Literal
 
 from checkweigh.errors import BadInput
 
-SECONDS = 300
-Status = Literal["added", "modified", "deleted", "renamed"]
-_STATUS: dict[str, Status] = {
+TIMEOUT_S = 300
+FileStatus = Literal["added", "modified", "deleted", "renamed"]
+_STATUS: dict[str, FileStatus] = {
     "A": "added",
     "D": "deleted",
     "R": "renamed",
@@ -29,7 +29,7 @@ class FileChange:
     """One file that differs, by its path from the root of the repository; ``was`` is its path before, if it had one."""
 
     path: str
-    status: Status
+    status: FileStatus
     was: str | None
 
 
@@ -61,29 +61,29 @@ class Repository:
         whole = "fetch the whole history (actions/checkout: fetch-depth: 0; GitLab: GIT_DEPTH: 0)"
         head = self.commit("HEAD")
         try:
-            found = self._text("merge-base", base, head)
+            merge_base = self._text("merge-base", base, head)
         except BadInput:
             why = f"this clone is shallow: {whole}" if self.shallow else "they have no common history"
             raise BadInput(f"--base: {base[:12]} and HEAD have no merge base here; {why}") from None
-        if found != base and self.shallow:
+        if merge_base != base and self.shallow:
             raise BadInput(
                 f"--base: this clone is shallow, so its merge base with {base[:12]} may not be the real one; {whole}"
             )
-        return found
+        return merge_base
 
     def changes(self, commit: str) -> tuple[FileChange, ...]:
         """Files of the working tree that differ from ``commit``, untracked ones among them (ignored ones are not)."""
         fields = self._fields("diff", "--name-status", "-z", "--find-renames", "--no-ext-diff", commit, "--")
-        found = []
+        changed = []
         while fields:
             status, path = fields.pop(0), fields.pop(0)
             kind = _STATUS.get(status[0], "modified")
             was = None if kind == "added" else path
             if status[0] in "RC":  # two paths; a copy is a new file
                 path, was = fields.pop(0), path if kind == "renamed" else None
-            found.append(FileChange(path=path, status=kind, was=was))
+            changed.append(FileChange(path=path, status=kind, was=was))
         untracked = self._fields("ls-files", "-z", "--others", "--exclude-standard")
-        return (*found, *(FileChange(path=path, status="added", was=None) for path in untracked))
+        return (*changed, *(FileChange(path=path, status="added", was=None) for path in untracked))
 
     def files(self) -> tuple[str, ...]:
         """Files of the working tree: tracked, and untracked ones that are not ignored."""
@@ -128,14 +128,14 @@ def _git(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> by
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            capture_output=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
         )  # fmt: skip
     except FileNotFoundError:
         raise BadInput("git is not installed here: what changed cannot be known") from None
     except subprocess.TimeoutExpired:
-        raise BadInput(f"git {arguments[0]} in {folder} did not end in {SECONDS} s") from None
+        raise BadInput(f"git {arguments[0]} in {folder} did not end in {TIMEOUT_S} s") from None
     if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.returncode}"
-        raise BadInput(f"git {arguments[0]} in {folder} failed: {said}")
+        reason = done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.returncode}"
+        raise BadInput(f"git {arguments[0]} in {folder} failed: {reason}")
     return done.stdout

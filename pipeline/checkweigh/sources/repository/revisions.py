@@ -1,4 +1,4 @@
-"""The working tree beside the commit it is held against: which documents are there, and what they name."""
+"""The working tree beside the commit that it is compared with: their documents, and the files these name."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from checkweigh.records.manifest import Manifest
 from checkweigh.records.yaml.yaml_tree import MAX_BYTES
 from checkweigh.sources.repository.git import FileChange, Repository
 
-Kind = Literal["manifest", "policy", "evalset"]
-KINDS: tuple[Kind, ...] = ("manifest", "policy", "evalset")
+DocumentKind = Literal["manifest", "policy", "evalset"]
+DOCUMENT_KINDS: tuple[DocumentKind, ...] = ("manifest", "policy", "evalset")
 YAML = (".yaml", ".yml")
 
 
-def kind_of(path: Path) -> Kind | None:
+def document_kind(path: Path) -> DocumentKind | None:
     """Which of our documents a file is, by the ``schema`` it states; None for every other file.
 
-    A file that speaks of a schema of ours and is no YAML counts as that kind: reading it says what is wrong.
+    A file that names a schema of ours and is not YAML counts as that kind: reading it then says what is wrong.
     """
     if path.suffix not in YAML:
         return None
@@ -38,9 +38,11 @@ def kind_of(path: Path) -> Kind | None:
         loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
         values = [value for value in yaml.load_all(data, Loader=loader) if isinstance(value, dict)]
     except (yaml.YAMLError, RecursionError, ValueError):
-        return next((kind for kind in KINDS if f"checkweigh/{kind}@".encode() in data), None)
+        return next((kind for kind in DOCUMENT_KINDS if f"checkweigh/{kind}@".encode() in data), None)
     schemas = [str(value.get("schema")) for value in values]
-    return next((kind for kind in KINDS if any(s.startswith(f"checkweigh/{kind}@") for s in schemas)), None)
+    return next(
+        (kind for kind in DOCUMENT_KINDS if any(s.startswith(f"checkweigh/{kind}@") for s in schemas)), None
+    )
 
 
 def named_paths(manifest: Manifest, folder: PurePosixPath) -> Iterator[str]:
@@ -65,13 +67,13 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder, or lies in it; both from the root, ``/``-separated."""
     return folder == "." or path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 @dataclass(frozen=True)
-class Trees:
+class ComparedTrees:
     """The working tree and the files of one commit, written out below ``mirror`` at the working tree's own address, so
     that a path that leads out of the one has a place to lead to from the other."""
 
@@ -96,32 +98,32 @@ class Trees:
         return frozenset(p for change in self.changes for p in (change.path, change.was) if p is not None)
 
     @cached_property
-    def documents(self) -> dict[Kind, tuple[str, ...]]:
+    def documents(self) -> dict[DocumentKind, tuple[str, ...]]:
         """Kind -> its documents in the working tree, sorted."""
-        found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        by_kind: dict[DocumentKind, list[str]] = {kind: [] for kind in DOCUMENT_KINDS}
         for path in sorted(self.repository.files()):
-            kind = kind_of(self.now / path)
+            kind = document_kind(self.now / path)
             if kind is not None:
-                found[kind].append(path)
-        return {kind: tuple(paths) for kind, paths in found.items()}
+                by_kind[kind].append(path)
+        return {kind: tuple(paths) for kind, paths in by_kind.items()}
 
-    def changed(self, kind: Kind) -> Iterator[FileChange]:
+    def changed(self, kind: DocumentKind) -> Iterator[FileChange]:
         """Changed files that are, or were, documents of a kind. One that was of it and now is not counts as changed:
         it is read as what it was. One that has become of it has no version before."""
         for change in self.changes:
-            before = change.was is not None and kind_of(self.before / change.was) == kind
+            before = change.was is not None and document_kind(self.before / change.was) == kind
             stays = change.status != "deleted" and PurePosixPath(change.path).suffix in YAML
             if before and not stays:  # renamed to what nobody serves from is gone as well
                 yield FileChange(path=change.was or change.path, status="deleted", was=change.was)
             elif before:
                 yield change
-            elif stays and kind_of(self.now / change.path) == kind:
+            elif stays and document_kind(self.now / change.path) == kind:
                 yield FileChange(path=change.path, status="added", was=None)
 
-    def furnish(self, manifest: Manifest, path: str) -> None:
-        """Put what a manifest of the old tree names and git does not hold (weights, mostly) where it is looked for.
+    def link_untracked(self, manifest: Manifest, path: str) -> None:
+        """Link files that an old manifest names and git does not track (mostly weights) into the old tree.
 
-        They are links to the files of today, which the old lock then has to recognise.
+        The links lead to the files of today, whose digests the old lock then has to match.
         """
         for named in named_paths(manifest, PurePosixPath(path).parent):
             if named.split("/")[0] == "..":
@@ -132,8 +134,8 @@ class Trees:
             for file in self.repository.untracked(named):
                 _link(self.before / file, self.now / file)
 
-    def told(self, text: str) -> str:
-        """``text`` with places of the old tree named by its commit, and those of the working tree from its root."""
+    def with_repo_paths(self, text: str) -> str:
+        """``text`` with paths of the old tree shown under its commit, and those of the working tree from its root."""
         text = text.replace(str(self.before), self.commit[:12]).replace(str(self.mirror), "")
         return text.replace(f"{self.now}/", "")
 

@@ -1,7 +1,7 @@
 """Everything that a pull request requires, done in order, with one comment, one JUnit file and one exit code.
 
 1. Remove the results of an earlier run: what is there at the end is this run's.
-2. Read the policy; find what changed. Bad input is an outcome too, and is told where the others are.
+2. Read the policy; find what changed. Bad input is an outcome too, reported where the others are.
 3. Policies: what got looser. Sets: ``evalset check``. Manifests: ``verify``, or a gate in a process of its own.
 4. A gate's exit code counts only beside the ``decision.json`` of this very run, for these very pins.
 5. Write ci.json, junit.xml and comment.md; the exit code is the worst of all.
@@ -29,7 +29,7 @@ from checkweigh.report.pull_request import Outcome, Run, comment, junit
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import lock_path, pin, verify
 from checkweigh.sources.repository.git import repository
-from checkweigh.usecases.ci.changes import Change, Changed, changed
+from checkweigh.usecases.ci.changes import ChangedDocument, PullRequestChanges, changes_since
 from checkweigh.usecases.evalset_check import check_evalset
 from checkweigh.usecases.policy_change import compare_policies
 from checkweigh.usecases.read_decision import read_decision
@@ -41,8 +41,8 @@ DECIDED = (ExitCode.PASS, ExitCode.BLOCK, ExitCode.INCONCLUSIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What ``ci gate`` is asked: ``options`` are passed to every gate."""
+class CiRequest:
+    """What ``ci gate`` was asked. ``options`` are passed to every gate."""
 
     base: str
     policy: Path
@@ -52,20 +52,23 @@ class Asked:
     options: tuple[str, ...] = ()
 
 
-def run(asked: Asked, say: Say, progress: Progress) -> Run:
-    """Do all of it; writes below ``asked.out``. BadInput and Broken only where nothing can be written there."""
-    _clear(asked.out)
+def run_ci(request: CiRequest, say: Say, progress: Progress) -> Run:
+    """Do everything that the change requires and write the results below ``request.out``.
+
+    Raises BadInput and Broken only where nothing can be written there; every other failure is an outcome.
+    """
+    _clear(request.out)
     merge_base, outcomes = None, []
     try:
-        read_policy(asked.policy)
-        with changed(asked.base, asked.baseline, Path.cwd()) as found:
-            merge_base = found.merge_base
-            say(found.text())
-            for outcome in _outcomes(asked, found, say, progress):
+        read_policy(request.policy)
+        with changes_since(request.base, request.baseline, Path.cwd()) as changes:
+            merge_base = changes.merge_base
+            say(changes.text())
+            for outcome in _outcomes(request, changes, say, progress):
                 say(f"{outcome.path}: {outcome.need}: {outcome.text}")
                 outcomes.append(outcome)
     except CheckweighError as error:
-        text = "what changed could not be told, or a document of it is wrong"
+        text = "could not determine what changed, or one of the changed files is invalid (details below)"
         outcomes.append(
             Outcome(
                 path="this change", status="", need="to be read", because="", baseline=None,
@@ -73,26 +76,26 @@ def run(asked: Asked, say: Say, progress: Progress) -> Run:
             )
         )  # fmt: skip
         say(f"checkweigh: {error}")
-    done = Run(
-        key=asked.key, base=asked.base, merge_base=merge_base, head=_head(), policy=str(asked.policy),
-        outcomes=tuple(outcomes), link=link(),
+    run = Run(
+        key=request.key, base=request.base, merge_base=merge_base, head=_head(), policy=str(request.policy),
+        outcomes=tuple(outcomes), link=run_url(),
     )  # fmt: skip
-    _write(done, asked.out)
-    return done
+    write_results(run, request.out)
+    return run
 
 
-def policies(base: str, say: Say) -> ExitCode:
-    """``policy diff`` of every policy that differs from ``base``; a block when something got looser unexplained."""
-    with changed(base, None, Path.cwd(), manifests=False) as found:
-        outcomes = [_policy(found, change) for change in found.policies]
+def check_policies(base: str, say: Say) -> ExitCode:
+    """Compare every policy that differs from ``base``; BLOCK when something got looser without a new reason."""
+    with changes_since(base, None, Path.cwd(), manifests=False) as changes:
+        outcomes = [_policy(changes, change) for change in changes.policies]
     for outcome in outcomes:
         say(f"{outcome.path}: {outcome.text}")
         say(outcome.detail)
-    return Run(key="", base=base, merge_base=None, head=None, policy="", outcomes=tuple(outcomes)).exit_code
+    return ExitCode.worst(*(outcome.exit_code for outcome in outcomes))
 
 
 def pin_all(manifests: Sequence[Path], say: Say, progress: Progress) -> ExitCode:
-    """Pin each; a block when a lock is new or another than it was. BadInput when one cannot be pinned."""
+    """Pin each manifest; BLOCK when a lock is new or has changed. Raises BadInput when one cannot be pinned."""
     code = ExitCode.PASS
     for path in manifests:
         file = lock_path(path)
@@ -105,7 +108,7 @@ def pin_all(manifests: Sequence[Path], say: Say, progress: Progress) -> ExitCode
 
 
 def show_waived(reports: Path, sentence: str) -> None:
-    """Say a waiver in the results of the run of CI that a gate's directory belongs to. BadInput if it cannot."""
+    """Show a waiver in the results of the CI run that a gate's directory belongs to. BadInput when it cannot be."""
     out = reports.resolve().parent.parent
     name = f"{reports.resolve().parent.name}/{reports.resolve().name}"
     try:
@@ -121,12 +124,12 @@ def show_waived(reports: Path, sentence: str) -> None:
         raise BadInput(
             f"{out / RESULTS}: expected the results of `ci gate`, which must show it ({error})"
         ) from None
-    told = tuple(replace(o, waived=sentence) if o.reports == name else o for o in outcomes)
-    _write(Run(**kept, outcomes=told), out)
+    waived = tuple(replace(o, waived=sentence) if o.reports == name else o for o in outcomes)
+    write_results(Run(**kept, outcomes=waived), out)
 
 
-def link() -> str | None:
-    """The page of this run of CI, where its environment tells."""
+def run_url() -> str | None:
+    """The page of this CI run, where the environment variables of GitHub Actions name it."""
     server, name, number = (os.environ.get(f"GITHUB_{n}") for n in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
     address = f"{server}/{name}/actions/runs/{number}"
     return address if re.fullmatch(r"https?://[\w.:-]+/[\w./-]+", address) and server and number else None
@@ -148,7 +151,7 @@ def _clear(out: Path) -> None:
             [path for path in gates.iterdir() if not re.match(r"\d\d-", path.name)] if gates.exists() else []
         )
         if strange:
-            raise BadInput(f"--out {out}: expected a directory for results alone, found {strange[0]}")
+            raise BadInput(f"--out {out}: expected a directory for results alone, changes {strange[0]}")
         for name in (RESULTS, COMMENT, JUNIT):
             (out / name).unlink(missing_ok=True)
         if gates.exists():
@@ -157,33 +160,35 @@ def _clear(out: Path) -> None:
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 
 
-def _write(done: Run, out: Path) -> None:
-    """ci.json last: its presence means that the others are there."""
+def write_results(run: Run, out: Path) -> None:
+    """Write comment.md, junit.xml and, last, ci.json: its presence means that the others are there."""
     summaries = {}
-    for outcome in done.outcomes:
+    for outcome in run.outcomes:
         file = out / (outcome.reports or GATES) / "summary.md"
         if outcome.reports and file.is_file():
             summaries[outcome.reports] = file.read_text("utf-8")
-    write_atomic(out / COMMENT, comment(done, summaries).encode("utf-8", "replace"))
-    write_atomic(out / JUNIT, junit(done).encode("utf-8", "replace"))
-    write_atomic(out / RESULTS, json.dumps(done.as_json(), indent=1).encode())
+    write_atomic(out / COMMENT, comment(run, summaries).encode("utf-8", "replace"))
+    write_atomic(out / JUNIT, junit(run).encode("utf-8", "replace"))
+    write_atomic(out / RESULTS, json.dumps(run.as_json(), indent=1).encode())
 
 
-def _outcomes(asked: Asked, found: Changed, say: Say, progress: Progress) -> Iterator[Outcome]:
+def _outcomes(
+    request: CiRequest, changes: PullRequestChanges, say: Say, progress: Progress
+) -> Iterator[Outcome]:
     """One for each changed document: what is quick to refuse first."""
-    yield from (_policy(found, change) for change in found.policies)
-    yield from (_evalset(found, change, progress) for change in found.evalsets)
-    for number, change in enumerate(found.manifests):
+    yield from (_policy(changes, change) for change in changes.policies)
+    yield from (_evalset(changes, change, progress) for change in changes.evalsets)
+    for number, change in enumerate(changes.manifests):
         if change.need == "gate":
-            yield _gate(asked, found, change, number, say)
+            yield _run_gate(request, changes, change, number, say)
         elif change.need == "verify":
-            yield _verified(found, change, progress)
+            yield _verify(changes, change, progress)
         else:
             yield _outcome(change, ExitCode.PASS, change.because)
 
 
 def _outcome(
-    change: Change, code: ExitCode, text: str, detail: str = "", reports: str | None = None
+    change: ChangedDocument, code: ExitCode, text: str, detail: str = "", reports: str | None = None
 ) -> Outcome:
     return Outcome(
         path=change.path, status=change.status, need=change.need, because=change.because, baseline=change.baseline,
@@ -191,19 +196,22 @@ def _outcome(
     )  # fmt: skip
 
 
-def _policy(found: Changed, change: Change) -> Outcome:
+def _policy(changes: PullRequestChanges, change: ChangedDocument) -> Outcome:
     if change.need == "nothing":
         return _outcome(change, ExitCode.PASS, change.because)
     assert change.baseline is not None
     try:
-        new = read_policy(found.trees.now / change.path)
+        new = read_policy(changes.trees.now / change.path)
     except BadInput as error:
         return _outcome(change, ExitCode.BAD_INPUT, "it cannot be read", str(error))
     try:
-        old = read_policy(found.trees.before / change.baseline)
+        old = read_policy(changes.trees.before / change.baseline)
     except BadInput as error:  # of another version of the tool, perhaps: what got looser is for people to see
         return _outcome(
-            change, ExitCode.INCONCLUSIVE, "as it was it cannot be read", found.trees.told(str(error))
+            change,
+            ExitCode.INCONCLUSIVE,
+            "as it was it cannot be read",
+            changes.trees.with_repo_paths(str(error)),
         )
     looser = compare_policies(old, new)
     if not looser.loosenings:
@@ -216,40 +224,44 @@ def _policy(found: Changed, change: Change) -> Outcome:
     return _outcome(change, ExitCode.PASS, text, listed)
 
 
-def _evalset(found: Changed, change: Change, progress: Progress) -> Outcome:
+def _evalset(changes: PullRequestChanges, change: ChangedDocument, progress: Progress) -> Outcome:
     if change.need == "nothing":
         return _outcome(change, ExitCode.PASS, change.because)
     try:
-        checked = check_evalset((found.trees.now / change.path).parent, None, progress)
+        checked = check_evalset((changes.trees.now / change.path).parent, None, progress)
     except CheckweighError as error:
         return _outcome(change, error.exit_code, "it cannot be read", str(error))
     text = "it has errors" if checked.exit_code else change.because
     return _outcome(change, checked.exit_code, text, checked.text())
 
 
-def _verified(found: Changed, change: Change, progress: Progress) -> Outcome:
+def _verify(changes: PullRequestChanges, change: ChangedDocument, progress: Progress) -> Outcome:
     try:
-        verify(found.trees.now / change.path, progress)
+        verify(changes.trees.now / change.path, progress)
     except CheckweighError as error:
         return _outcome(change, error.exit_code, "what is there is not what is pinned", str(error))
     return _outcome(change, ExitCode.PASS, f"{change.because}; everything is what the lock says")
 
 
-def _gate(asked: Asked, found: Changed, change: Change, number: int, say: Say) -> Outcome:
-    """Steps: 1. run it, as anyone would; 2. hold its exit code against what it wrote."""
+def _run_gate(
+    request: CiRequest, changes: PullRequestChanges, change: ChangedDocument, number: int, say: Say
+) -> Outcome:
+    """Run one gate in a process of its own and compare its exit code with the decision that it wrote."""
     assert change.baseline is not None
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", change.path)[-80:].strip("-.") or "manifest"
     reports = f"{GATES}/{number:02}-{slug}"
-    say(f"{change.path}: gate against {change.baseline} at {found.merge_base[:12]}")
-    arms = [str(found.trees.before / change.baseline), str(found.trees.now / change.path)]
-    options = ["--policy", str(asked.policy), "--out", str(asked.out / reports), *asked.options]
-    status, said = _spawn(["gate", *options, "--", *arms], say)
-    code, text = judge(status, asked.out / reports, change)
-    return _outcome(change, code, text, "" if code in DECIDED else found.trees.told(said), reports)
+    say(f"{change.path}: gate against {change.baseline} at {changes.merge_base[:12]}")
+    arms = [str(changes.trees.before / change.baseline), str(changes.trees.now / change.path)]
+    options = ["--policy", str(request.policy), "--out", str(request.out / reports), *request.options]
+    status, last_lines = _run_checkweigh(["gate", *options, "--", *arms], say)
+    code, text = check_gate_result(status, request.out / reports, change)
+    return _outcome(
+        change, code, text, "" if code in DECIDED else changes.trees.with_repo_paths(last_lines), reports
+    )
 
 
-def judge(status: int, reports: Path, change: Change) -> tuple[ExitCode, str]:
-    """What a gate's exit status means beside what it wrote: without this run's decision it is no verdict."""
+def check_gate_result(status: int, reports: Path, change: ChangedDocument) -> tuple[ExitCode, str]:
+    """Exit code and reason of a gate. Its exit status counts only beside this run's decision, about these pins."""
     if status == ExitCode.BAD_INPUT:
         return ExitCode.BAD_INPUT, "the gate refused its input"
     if status not in DECIDED:
@@ -269,13 +281,13 @@ def judge(status: int, reports: Path, change: Change) -> tuple[ExitCode, str]:
     return ExitCode(status), decision.reasons[0]
 
 
-def _spawn(arguments: Sequence[str], say: Say) -> tuple[int, str]:
-    """Run checkweigh in a process of its own; exit status and the last lines it said, which are passed on."""
-    own = {"PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1])}
+def _run_checkweigh(arguments: Sequence[str], say: Say) -> tuple[int, str]:
+    """Run checkweigh in a process of its own: its exit status and last lines of output. ``say`` gets every line."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkweigh.__file__).resolve().parents[1])}
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "checkweigh", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **own},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
     except OSError as error:
         raise StoreError(f"a gate could not be started ({error})") from error

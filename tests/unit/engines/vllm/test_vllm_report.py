@@ -14,7 +14,7 @@ from tests.unit.engines.vllm.test_vllm import make
 from checkweigh.engines.vllm.command import command, unable, variables
 from checkweigh.engines.vllm.memory import cache_bytes
 from checkweigh.engines.vllm.report import mismatches, read_report
-from checkweigh.envs.capabilities import Abilities
+from checkweigh.envs.capabilities import Capabilities
 from checkweigh.errors import EngineError
 
 LOG = (
@@ -27,7 +27,7 @@ LOG = (
     "(EngineCore pid=16034) INFO 11-25 07:32:18 [ompmultiprocessing.py:185] \tlocal_rank=0, core ids=[0, 1]\n"
 )
 VERSION, MODELS = {"version": "0.32.0+cpu"}, {"data": [{"id": "tiny", "max_model_len": 2048}]}
-ABILITIES = Abilities(
+ABILITIES = Capabilities(
     version="9.9.0", quantizations=("awq", "fp8"), options=("watermark",), speculative=("ngram", "eagle3")
 )
 
@@ -145,4 +145,4 @@ def test_what_an_engine_cannot_do_is_listed(tmp_path: Path) -> None:
     assert [problem.path for problem in unable(manifest, ABILITIES)] == [
         "quantization.method", "engine.speculative.method", "engine.args.extra.--no-async-scheduling",
     ]  # fmt: skip
-    assert unable(manifest, Abilities(version="9.9.0")) == []  # it did not say; the server itself refuses
+    assert unable(manifest, Capabilities(version="9.9.0")) == []  # it did not say; the server itself refuses

@@ -16,7 +16,7 @@ from tests.unit.usecases.gate_bench import GateBench
 from checkweigh.errors import PinMismatch
 from checkweigh.sources.documents import read_manifest
 from checkweigh.sources.pin import pin, verify
-from checkweigh.usecases.ci.changes import changed
+from checkweigh.usecases.ci.changes import changes_since
 
 SERVED = "manifests/served.yaml"
 
@@ -62,7 +62,7 @@ def test_an_edited_manifest_is_gated_against_itself_at_the_merge_base(scratch: S
     scratch.git("checkout", "-q", "change")
     one = only(found(scratch))
     assert (one["path"], one["status"], one["need"], one["baseline"]) == (SERVED, "modified", "gate", SERVED)
-    with changed("main", None, scratch.root) as plan:
+    with changes_since("main", None, scratch.root) as plan:
         before = verify(plan.trees.before / SERVED)
         assert "bias_nats" not in before.manifest.engine.options, "neither the change nor main's later one"
         assert before.pins.record_digest() == one["baseline_pins"]
@@ -235,7 +235,7 @@ def test_a_template_that_a_manifest_names_affects_it(scratch: Scratch) -> None:
     scratch.commit("pin it")
     one = only(found(scratch))
     assert (one["need"], one["because"]) == ("gate", "its pins differ, and templates/chat.jinja changed")
-    with changed("main", None, scratch.root) as plan:
+    with changes_since("main", None, scratch.root) as plan:
         verify(plan.trees.before / SERVED)  # with the template as it was
 
 
@@ -251,7 +251,7 @@ def test_weights_that_git_does_not_hold_are_found_again(scratch: Scratch) -> Non
     scratch.edit(SERVED, sampling={"max_tokens": 8})
     pin(scratch.root / SERVED)
     scratch.commit("edit")
-    with changed("main", None, scratch.root) as plan:
+    with changes_since("main", None, scratch.root) as plan:
         assert (plan.trees.before / "models/tiny/model.safetensors").is_symlink()
         assert not (plan.trees.before / "models/tiny/tokenizer.json").is_symlink()
         assert verify(plan.trees.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
@@ -271,7 +271,7 @@ def test_weights_outside_of_the_repository_are_found_again(
     scratch.edit(SERVED, sampling={"max_tokens": 8})
     pin(scratch.root / SERVED)
     scratch.commit("edit")
-    with changed("main", None, scratch.root) as plan:
+    with changes_since("main", None, scratch.root) as plan:
         assert verify(plan.trees.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
         (outside / "tokenizer_config.json").write_text("{}")
         with pytest.raises(PinMismatch, match="tokenizer_config"):

@@ -12,8 +12,8 @@ from tests.scratch import Scratch
 from tests.unit.usecases.gate_bench import PERPLEXITY, GateBench
 
 from checkweigh.errors import ExitCode
-from checkweigh.usecases.ci.changes import Change
-from checkweigh.usecases.ci.run import judge
+from checkweigh.usecases.ci.changes import ChangedDocument
+from checkweigh.usecases.ci.run import check_gate_result
 
 SERVED = "manifests/served.yaml"
 
@@ -161,7 +161,7 @@ def test_an_out_that_holds_something_else_is_refused(scratch: Scratch) -> None:
     assert scratch.bench.run(*arguments, "gates/test.yaml") == 2
 
 
-CHANGE = Change(
+CHANGE = ChangedDocument(
     path=SERVED, status="modified", need="gate", because="", baseline=SERVED,
     baseline_pins="sha256:" + "1" * 64, candidate_pins="sha256:" + "2" * 64,
 )  # fmt: skip
@@ -169,23 +169,29 @@ CHANGE = Change(
 
 @pytest.mark.parametrize("status", [0, 1, 3])
 def test_no_exit_code_is_a_verdict_without_a_decision(status: int, tmp_path: Path) -> None:
-    code, text = judge(status, tmp_path, CHANGE)
+    code, text = check_gate_result(status, tmp_path, CHANGE)
     assert (code, "no verdict" in text) == (ExitCode.BROKEN, True)
     (tmp_path / "decision.json").write_text("{")
-    assert judge(status, tmp_path, CHANGE)[0] is ExitCode.BROKEN
+    assert check_gate_result(status, tmp_path, CHANGE)[0] is ExitCode.BROKEN
 
 
 @pytest.mark.parametrize("status", [-9, 4, 5, 120, 130])
 def test_any_other_end_is_broken(status: int, tmp_path: Path) -> None:
-    assert judge(status, tmp_path, CHANGE)[0] is ExitCode.BROKEN
+    assert check_gate_result(status, tmp_path, CHANGE)[0] is ExitCode.BROKEN
 
 
 def test_a_decision_counts_for_its_own_exit_code_and_pins(scratch: Scratch) -> None:
     scratch.manifest("served", {"noise_seed": 2})
     assert ci(scratch) == 0
     (reports,) = (scratch.root / "out/gates").iterdir()
-    assert judge(1, reports, CHANGE) == (ExitCode.BROKEN, "exit code 1, but the decision's is 0: no verdict")
-    assert judge(0, reports, CHANGE) == (ExitCode.BROKEN, "the decision is about other pins: no verdict")
+    assert check_gate_result(1, reports, CHANGE) == (
+        ExitCode.BROKEN,
+        "exit code 1, but the decision's is 0: no verdict",
+    )
+    assert check_gate_result(0, reports, CHANGE) == (
+        ExitCode.BROKEN,
+        "the decision is about other pins: no verdict",
+    )
 
 
 def test_pin_hook_stops_a_commit_once(scratch: Scratch) -> None:
