@@ -6,7 +6,6 @@ import asyncio
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,20 +23,18 @@ from checkweigh.guard.host_gauges import Host, Reading
 from checkweigh.guard.http.client_keys import Keys
 from checkweigh.guard.http.listener import listener
 from checkweigh.guard.http.request_schema import Bounds
-from checkweigh.guard.request_handler import Desk, Visit
+from checkweigh.guard.request_handler import Desk
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Router
 from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.traffic_log import Log
-from checkweigh.monitors.decaying_mean import DecayingMean
+from checkweigh.monitors.absence import AbsenceMonitor, ArmsState
+from checkweigh.monitors.arm_comparison import ArmComparison
 from checkweigh.monitors.exceedance import ExceedanceMonitor
-from checkweigh.monitors.failures import FailureMonitor
-from checkweigh.monitors.latency import LatencyMonitor
+from checkweigh.monitors.finished_request import FinishedRequest
 from checkweigh.progress import Say
 
 Source = Callable[[], Plan] | Endpoint
-_SETTLED_S = 5.0  # after a failure it is known whether the engine has died of it
-_APART_S = 1.0  # failures within are one
 _BREAKER = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
@@ -72,11 +69,17 @@ class Guard:
         self.log = Log(policy.traffic)
         self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
         self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
-        self._begin_comparison()
-        self._usual_pace = DecayingMean()  # of the baseline, as are the first tokens: streams, in one piece
-        self._usual = {stream: DecayingMean() for stream in (True, False)}
+        own = policy.routing
+        self.comparison = ArmComparison(
+            share=0.5 if setup.shadow else setup.share,
+            margin=own.margin,
+            alpha=own.alpha,
+            least=own.min_requests,
+        )
+        self._absence = AbsenceMonitor(long_s=policy.breaker.open_max_s)
+        self._revivals = self.router.revivals  # that the monitors know of
         norm = policy.monitor.ttft_p99_s or setup.norm_p99_s
-        self.beyond = None if norm is None else ExceedanceMonitor(
+        self.exceedance = None if norm is None else ExceedanceMonitor(
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
         )  # fmt: skip
         self._hooks: set[asyncio.Task[None]] = set()
@@ -84,22 +87,6 @@ class Guard:
         self._tasks: list[asyncio.Task[None]] = []
         self._writing: asyncio.Future[None] | None = None
         self.draining = asyncio.Event()
-
-    def _begin_comparison(self) -> None:
-        """Of the arms, anew: what was found before a revival is forgotten."""
-        own, share = self._setup.policy.routing, 0.5 if self._setup.shadow else self._setup.share
-        self._revivals = self.router.revivals
-        # What failed: at, arm, session, trips of the breakers when it was sent.
-        self._failed: deque[tuple[float, ArmName, str, int]] = deque()
-        self._counted = -math.inf  # when the last that counted did
-        self._blind: float | None = None  # since when nothing is known of the candidate
-        self._fails = FailureMonitor(share=share, margin=own.margin, alpha=own.alpha)
-        self._slower = {
-            name: LatencyMonitor(margin=own.margin, alpha=own.alpha / 2, least=own.min_requests)
-            for name in ("ttft", "tpot")
-        }
-        if (candidate := self.arms.get("candidate")) is not None:
-            candidate.breaker.again(time.monotonic())
 
     def _arm(self, name: ArmName, source: Source) -> Arm:
         def say(line: str) -> None:
@@ -170,7 +157,7 @@ class Guard:
             if (now := reading.swap_bytes > 0) and not swapping:
                 self._say(f"the host swaps ({reading.swap_bytes / 1e6:.1f} MB/s): latency will spike")
             swapping = now
-            self._gone()
+            self._look_for_candidate(time.monotonic())
             await asyncio.sleep(0.5)
 
     async def _flush(self) -> None:
@@ -188,111 +175,51 @@ class Guard:
             elif before and not error:
                 self._say(f"the traffic log is written again; {self.log.lost} lines were lost so far")
 
-    def _heard(self, visit: Visit) -> None:
-        """Every finished visit: the alarms."""
-        if "candidate" in self.arms:
-            self._compare(visit)
-        # The norm is of first tokens: a reply in one piece has none.
-        if self.beyond is not None and visit.route.served == "baseline" and visit.asked.stream:
-            self._deviates(self.beyond, visit)
+    def _heard(self, request: FinishedRequest) -> None:
+        """Show the monitors a request that is over, and do what they ask for."""
+        if (
+            self._compares(request.finished)
+            and request.revivals == self._revivals
+            and (why := self.comparison.add(request, trips=self.desk.trips()))
+        ):
+            self._switch_off(why)
+        exceedance = self.exceedance
+        if exceedance is not None and exceedance.add_first_token(request):
+            self._alarm(
+                f"p99 deviates from the gated baseline: {exceedance.deviating}"
+                if exceedance.deviating else "p99 is within the gated baseline again"
+            )  # fmt: skip
 
-    def _compare(self, visit: Visit) -> None:
-        """What both arms' engines failed, and what they let clients wait."""
+    def _compares(self, now: float) -> bool:
+        """Whether there is a candidate that gets requests. One that was revived is compared from the start."""
+        if (candidate := self.arms.get("candidate")) is None:
+            return False
         if self._revivals != self.router.revivals:
-            self._begin_comparison()
-        if self.router.killed or visit.route.revivals != self._revivals:
-            return
-        if visit.route.shadow and visit.shadow is None:
-            return  # it has no copy: copies are of quiet times only
-        if visit.route.served != visit.route.assigned:
-            return  # its own arm was away
-        arm, now = visit.route.served, time.monotonic()
-        self._count(visit, now)
-        if self._failing(now):
-            self._switch_off(self._fails.fired)
-            return
-        first, paced = visit.waits_s
-        usual_first, usual_pace = self._usual[visit.asked.stream], self._usual_pace
-        if first is not None and visit.first is None:
-            # Who leaves before there could be a token says nothing. Else more than the margin, or a patience just above
-            # what the baseline takes would hide any slowness.
-            beyond = first * math.exp(1.5 * self._setup.policy.routing.margin)
-            first = beyond if usual_first.less_than(first) else None
-        elif first is not None and arm == "baseline":
-            usual_first.add(first)
-        if paced is not None and visit.given_up and visit.tokens < 2:
-            paced = paced if usual_pace.less_than(paced) else None  # nor who leaves with the first
-        elif paced is not None and arm == "baseline":
-            usual_pace.add(paced)
-        for (name, watch), value in zip(self._slower.items(), (first, paced), strict=True):
-            if value is not None and watch.add(arm, value, now=now, took=now - visit.arrived):
-                self._switch_off(f"{name} {watch.fired}")
-                return
+            self._revivals = self.router.revivals
+            self.comparison.restart()
+            self._absence.restart()
+            candidate.breaker.again(now)
+        return not self.router.killed
 
-    def _count(self, visit: Visit, now: float) -> None:
-        """What was failed; of a request and its copy, what one of them was."""
-        both = (visit, visit.twin) if visit.twin is not None else (visit,)
-        if not all(one.over and (one.failed or one.outcome == "ok") and not one.degraded for one in both):
-            return
-        failed = [one for one in both if one.failed]
-        if len(failed) == 1 and (visit.quiet or len(both) == 2):
-            (one,) = failed
-            self._failed.append((now, one.route.served, one.session, one.trips))
-        elif not failed:
-            self._fails.add(visit.route.served, visit.session, failed=False)
-
-    def _failing(self, now: float) -> bool:
-        """Whether what failed some time ago is reason to switch the candidate off.
-
-        An engine that dies takes all with it that is inside: no independent failures, and the breaker's part, which has
-        opened since. Of what fails within a second one counts, whichever arm's it is.
-        """
-        while self._failed and self._failed[0][0] + _SETTLED_S <= now:
-            at, arm, session, trips = self._failed.popleft()
-            if trips != self.desk.trips() or at - self._counted < _APART_S:
-                continue
-            self._counted = at
-            if self._fails.add(arm, session, failed=True):
-                return True
-        return False
-
-    def _gone(self) -> None:
+    def _look_for_candidate(self, now: float) -> None:
         """A candidate that takes nobody for long, while the baseline does, gets no session and no copy any more."""
-        arm, now = self.arms.get("candidate"), time.monotonic()
-        if arm is None or self.router.killed:
+        if not self._compares(now):
             return
-        baseline, long_s = self.arms["baseline"], self._setup.policy.breaker.open_max_s
-        if self._revivals != self.router.revivals:
-            self._begin_comparison()
-        if not (blind := arm.saturation.blind(now)):
-            self._blind = None
-        elif self._blind is None:
-            self._blind = now
-        if arm.supervisor is not None and arm.supervisor.gave_up:
-            self._switch_off("its engine stays down")
-        elif not baseline.ready or now - baseline.breaker.opened < long_s:
-            return  # for a cause that both may have
-        elif arm.breaker.lasting:
-            self._switch_off(f"its breaker stays open ({arm.breaker.reason})")
-        elif self._blind is not None and now - self._blind >= long_s:
-            self._switch_off(f"its {blind}")
+        candidate, baseline = self.arms["candidate"], self.arms["baseline"]
+        state = ArmsState(
+            gave_up=candidate.supervisor is not None and candidate.supervisor.gave_up,
+            blind=candidate.saturation.blind(now),
+            breaker_lasts=candidate.breaker.lasting,
+            breaker_reason=candidate.breaker.reason,
+            baseline_ready=baseline.ready,
+            baseline_opened=baseline.breaker.opened,
+        )
+        if why := self._absence.look(state, now):
+            self._switch_off(why)
 
     def _switch_off(self, why: str) -> None:
         self.router.kill(why)
         self._alarm(f"candidate switched off: {why}")
-
-    def _deviates(self, beyond: ExceedanceMonitor, visit: Visit) -> None:
-        """The baseline's first token, from the request's arrival; given up after the threshold, it was late."""
-        if not (visit.outcome == "ok" or visit.given_up):
-            return
-        first = time.monotonic() - visit.arrived if visit.ttft_s is None else visit.ttft_s
-        if visit.first is None and first <= beyond.threshold_s:
-            return
-        if beyond.add(first):
-            self._alarm(
-                f"p99 deviates from the gated baseline: {beyond.deviating}"
-                if beyond.deviating else "p99 is within the gated baseline again"
-            )  # fmt: skip
 
     def _alarm(self, line: str) -> None:
         """A log line, and the webhook where there is one; the metric is read from the state."""
@@ -322,7 +249,7 @@ class Guard:
         metrics.weight.set(self.router.weight)
         metrics.lost_lines.set(self.log.lost)
         metrics.alarm.set(bool(self.router.killed))
-        metrics.deviation.set(self.beyond is not None and bool(self.beyond.deviating))
+        metrics.deviation.set(self.exceedance is not None and bool(self.exceedance.deviating))
         for name, arm in self.arms.items():
             gate, supervisor = arm.gate, arm.supervisor
             metrics.inside.labels(name).set(gate.inside)

@@ -20,15 +20,11 @@ from checkweigh.guard.http.request_schema import Asked, Bounds
 from checkweigh.guard.http.upstream import UpstreamError, Waits, ask
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Route, Router
-from checkweigh.guard.traffic_log import (
-    Log,
-    Outcome,
-    Request,
-    hashed,
-)
+from checkweigh.guard.traffic_log import Log, Outcome, Request, hashed
+from checkweigh.monitors.finished_request import EngineOutcome, FinishedRequest
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Heard = Callable[["Visit"], None]
+Heard = Callable[[FinishedRequest], None]
 _FAILED = ("refused_by_engine", "upstream_error", "upstream_broken")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
@@ -67,46 +63,30 @@ class Visit:
     reply: str | None = None
 
     @property
-    def ttft_s(self) -> float | None:
-        """Arrival to first byte."""
-        return None if self.first is None else self.first - self.arrived
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Time per output token after the first."""
-        if self.first is None or self.last is None or self.tokens < 2 or not self.asked.stream:
-            return None
-        return (self.last - self.first) / (self.tokens - 1)
-
-    @property
     def left_s(self) -> float | None:
         """Of the client's deadline."""
         if self.deadline_s is None:
             return None
         return max(0.001, self.deadline_s - (time.monotonic() - self.arrived))
 
-    @property
-    def given_up(self) -> bool:
-        """By the client or for the time it took, sent or not."""
-        return self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504)
+    def _engine_outcome(self) -> EngineOutcome:
+        return EngineOutcome(
+            arm=self.route.served, answered=self.outcome == "ok", failed=self.failed, degraded=bool(self.degraded),
+            trips=self.trips,
+        )  # fmt: skip
 
-    @property
-    def waits_s(self) -> tuple[float | None, float | None]:
-        """For the engine, by anybody who got his answer, ran out of time or left: (first token, each one after it).
-
-        What never came took longer than it was waited for. A reply in one piece is its own first token; of one that was
-        cut short on the way in, how long it took says nothing.
-        """
-        if self.sent is None or self.ended is None or not (self.given_up or self.outcome == "ok"):
-            return None, None
-        if self.first is None:
-            return self.ended - self.sent, None
-        first = self.first - self.sent
-        if not self.asked.stream:
-            return None if self.degraded else first, None
-        if self.given_up:
-            return first, (self.ended - self.first) / max(1, self.tokens - 1)
-        return first, self.tpot_s
+    def finished(self, now: float) -> FinishedRequest:
+        """What the monitors see of it."""
+        twin = self.twin
+        return FinishedRequest(
+            outcome=self._engine_outcome(), assigned=self.route.assigned, session=self.session,
+            revivals=self.route.revivals, stream=self.asked.stream,
+            given_up=self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504),
+            tokens=self.tokens, arrived=self.arrived, sent=self.sent, first=self.first, last=self.last,
+            engine_done=self.ended, finished=now, unhurried=self.quiet,
+            copy_missing=self.route.shadow and self.shadow is None, copied=twin is not None,
+            twin=twin._engine_outcome() if twin is not None and twin.over else None,
+        )  # fmt: skip
 
 
 class Desk:
@@ -342,19 +322,20 @@ class Desk:
         return ""
 
     def _account(self, arm: Arm, visit: Visit) -> None:
-        metrics, total = self.metrics, time.monotonic() - visit.arrived
+        visit.over = True
+        finished = visit.finished(time.monotonic())
+        metrics, total = self.metrics, finished.finished - visit.arrived
         metrics.requests.labels(arm.name, "shadow" if visit.copy else visit.tier, visit.outcome).inc()
         if not visit.copy:
             if visit.outcome == "shed":
                 metrics.sheds.labels(visit.tier, str(visit.status)).inc()
             metrics.queue_s.labels(visit.tier).observe(visit.queue_s)
-        if visit.ttft_s is not None:
-            metrics.first_s.labels(arm.name).observe(visit.ttft_s)
+        if finished.ttft_s is not None:
+            metrics.first_s.labels(arm.name).observe(finished.ttft_s)
             metrics.total_s.labels(arm.name).observe(total)
         if visit.degraded and visit.first is not None:
             metrics.degraded.labels(arm.name).inc()
-        visit.over = True
-        self._heard(visit)
+        self._heard(finished)
         if visit.twin is not None and visit.twin.over:
             visit.twin.twin, visit.twin = None, None  # a ring would keep both until it is looked for
         if not self.log.wanted:
@@ -365,7 +346,7 @@ class Desk:
                 at=visit.at, id=visit.id, session=hashed(visit.session), tier=visit.tier,
                 assigned=visit.route.assigned, served=visit.route.served, shadow=visit.copy,
                 stream=visit.asked.stream, outcome=visit.outcome, status=visit.status, reason=visit.reason,
-                degraded=visit.degraded, queue_s=visit.queue_s, ttft_s=visit.ttft_s, tpot_s=visit.tpot_s,
+                degraded=visit.degraded, queue_s=visit.queue_s, ttft_s=finished.ttft_s, tpot_s=finished.tpot_s,
                 total_s=total, prompt_tokens=visit.asked.prompt_tokens, output_tokens=visit.tokens,
                 max_tokens=visit.max_tokens, finish=visit.finish,
                 prompt=prompt if self.log.texts else hashed(prompt),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from checkweigh.monitors.finished_request import FinishedRequest
 from checkweigh.stats.anytime import bernoulli_above
 
 
@@ -19,6 +20,20 @@ class ExceedanceMonitor:
         self._alpha, self._window = alpha, window
         self._n = self._over = 0
         self.deviating = ""
+
+    def add_first_token(self, request: FinishedRequest) -> bool:
+        """Take the time from arrival to first token of a baseline's stream; True when it made the state change.
+
+        Ignored are other requests (a reply in one piece has no first token), and what was neither answered nor given
+        up. One given up without a token was late when it had waited longer than the threshold; else it says nothing.
+        """
+        outcome = request.outcome
+        if outcome.arm != "baseline" or not request.stream or not (outcome.answered or request.given_up):
+            return False
+        if request.ttft_s is not None:
+            return self.add(request.ttft_s)
+        waited = request.finished - request.arrived
+        return waited > self.threshold_s and self.add(waited)
 
     def add(self, seconds: float) -> bool:
         """Take one request; True when it made the state change. A latency that is NaN counts as over."""
