@@ -70,7 +70,7 @@ def streaming(*parts: bytes | float) -> Handler:
         await response.prepare(request)
         for part in parts:
             if isinstance(part, float):
-                await asyncio.sleep(part)
+                await asyncio.sleep(part)  # the server's pace
             else:
                 await response.write(part)
         return response
@@ -182,7 +182,7 @@ def test_a_connection_cut_in_the_middle_is_named() -> None:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(WHOLE[1])
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # for the client to read it: what is aborted takes along what was not read
         assert request.transport is not None
         request.transport.abort()
         return response
@@ -269,7 +269,7 @@ def test_no_http_is_an_engine_error() -> None:
 
 
 def test_a_cancelled_stream_closes_its_connection() -> None:
-    gone = asyncio.Event()
+    begun, gone = asyncio.Event(), asyncio.Event()
 
     async def handle(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -277,14 +277,15 @@ def test_a_cancelled_stream_closes_its_connection() -> None:
         try:
             while True:
                 await response.write(WHOLE[1])
-                await asyncio.sleep(0.02)
+                begun.set()
+                await asyncio.sleep(0.02)  # the server's pace
         except (ConnectionError, asyncio.CancelledError):
             gone.set()
             raise
 
     async def use(client: Client) -> bool:
         task = asyncio.create_task(client.stream(ASK))
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(begun.wait(), 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

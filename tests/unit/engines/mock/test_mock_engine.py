@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from tests.waiting import reached, until
 
 from checkweigh.cli import main
 from checkweigh.engines.http.client import (
@@ -22,6 +23,7 @@ from checkweigh.engines.http.client import (
     Endpoint,
     StreamRequest,
 )
+from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.errors import EngineDied, EngineError, EngineRefused, EngineTruncated
@@ -131,18 +133,16 @@ def test_faults_reach_the_client_as_what_they_are() -> None:
 
 
 def test_a_client_that_leaves_frees_its_slot() -> None:
-    async def leave(endpoint: Endpoint) -> None:
+    async def leave(endpoint: Endpoint, app: MockApp) -> None:
         async with Client(endpoint) as client:
             task = asyncio.ensure_future(client.stream(chat(tokens=500, exact=True)))
-            await asyncio.sleep(0.2)
+            await reached(lambda: app.schedule.inside == 1)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     with in_thread(Knobs(token_ms=20)) as (endpoint, app):
-        run(leave(endpoint))
-        deadline = time.monotonic() + 2
-        while app.schedule.inside and time.monotonic() < deadline:
-            time.sleep(0.01)
+        run(leave(endpoint, app))
+        until(lambda: app.schedule.inside == 0, 2)
         assert json.loads(get(endpoint, "/mock/seen")) == {"requests": 1, "aborted": 1, "inside": 0}
 
 
@@ -151,7 +151,7 @@ def test_a_hang_keeps_health_green_and_ends_when_told() -> None:
         async with Client(endpoint) as client:
             await client.post(endpoint.root + "/mock/knobs", {"hang": True})
             task = asyncio.ensure_future(client.stream(chat()))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.3)  # in which it would have answered
             assert not task.done()
             assert await client.get_text(endpoint.root + "/health") == ""
             resumed = time.monotonic()
