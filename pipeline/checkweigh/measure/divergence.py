@@ -16,7 +16,7 @@ import numpy as np
 from checkweigh import canonical
 from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest
 from checkweigh.measure.batching import Batch
-from checkweigh.measure.quality import Arm, failed, same_ids, same_tokens
+from checkweigh.measure.quality import Arm, failed, same_tokens
 from checkweigh.records.evalset import Scorer, Text
 from checkweigh.records.measurement import Observation, Scored
 
@@ -26,8 +26,7 @@ SCORER = Scorer(name="kl_divergence", version=1)
 def write_states(arm: Arm, batch: Batch, folder: Path) -> None:
     """The hidden states of one batch, as the arm's engine has them."""
     requests = _requests(batch)
-    results = arm.engine.states(requests, folder)
-    same_ids([r.id for r in requests], [r.id for r in results])
+    results = arm.states(requests, folder)
     for request, result in zip(requests, results, strict=True):
         if not isinstance(result, ItemFailure):
             same_tokens(arm, f"item {request.id}", arm.encode(request.continuations[0]), result.token_ids)
@@ -38,8 +37,7 @@ def compare_states(
 ) -> tuple[list[Observation], int]:
     """Observations of one batch in the batch's order, and the number of tokens compared."""
     requests = _requests(batch)
-    results = arm.engine.divergence(requests, theirs, mine)
-    same_ids([r.id for r in requests], [r.id for r in results])
+    results = arm.divergence(requests, theirs, mine)
     observations, tokens = [], 0
     for item, request, result in zip(batch.items, requests, results, strict=True):
         if isinstance(result, ItemFailure):

@@ -1,26 +1,32 @@
 """Quality of one arm on one set: batches through an engine, one observation for each item.
 
-Every number is checked where it enters: prompt ids against the pinned rendering, counts and ids of results,
-finiteness. What an engine cannot answer becomes a ``Failed`` observation; an engine that answers something
-else than it was asked is an error.
+Every number is checked where it enters: answers against their requests (``Arm``), token ids against the pinned
+rendering. What an engine cannot answer becomes a ``Failed`` observation; an engine that answers something else than it
+was asked is an error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from checkweigh import canonical
+from checkweigh.engines import validation
+from checkweigh.engines.identity import identity_problems
 from checkweigh.engines.protocol import (
+    Divergence,
     Engine,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
+    Messages,
     ScoreRequest,
     ScoreResult,
+    States,
 )
 from checkweigh.errors import EngineError, PinMismatch, Problem
 from checkweigh.measure.batching import Batch
@@ -36,13 +42,40 @@ Render = Callable[[Sequence[Message]], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One running engine with what its manifest pins. ``prefix_id`` starts raw text, ``encode`` gives its ids."""
+    """One running engine with what its manifest pins. ``prefix_id`` starts raw text, ``encode`` gives its ids.
+
+    Whoever measures asks the engine through these methods and not by itself: they check every answer against its
+    request, whatever the kind of engine. Beside the engine's own errors they raise EngineError for an answer that does
+    not fit; numbers that are not finite come back as an ``ItemFailure``.
+    """
 
     manifest: Manifest
     engine: Engine
     render: Render
     encode: Callable[[str], tuple[int, ...]]
     prefix_id: int
+
+    def engine_prompts(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
+        """Prompt ids as the engine itself renders them; ``render`` gives the pinned ones."""
+        return validation.prompts(self.engine.render(conversations), conversations)
+
+    def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
+        """Scores of one batch, in its order."""
+        return validation.scores(self.engine.score(batch), batch)
+
+    def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
+        """Replies to one batch, in its order."""
+        return validation.replies(self.engine.generate(batch), batch)
+
+    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
+        """Write the hidden states of one batch of raw texts to ``folder``."""
+        return validation.states(self.engine.states(batch, folder), batch)
+
+    def divergence(
+        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+    ) -> list[Divergence | ItemFailure]:
+        """Divergences of one batch of raw texts, from the states that both engines wrote."""
+        return validation.divergences(self.engine.divergence(batch, theirs, mine), batch)
 
 
 def run_batch(
@@ -59,18 +92,13 @@ def run_batch(
 
 def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
     requests = [_score_request(arm, item) for item in batch.items]
-    results = arm.engine.score(requests)
-    same_ids([request.id for request in requests], [result.id for result in results])
+    results = arm.score(requests)
     observations, tokens = [], 0
     for item, request, result in zip(batch.items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
             observations.append(failed(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
-        if len(result.continuations) != len(request.continuations):
-            raise EngineError(
-                f"item {item.id}: {len(request.continuations)} scores asked, not as many answered"
-            )
         for text, continuation in zip(request.continuations, result.continuations, strict=True):
             same_tokens(arm, f"continuation of item {item.id}", arm.encode(text), continuation.token_ids)
         tokens += sum(len(c.token_ids) for c in result.continuations)
@@ -89,17 +117,6 @@ def _score_request(arm: Arm, item: Item) -> ScoreRequest:
 
 def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Observation:
     logprobs = [np.asarray(c.logprobs, dtype=np.float64) for c in result.continuations]
-    if any(
-        lp.shape != (len(c.token_ids),) or not lp.size
-        for lp, c in zip(logprobs, result.continuations, strict=True)
-    ):
-        raise EngineError(f"item {item.id}: another number of log-probabilities than of tokens")
-    finite = all(np.isfinite(lp).all() and (lp <= 1e-3).all() for lp in logprobs)
-    if not finite:
-        failure = ItemFailure(
-            id=item.id, reason="non_finite", detail="log-probabilities that are NaN or above 0"
-        )
-        return failed(item, replicate, batch, failure)
     raw = b"".join(np.asarray(c.logprobs, dtype="<f4").tobytes() for c in result.continuations)
     ids = canonical.dumps([list(result.prompt_ids), [list(c.token_ids) for c in result.continuations]])
     if isinstance(item, Text):
@@ -121,8 +138,7 @@ def _generate(arm: Arm, batch: Batch, replicate: int, score: ScoreItem) -> tuple
     items = [item for item in batch.items if isinstance(item, Generation)]
     prompts = arm.manifest.prompts
     requests = [GenerateRequest(id=item.id, messages=prompts.compose(item.messages)) for item in items]
-    results = arm.engine.generate(requests)
-    same_ids([request.id for request in requests], [result.id for result in results])
+    results = arm.generate(requests)
     observations, tokens = [], 0
     for item, request, result in zip(items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
@@ -167,11 +183,6 @@ def failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Ob
     )  # fmt: skip
 
 
-def same_ids(asked: Sequence[str], answered: Sequence[str]) -> None:
-    if list(asked) != list(answered):
-        raise EngineError("the engine answered other requests than it was asked")
-
-
 def _check_prompt(arm: Arm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]) -> None:
     """The ids the engine served must be those the pinned tokenizer and template give."""
     pinned = (arm.prefix_id,) if messages is None else arm.render(messages)
@@ -195,25 +206,6 @@ def same_tokens(arm: Arm, what: str, pinned: tuple[int, ...], found: tuple[int, 
 
 
 def check_identity(arm: Arm) -> None:
-    """What the engine reports against what its manifest declares; raises PinMismatch with all differences."""
-    manifest, identity = arm.manifest, arm.engine.identity
-    quantization = manifest.quantization
-    wanted = " ".join(filter(None, (quantization.method, quantization.type)))
-    declared: Mapping[str, tuple[object, object]] = {
-        "engine.kind": (manifest.engine.kind, identity.kind),
-        "engine.version": (manifest.engine.version, identity.version),
-        "engine.dtype": (manifest.engine.dtype, identity.dtype),
-        "engine.device": (manifest.engine.device, identity.device),
-        "engine.threads": (manifest.engine.threads, identity.threads),
-        "quantization": (wanted, identity.quantization.partition(":")[0]),
-        "limits.max_sequence": (manifest.limits.max_sequence, identity.max_sequence),
-    }
-    problems = [
-        Problem(
-            file=manifest.name, line=None, path=path, expected=str(want), found=f"{have} (the engine says)"
-        )
-        for path, (want, have) in declared.items()
-        if want != have
-    ]
-    if problems:
+    """Compare what the engine reports with what its manifest declares; raises PinMismatch with all differences."""
+    if problems := identity_problems(arm.manifest, arm.engine.identity):
         raise PinMismatch(problems)

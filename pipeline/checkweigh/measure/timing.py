@@ -168,14 +168,12 @@ def _request(
         id=name, messages=arm.manifest.prompts.compose(messages), exact_tokens=output_tokens
     )
     sent = time.monotonic()
-    (result,) = arm.engine.generate([request])
+    (result,) = arm.generate([request])
     took = time.monotonic() - sent
     if isinstance(result, ItemFailure):
         raise GivenUp(f"the {role} cannot answer a timing request ({result.reason}: {result.detail})")
-    if len(result.times) != output_tokens:
-        raise EngineError(f"{arm.manifest.name}: a timing request did not give its {output_tokens} tokens")
     first, last = result.times[0], result.times[-1]
-    if not 0 <= first <= last <= took:
+    if last > took:
         raise EngineError(
             f"{arm.manifest.name}: token times that cannot be ({first:.3f} to {last:.3f} of {took:.3f} s)"
         )

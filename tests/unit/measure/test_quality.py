@@ -64,7 +64,7 @@ def test_the_raw_digest_sees_every_bit() -> None:
     assert not {o.raw for o in plain} & {o.raw for o in other}
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf, 0.5])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
 def test_log_probabilities_that_are_none_fail_their_item(value: float) -> None:
     def spoil(result: Any) -> Any:
         if result.id != "i1":
@@ -132,6 +132,12 @@ def test_other_tokens_than_the_pinned_ones_are_bad_input(kind: str, change: Any,
         observed(evalset(kind, 2), InProcess(change=change))
 
 
+def scored_above_zero(result: Any) -> Continuation:
+    """The first continuation, more than certain of its tokens."""
+    first: Continuation = result.continuations[0]
+    return replace(first, logprobs=np.full(len(first.token_ids), 0.5, np.float32))
+
+
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
@@ -139,10 +145,11 @@ def test_other_tokens_than_the_pinned_ones_are_bad_input(kind: str, change: Any,
         ("generation", lambda r: replace(r, id="other")),
         ("choice", lambda r: replace(r, continuations=r.continuations[:1])),
         ("text", lambda r: replace(r, continuations=(replace(r.continuations[0], logprobs=np.zeros(1)),))),
+        ("choice", lambda r: replace(r, continuations=(scored_above_zero(r), *r.continuations[1:]))),
     ],
 )
 def test_answers_to_something_else_are_the_engines_fault(kind: str, change: Any) -> None:
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="does not fit the request"):
         observed(evalset(kind, 2), InProcess(change=change))
 
 
@@ -172,7 +179,7 @@ def test_endings() -> None:
     assert reply(finish="length")["truncated"] == 1.0
     assert reply(text=" \n ")["empty"] == 1.0
     assert reply(text=" \n ")["score"] == 0.0
-    assert reply(token_ids=(4,) * 40)["looping"] == 1.0
+    assert reply(token_ids=(4,) * 40, times=(0.1,) * 40)["looping"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from checkweigh.engines import validation
 from checkweigh.engines.backend import states_file
 from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, ScoreResult, States
 from checkweigh.errors import BadInput, EngineError
@@ -27,7 +28,8 @@ CONTEXT = 12  # tokens before them
 
 def states(score: Score, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
     """``Engine.states`` of a server that scores: its likeliest tokens at each position of each text."""
-    return [write(result, folder) for result in score([replace(request, top_k=TOP_K) for request in batch])]
+    asked = [replace(request, top_k=TOP_K) for request in batch]
+    return [write(result, folder) for result in validation.scores(score(asked), asked)]
 
 
 def write(result: ScoreResult | ItemFailure, folder: Path) -> States | ItemFailure:

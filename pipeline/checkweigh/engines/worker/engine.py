@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,21 +23,26 @@ from checkweigh.engines.protocol import (
     States,
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.worker import validation, wire
+from checkweigh.engines.validation import DOES_NOT_FIT
+from checkweigh.engines.worker import wire
 from checkweigh.engines.worker.process import TooSlow, Worker, WorkerGone
 from checkweigh.errors import BadInput, EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, StoreError
 from checkweigh.records.measurement import EngineIdentity
 
 _DEFAULT = Timeouts()
+T = TypeVar("T")
 
 
 class ChildEngine:
     """Starts ``checkweigh.engines.worker.main`` on entering and ends it on leaving.
 
-    Raises on any call: ``EngineDied`` (the process ended; later calls say so at once), ``EngineTimeout``
-    and ``EngineOutOfMemory`` (the process is ended first), ``EngineError`` (an answer that does not fit its
-    request), ``BadInput`` (what was asked for cannot be; after the start the engine lives on), ``StoreError`` (the
-    disk it writes to is full: the host's fault and not the engine's; the process is ended first).
+    Raises on any call:
+
+    - ``EngineDied``: the process ended; later calls say so at once;
+    - ``EngineTimeout`` and ``EngineOutOfMemory``: the process is ended first;
+    - ``EngineError``: an answer that cannot be read;
+    - ``BadInput``: what was asked for cannot be; after the start the engine lives on;
+    - ``StoreError``: the disk it writes to is full, which is the host's fault; the process is ended first.
     """
 
     def __init__(self, spec: EngineSpec, *, log: Path, timeouts: Timeouts = _DEFAULT) -> None:
@@ -79,22 +84,18 @@ class ChildEngine:
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt token ids as the engine itself renders them, generation prompt included."""
         packed = [wire.pack_messages(c) for c in conversations]
-        return validation.rendered(
-            self._ask("render", self.timeouts.render, conversations=packed), len(packed)
-        )
+        return _read(wire.unpack_prompts, self._ask("render", self.timeouts.render, conversations=packed))
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Score one batch."""
-        packed = [wire.pack_score_request(r) for r in batch]
-        return validation.results(
-            self._ask("score", self.timeouts.call, batch=packed), batch, validation.score
-        )
+        answer = self._ask("score", self.timeouts.call, batch=[wire.pack_score_request(r) for r in batch])
+        return _read(lambda value: wire.unpack_results(value, wire.unpack_score), answer)
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Write hidden states of one batch of raw texts to ``folder``."""
         packed = [wire.pack_score_request(r) for r in batch]
         answer = self._ask("states", self.timeouts.call, batch=packed, folder=str(folder))
-        return validation.results(answer, batch, validation.states)
+        return _read(lambda value: wire.unpack_results(value, wire.unpack_states), answer)
 
     def divergence(
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
@@ -102,18 +103,20 @@ class ChildEngine:
         """Compare the hidden states in two folders."""
         packed = [wire.pack_score_request(r) for r in batch]
         answer = self._ask("divergence", self.timeouts.call, batch=packed, theirs=str(theirs), mine=str(mine))
-        return validation.results(answer, batch, validation.divergence)
+        return _read(lambda value: wire.unpack_results(value, wire.unpack_divergence), answer)
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""
-        packed = [wire.pack_generate_request(r) for r in batch]
-        return validation.results(
-            self._ask("generate", self.timeouts.call, batch=packed), batch, validation.reply
+        answer = self._ask(
+            "generate", self.timeouts.call, batch=[wire.pack_generate_request(r) for r in batch]
         )
+        return _read(lambda value: wire.unpack_results(value, wire.unpack_reply), answer)
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Memory of the worker process now; afterwards the peak starts anew when asked to."""
-        return validation.resources(self._ask("resources", self.timeouts.render, reset_peak=reset_peak))
+        return _read(
+            wire.unpack_resources, self._ask("resources", self.timeouts.render, reset_peak=reset_peak)
+        )
 
     def _ask(self, call: str, seconds: float, **arguments: Any) -> Any:
         """The worker's answer to one call; every way it can fail becomes an error with its cause."""
@@ -131,7 +134,7 @@ class ChildEngine:
             except wire.BrokenFrame as error:
                 self._end("it answered with something that is no message", grace=0)
                 raise EngineError(
-                    f"{call}: {validation.LIES}", cause=str(error), log_tail=worker.tail()
+                    f"{call}: {DOES_NOT_FIT}", cause=str(error), log_tail=worker.tail()
                 ) from error
             except (
                 BaseException
@@ -164,7 +167,7 @@ class ChildEngine:
         try:
             return EngineIdentity.model_validate_json(json.dumps(answer))
         except ValidationError as error:
-            raise EngineError(validation.LIES, cause=f"no identity: {error}") from error
+            raise EngineError(DOES_NOT_FIT, cause=f"no identity: {error}") from error
 
     def _slow(self, worker: Worker, call: str, seconds: float) -> EngineTimeout:
         name = {"start": "start", "render": "render", "resources": "render"}.get(call, "call")
@@ -188,3 +191,11 @@ class ChildEngine:
         if worker is not None:
             self._dead = why
             worker.stop(grace)
+
+
+def _read(unpack: Callable[[Any], T], answer: Any) -> T:
+    """The answer as objects. EngineError: it holds something else."""
+    try:
+        return unpack(answer)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(DOES_NOT_FIT, cause=str(error)) from error

@@ -1,7 +1,8 @@
 """Frames and JSON between an engine's parent and its worker. No pickle.
 
 A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON. Arrays are base64 of little-endian
-float32 or int32, so that numbers arrive bit for bit, NaN included.
+float32 or int32, so that numbers arrive bit for bit, NaN included. Reading an answer gives it the types of
+``protocol`` and nothing more: whether it fits its request is for ``engines.validation``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,17 @@ from checkweigh.engines.protocol import (
     GenerateResult,
     ItemFailure,
     Messages,
+    Resources,
     ScoreRequest,
     ScoreResult,
     States,
 )
 from checkweigh.records.evalset import Message
+from checkweigh.records.measurement import FailureKind, Speculated, WorstToken
 
 MAX_FRAME = 1 << 30
 HEADER = struct.Struct(">I")
+REASONS = frozenset(get_args(FailureKind))
 
 
 class BrokenFrame(Exception):
@@ -151,6 +155,9 @@ def _pack_continuation(value: Continuation) -> dict[str, Any]:
 
 
 Result = ScoreResult | GenerateResult | States | Divergence | ItemFailure
+A = TypeVar("A", ScoreResult, GenerateResult, States, Divergence)
+Number = TypeVar("Number", np.float32, np.int32)
+T = TypeVar("T")
 
 
 def pack_result(result: Result) -> dict[str, Any]:
@@ -186,3 +193,125 @@ def pack_result(result: Result) -> dict[str, Any]:
 def pack_results(results: Sequence[Result]) -> list[dict[str, Any]]:
     """``pack_result`` of each."""
     return [pack_result(result) for result in results]
+
+
+def unpack_prompts(value: Any) -> list[tuple[int, ...]]:
+    """Token ids of each rendered conversation. ValueError: something else."""
+    return [
+        _ids(row, f"conversation {i}") for i, row in enumerate(_of(list, value, "rendered conversations"))
+    ]
+
+
+def unpack_resources(value: Any) -> Resources:
+    """Memory in bytes. ValueError: something else than three sizes."""
+    sizes = _of(list, value, "sizes")
+    if len(sizes) != 3 or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError("three sizes in bytes expected")
+    return Resources(resident=sizes[0], peak=sizes[1], swapped=sizes[2])
+
+
+def unpack_results(value: Any, unpack: Callable[[dict[str, Any]], A]) -> list[A | ItemFailure]:
+    """Inverse of ``pack_results``; ``unpack`` reads one kind of result.
+
+    ValueError, with the position: anything that is neither a failure nor of that kind.
+    """
+    results: list[A | ItemFailure] = []
+    for position, packed in enumerate(_of(list, value, "a list of results")):
+        try:
+            result = _of(dict, packed, "an object")
+            results.append(_unpack_failure(result) if result["kind"] == "failure" else unpack(result))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"result {position}: {type(error).__name__}: {error}") from error
+    return results
+
+
+def unpack_score(value: dict[str, Any]) -> ScoreResult:
+    """The scores of one request."""
+    _check_kind(value, "score")
+    return ScoreResult(
+        id=_of(str, value["id"], "an id"),
+        prompt_ids=_ids(value["prompt"], "prompt"),
+        continuations=tuple(map(_unpack_continuation, _of(list, value["continuations"], "continuations"))),
+    )
+
+
+def unpack_states(value: dict[str, Any]) -> States:
+    """The token ids of a text whose hidden states were written."""
+    _check_kind(value, "states")
+    return States(id=_of(str, value["id"], "an id"), token_ids=_ids(value["ids"], "text"))
+
+
+def unpack_divergence(value: dict[str, Any]) -> Divergence:
+    """The divergences of one text."""
+    _check_kind(value, "divergence")
+    return Divergence(
+        id=_of(str, value["id"], "an id"),
+        token_ids=_ids(value["ids"], "text"),
+        kl=unpack_floats(value["kl"]),
+        agree=unpack_ints(value["agree"]),
+        worst=tuple(WorstToken.model_validate_json(json.dumps(token)) for token in value["worst"]),
+    )
+
+
+def unpack_reply(value: dict[str, Any]) -> GenerateResult:
+    """One reply."""
+    _check_kind(value, "generate")
+    times, counts = _of(list, value["times"], "times"), value.get("speculated")
+    if not all(isinstance(time, float) for time in times):
+        raise ValueError("times in seconds expected")
+    if value["finish"] not in ("stop", "length"):
+        raise ValueError(f"finish: 'stop' or 'length' expected, {value['finish']!r} came")
+    return GenerateResult(
+        id=_of(str, value["id"], "an id"),
+        prompt_ids=_ids(value["prompt"], "prompt"),
+        token_ids=_ids(value["ids"], "reply"),
+        text=_of(str, value["text"], "text"),
+        finish=value["finish"],
+        times=tuple(times),
+        speculated=None if counts is None else Speculated.model_validate(counts),
+    )
+
+
+def _unpack_failure(value: dict[str, Any]) -> ItemFailure:
+    if value["reason"] not in REASONS:
+        raise ValueError(f"an unknown kind of failure: {value['reason']!r}")
+    return ItemFailure(
+        id=_of(str, value["id"], "an id"), reason=value["reason"], detail=_of(str, value["detail"], "words")
+    )
+
+
+def _unpack_continuation(value: dict[str, Any]) -> Continuation:
+    ids, logprobs = _ids(value["ids"], "continuation"), unpack_floats(value["logprobs"])
+    if "top_ids" not in value:
+        return Continuation(token_ids=ids, logprobs=logprobs)
+    return Continuation(
+        token_ids=ids,
+        logprobs=logprobs,
+        top_ids=_table(unpack_ints(value["top_ids"]), len(ids)),
+        top_logprobs=_table(unpack_floats(value["top_logprobs"]), len(ids)),
+    )
+
+
+def _table(flat: NDArray[Number], rows: int) -> NDArray[Number]:
+    """(rows, k)."""
+    if not rows or not flat.size or flat.size % rows:
+        raise ValueError(f"a ragged table: {flat.size} values for {rows} tokens")
+    return flat.reshape(rows, -1)
+
+
+def _ids(value: Any, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
+        raise ValueError(f"{what}: token ids expected")
+    return tuple(value)
+
+
+def _of(kind: type[T], value: Any, what: str) -> T:
+    """``value``, of the kind. ValueError: of another."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} expected, {type(value).__name__} came")
+    return value
+
+
+def _check_kind(value: dict[str, Any], kind: str) -> None:
+    if value["kind"] != kind:
+        raise ValueError(f"{kind!r} expected, {value['kind']!r} came")

@@ -5,7 +5,7 @@
 die, hang       at start | stream | score | metrics: exit (with ``code``), or never answer
 says            printed before it dies at the start
 version, dtype, quantization, eager, cache, speculative, longest, cores, kv_tokens: what it reports instead
-short, garbage, other_token, other_prompt, forget_ids: wrong answers
+short, garbage, other_token, other_prompt, forget_ids, infinite, positive, fewer: wrong answers
 warm            it ignores cache_salt
 child           it starts a process that outlives it
 taken           the first so many starts find their port in use
@@ -186,12 +186,14 @@ class Served:
             for rank in range(1, body["prompt_logprobs"] + 1):
                 row.setdefault(str(rank), {"logprob": -2.0 - rank, "rank": rank})
             rows.append(row)
-        if self.script.get("short"):
+        if self.script.get("short") and self.scored > 2:
             rows.pop()
         if self.script.get("other_token"):
             rows[-1] = {"0": {"logprob": -1.0, "rank": 1}}
         if self.script.get("infinite"):
             rows[-1] = {str(ids[-1]): {"logprob": -9999.0, "rank": 1}}
+        if self.script.get("positive"):
+            rows[-1][str(ids[-1])] = {"logprob": 0.5, "rank": 9}
         if self.script.get("garbage"):
             return web.Response(text="<html>no</html>")
         return web.json_response({"choices": [{"text": "", "prompt_logprobs": rows}]})
@@ -211,6 +213,8 @@ class Served:
         await response.prepare(request)
         exact = body.get("ignore_eos")
         count = body["max_tokens"] if exact else min(body["max_tokens"], 3 + self.model.number("n", ids) % 9)
+        if self.script.get("fewer") and chat:
+            count -= 1
         tokens: list[int] = []
         for i in range(count):
             token = self.model.next(ids + tokens)

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import TEMPLATE
 from tests.unit.engines.vllm.fake_vllm import write_environment, write_script
 
+from checkweigh.engines import validation
 from checkweigh.engines.protocol import (
     GenerateRequest,
     GenerateResult,
@@ -204,12 +205,9 @@ def test_speculation_is_counted(start: Start) -> None:
     ],
 )  # fmt: skip
 def test_what_it_reports_must_be_what_is_pinned(start: Start, script: dict[str, Any], path: str) -> None:
-    """Either the engine itself refuses, or the check on every engine's identity does."""
-    from checkweigh.measure.quality import Arm, check_identity
-
     engine = start(sections={"engine": {"args": {"prefix_caching": True}}}, **script)
     with pytest.raises(PinMismatch, match=path), engine:
-        check_identity(Arm(engine.spec.manifest, engine, lambda m: (), lambda t: (), 0))
+        pass
 
 
 def test_a_setting_that_it_does_not_know_is_bad_input(start: Start) -> None:
@@ -320,8 +318,9 @@ def test_wrong_scores_are_an_engine_error(start: Start, script: dict[str, Any], 
 
 
 def test_a_probability_of_zero_is_a_failed_item(start: Start) -> None:
+    asked = [raw("red blue")]
     with start(infinite=True) as engine:
-        (found,) = engine.score([raw("red blue")])
+        (found,) = validation.scores(engine.score(asked), asked)
     assert isinstance(found, ItemFailure)
     assert found.reason == "non_finite"
 
