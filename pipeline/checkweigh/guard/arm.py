@@ -98,8 +98,12 @@ class Arm:
     @property
     def ready(self) -> bool:
         """Whether a request sent now has a chance."""
+        return self.ready_at(time.monotonic())
+
+    def ready_at(self, now: float) -> bool:
+        """Whether a request has a chance at ``now``, of the clock that the breaker was given."""
         up = self.supervisor is None or self.supervisor.phase is Phase.READY
-        return up and not self.draining and not self.breaker.shut(time.monotonic())
+        return up and not self.draining and not self.breaker.shut(now)
 
     def why_not(self) -> str:
         """Why it is not ready; empty when it is."""

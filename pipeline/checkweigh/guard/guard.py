@@ -211,7 +211,7 @@ class Guard:
             blind=candidate.saturation.blind(now),
             breaker_lasts=candidate.breaker.lasting,
             breaker_reason=candidate.breaker.reason,
-            baseline_ready=baseline.ready,
+            baseline_ready=baseline.ready_at(now),
             baseline_opened=baseline.breaker.opened,
         )
         if why := self._absence.look(state, now):

@@ -6,7 +6,8 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.unit.monitors.traffic import ARMS, Engine, Service, outcome, request
+from tests.unit.monitors import traffic
+from tests.unit.monitors.traffic import ARMS, Engine, Service, outcome
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard.guard import Guard, Setup
@@ -103,10 +104,10 @@ def test_failures_count_unless_a_breaker_has_opened_since(trips: int) -> None:
     for _ in range(9):
         failed = outcome("candidate", "failed", trips=trips)
         session = f"{bench.traffic.rng.random()}"
-        bench.show([request(bench.traffic.now, failed, session=session, unhurried=True)])
+        bench.show([traffic.request(bench.traffic.now, failed, session=session, unhurried=True)])
         bench.traffic.now += 1.1
     assert not bench.off
-    bench.show([request(bench.traffic.now + 5, outcome("baseline"))])
+    bench.show([traffic.request(bench.traffic.now + 5, outcome("baseline"))])
     assert ("sessions that an engine refused or failed" in bench.off) == (trips == 0)
 
 
@@ -116,18 +117,32 @@ def test_with_copies_one_arm_is_as_likely_to_fail_as_the_other() -> None:
     assert fired.index(True) == 8
 
 
-def test_a_breaker_that_opens_again_and_again_beside_a_baseline_that_is_well() -> None:
+@pytest.fixture(params=[0.0, 1000.0, 1e9], ids=["a host just booted", "soon after", "long after"])
+def start(request: pytest.FixtureRequest) -> float:
+    """Where the monotonic clock stands when the guard starts: on Linux the seconds since the host was booted."""
+    return float(request.param)
+
+
+def test_a_breaker_that_opens_again_and_again_beside_a_baseline_that_is_well(start: float) -> None:
     bench = Bench(1)
-    bench.open("baseline", 1, 1000.0)
-    bench.guard._look_for_candidate(bench.open("candidate", 5, 1000.0) + 60)
+    bench.open("candidate", 5, start)
+    bench.guard._look_for_candidate(start + 10)
     assert not bench.off, "four times more"
-    bench.guard._look_for_candidate(bench.open("candidate", 6, 1200.0) + 60)
+    bench.open("candidate", 6, start + 10)
+    bench.guard._look_for_candidate(start + 20)
     assert "its breaker stays open" in bench.off
 
 
-def test_what_befalls_both_arms_is_no_reason() -> None:
+def test_a_baseline_whose_breaker_was_closed_long_ago_is_well(start: float) -> None:
     bench = Bench(1)
-    now = bench.open("baseline", 1, bench.open("candidate", 6, 1000.0))
+    bench.open("baseline", 1, start)
+    bench.guard._look_for_candidate(bench.open("candidate", 6, start) + 60)
+    assert "its breaker stays open" in bench.off
+
+
+def test_what_befalls_both_arms_is_no_reason(start: float) -> None:
+    bench = Bench(1)
+    now = bench.open("baseline", 1, bench.open("candidate", 6, start))
     bench.guard._look_for_candidate(now)
     assert not bench.off
     bench.guard._look_for_candidate(now + 60)
