@@ -37,6 +37,20 @@ class ExitCode(IntEnum):
     INCONCLUSIVE = 3
     BROKEN = 4
 
+    @classmethod
+    def worst(cls, *codes: ExitCode) -> ExitCode:
+        """The code of several results: 2 replaces 4, which replaces 1, then 3, then 0. PASS where nothing was required.
+
+        Nothing is decided where something broke, and nothing means anything where the input was wrong.
+        """
+        return max(codes, key=lambda code: code.severity, default=cls.PASS)
+
+    @property
+    def severity(self) -> int:
+        """Its place in the order of ``worst``, 0 for a pass."""
+        order = (self.PASS, self.INCONCLUSIVE, self.BLOCK, self.BROKEN, self.BAD_INPUT)
+        return order.index(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:

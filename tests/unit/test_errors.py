@@ -37,3 +37,17 @@ def test_all_problems_at_once() -> None:
     two = Problem(file="a", line=None, path="", expected="this", found="that")
     assert str(BadDocument([one, two])) == "a:1: x: expected this, found that\na: expected this, found that"
     assert str(EngineError("it died", cause="killed for memory")) == "it died (killed for memory)"
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [
+        ("", 0), ("0", 0), ("00", 0), ("3", 3), ("1", 1), ("4", 4), ("2", 2),
+        ("03", 3), ("01", 1), ("04", 4), ("02", 2), ("31", 1), ("34", 4), ("32", 2), ("14", 4), ("12", 2), ("42", 2),
+        ("031", 1), ("034", 4), ("314", 4), ("142", 2), ("03142", 2), ("0314", 4), ("0033", 3), ("11330", 1),
+    ],
+)  # fmt: skip
+def test_of_several_exit_codes_the_most_serious_wins(codes: str, worst: int) -> None:
+    several = [ExitCode(int(code)) for code in codes]
+    assert ExitCode.worst(*several) is ExitCode(worst)
+    assert ExitCode.worst(*reversed(several)) is ExitCode(worst)

@@ -188,16 +188,21 @@ def _outcome(
 
 
 def _verdict(results: Sequence[CheckResult]) -> tuple[Verdict, tuple[str, ...]]:
-    """Step 8."""
-    blocked = [r for r in results if r.gating and r.outcome == "blocked"]
-    if blocked:
-        return Verdict.BLOCK, tuple(r.sentence for r in blocked)
-    undecided = [r for r in results if r.prevents_pass]
-    if undecided:
-        return Verdict.INCONCLUSIVE, tuple(r.sentence for r in undecided)
+    """Step 8: the worst verdict of the checks, with the sentences of those that say so."""
+    parts = [(_part(result), result.sentence) for result in results]
+    verdict = Verdict.worst(Verdict.PASS, *(part for part, _ in parts))
+    if verdict is not Verdict.PASS:
+        return verdict, tuple(sentence for part, sentence in parts if part is verdict)
     passed = [r for r in results if r.gating and r.check.tier == "critical" and not r.implicit]
     if not passed:
         return Verdict.INCONCLUSIVE, ("no critical check is left to pass: every one is declared by intends",)
     warned = [r.sentence for r in results if r.gating and r.outcome == "warning"]
     summary = f"all {len(passed)} critical checks show the candidate to be no worse than their margins allow"
     return Verdict.PASS, (summary, *warned)
+
+
+def _part(result: CheckResult) -> Verdict:
+    """What one check alone makes of the gate."""
+    if not result.prevents_pass:
+        return Verdict.PASS
+    return Verdict.BLOCK if result.outcome == "blocked" else Verdict.INCONCLUSIVE

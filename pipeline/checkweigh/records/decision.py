@@ -22,6 +22,11 @@ class Verdict(StrEnum):
     BLOCK = "block"
     ERROR = "error"
 
+    @classmethod
+    def worst(cls, *verdicts: Verdict) -> Verdict:
+        """The verdict of several: ERROR replaces all, then BLOCK, INCONCLUSIVE, PASS. Raises ValueError without any."""
+        return max(verdicts, key=list(cls).index)
+
     @property
     def exit_code(self) -> ExitCode:
         """The process's exit code for this verdict."""

@@ -30,10 +30,6 @@ _HEAD = {
     ExitCode.INCONCLUSIVE: "this change is not shown to be good enough",
     ExitCode.BROKEN: "the gate broke, which says nothing about this change",
 }
-# What replaces what: nothing is decided where something broke, and nothing means anything where input was wrong.
-_WORST = (
-    ExitCode.BAD_INPUT, ExitCode.BROKEN, ExitCode.BLOCK, ExitCode.INCONCLUSIVE, ExitCode.PASS,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +66,7 @@ class Run:
     @property
     def exit_code(self) -> ExitCode:
         """The worst of all; a pass where nothing was required."""
-        codes = {outcome.exit_code for outcome in self.outcomes}
-        return next((code for code in _WORST if code in codes), ExitCode.PASS)
+        return ExitCode.worst(*(outcome.exit_code for outcome in self.outcomes))
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -126,7 +121,7 @@ def _parts(run: Run, summaries: dict[str, str]) -> Iterator[str]:
     for start in range(0, len(rows), _ROWS):  # what is too long for one comment loses its last rows first
         head = ["| changed | | needs | result |", "|---|---|---|---|"]
         yield "\n".join([*head, *rows[start : start + _ROWS]])
-    for outcome in sorted(run.outcomes, key=lambda o: _WORST.index(o.exit_code)):
+    for outcome in sorted(run.outcomes, key=lambda o: -o.exit_code.severity):
         body = []
         if outcome.detail:
             body.append(fenced(outcome.detail, _DETAIL))
