@@ -29,7 +29,7 @@ from tests.conftest import missing
 from checkweigh.records.decision import Decision
 from checkweigh.report import write_all
 from checkweigh.report.worst_items import ItemPair
-from checkweigh.sinks.mlflow_content import ArmEvidence, Finished
+from checkweigh.sinks.mlflow_content import ArmEvidence, FinishedGate
 from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sources.pin import Resolved
 from checkweigh.usecases.deliver.mlflow import keep
@@ -207,15 +207,15 @@ class _Forward(BaseHTTPRequestHandler):
 @contextmanager
 def gateway(upstream: str) -> Iterator[Gateway]:
     """A gateway while it is open."""
-    found = Gateway(upstream)
-    thread = Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.05})
+    forwarding = Gateway(upstream)
+    thread = Thread(target=forwarding.server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield found
+        yield forwarding
     finally:
-        found.server.shutdown()
+        forwarding.server.shutdown()
         thread.join()
-        found.server.server_close()
+        forwarding.server.server_close()
 
 
 def kept(
@@ -224,5 +224,5 @@ def kept(
     """A decision made up for a test, in the outbox below ``home`` as a gate would leave it; its folder."""
     write_all(decision, pairs, home / "out")
     evidence = {r: ArmEvidence(manifest=a.manifest, pins=a.pins, records={}) for r, a in arms.items()}
-    found = Finished(decision=decision, arms=evidence, evalsets=(), pairs=pairs)
-    return keep(found, home / "out", target, home / "outbox")
+    finished = FinishedGate(decision=decision, arms=evidence, evalsets=(), pairs=pairs)
+    return keep(finished, home / "out", target, home / "outbox")

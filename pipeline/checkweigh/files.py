@@ -17,7 +17,7 @@ from checkweigh import canonical
 from checkweigh.errors import HostBusy, StoreError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NO_ROOM_SAID = (*(os.strerror(number).lower() for number in NO_ROOM), "not enough disk space")
+NO_ROOM_MESSAGES = (*(os.strerror(number).lower() for number in NO_ROOM), "not enough disk space")
 
 
 @contextmanager
@@ -43,11 +43,11 @@ def lock(
         held.release()
 
 
-def full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is a disk without room; libraries wrap it and drop its number."""
     while error is not None:
         words = str(error).lower()
-        if getattr(error, "errno", None) in NO_ROOM or any(said in words for said in NO_ROOM_SAID):
+        if getattr(error, "errno", None) in NO_ROOM or any(message in words for message in NO_ROOM_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False

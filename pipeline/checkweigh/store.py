@@ -34,10 +34,6 @@ from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Obser
 _OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
 
 
-def _nobody() -> None:
-    """Nobody is told."""
-
-
 class Store:
     """A store below one directory."""
 
@@ -55,7 +51,7 @@ class Store:
         """The record of a key. StoreError when it is damaged, or is not what its address says."""
         return self.read_digest(key.record_digest())
 
-    def holds(self, digest: str) -> bool:
+    def exists_digest(self, digest: str) -> bool:
         """Whether a complete record has this key's digest."""
         return (self.root / digest.removeprefix("sha256:") / "record.json").is_file()
 
@@ -63,7 +59,7 @@ class Store:
         """As ``read``, by the digest of the key."""
         folder = self.root / digest.removeprefix("sha256:")
         try:
-            data, parquet = read_fields(folder)
+            data, parquet = read_verified_fields(folder)
             data["observations"] = _from_parquet(parquet)
             record = MeasurementSet.model_validate_json(json.dumps(data))
             if record.key.record_digest() != digest or record.planned != len(record.observations):
@@ -74,12 +70,12 @@ class Store:
             ) from error
         return record
 
-    def find(self, *, pins: str, evalset: str, scorer: AnyScorer) -> list[MeasurementSet]:
+    def find_executions(self, *, pins: str, evalset: str, scorer: AnyScorer) -> list[MeasurementSet]:
         """Executions of one arm on one set, of any engine and host; the first ones first.
 
         Parts that belong to one execution come together as one record, which may hold less than the set.
         """
-        found: dict[str, list[MeasurementKey]] = defaultdict(list)
+        by_execution: dict[str, list[MeasurementKey]] = defaultdict(list)
         for path in sorted(self.root.glob("*/record.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):  # damaged, and of another key
                 key = MeasurementKey.model_validate_json(
@@ -87,9 +83,9 @@ class Store:
                 )
                 if (key.pins, key.evalset, key.scorer) == (pins, evalset, scorer):
                     execution = key.model_copy(update={"batches": min(key.batches, PARTS)})
-                    found[execution.record_digest()].append(key)
+                    by_execution[execution.record_digest()].append(key)
         executions = sorted(
-            found.items(), key=lambda kv: (kv[1][0].replicate, kv[1][0].batches >= PARTS, kv[0])
+            by_execution.items(), key=lambda kv: (kv[1][0].replicate, kv[1][0].batches >= PARTS, kv[0])
         )
         return [merged(self._disjoint(keys)) for _, keys in executions]
 
@@ -144,7 +140,7 @@ class Store:
         write_sealed(self._folder(key) / "batches" / f"{index:04d}.json", body)
 
     @contextmanager
-    def states(self, key: MeasurementKey) -> Iterator[Path]:
+    def exchange_folder(self, key: MeasurementKey) -> Iterator[Path]:
         """An empty folder for as long as a key is measured. What a killed gate left there is removed first.
 
         It lies here and not in the system's temporary directory because there nobody would ever remove it.
@@ -162,7 +158,7 @@ class Store:
 
     @contextmanager
     def measuring(
-        self, key: MeasurementKey, *, wait_s: float = 3600, waiting: Callable[[], None] = _nobody
+        self, key: MeasurementKey, *, wait_s: float = 3600, waiting: Callable[[], None] | None = None
     ) -> Iterator[None]:
         """Held while a key is measured, so that two gates do not measure the same thing at once; HostBusy.
 
@@ -174,7 +170,7 @@ class Store:
             yield
 
 
-def read_fields(folder: Path) -> tuple[dict[str, Any], bytes]:
+def read_verified_fields(folder: Path) -> tuple[dict[str, Any], bytes]:
     """A record's fields, and the bytes of its observations. ValueError when a file is another than was written."""
     fields = json.loads((folder / "record.json").read_bytes())
     if fields.pop("digest") != canonical.digest(fields):

@@ -61,15 +61,17 @@ def test_records_of_one_arm_on_one_set_are_found(store: Store) -> None:
     (store.root / "damaged").mkdir()
     (store.root / "damaged" / "record.json").write_text("{")
     key = RECORD.key
-    assert store.find(pins=key.pins, evalset=key.evalset, scorer=key.scorer) == [RECORD, again]
-    assert store.find(pins=key.pins, evalset=canonical.digest("other"), scorer=key.scorer) == []
+    assert store.find_executions(pins=key.pins, evalset=key.evalset, scorer=key.scorer) == [RECORD, again]
+    assert store.find_executions(pins=key.pins, evalset=canonical.digest("other"), scorer=key.scorer) == []
     assert (
-        store.find(pins=key.pins, evalset=key.evalset, scorer=key.scorer.model_copy(update={"version": 2}))
+        store.find_executions(
+            pins=key.pins, evalset=key.evalset, scorer=key.scorer.model_copy(update={"version": 2})
+        )
         == []
     )
     (folder(store, RECORD) / "observations.parquet").write_bytes(b"")
     with pytest.raises(StoreError, match="damaged record"):
-        store.find(pins=key.pins, evalset=key.evalset, scorer=key.scorer)
+        store.find_executions(pins=key.pins, evalset=key.evalset, scorer=key.scorer)
 
 
 def test_a_missing_record_is_an_error(store: Store) -> None:

@@ -30,10 +30,10 @@ def sync(
 
     from checkweigh.usecases.deliver.mlflow import sync as run
 
-    found = run(mlflow, say)
+    deliveries = run(mlflow, say)
     if as_json:
-        print(json.dumps(found, indent=2))
-    raise typer.Exit(ExitCode.BROKEN if found["waiting"] else ExitCode.PASS)
+        print(json.dumps(deliveries, indent=2))
+    raise typer.Exit(ExitCode.BROKEN if deliveries["waiting"] else ExitCode.PASS)
 
 
 notices = typer.Typer(name="notify", help="What concerns the webhook.", no_args_is_help=True)
@@ -55,10 +55,10 @@ def notify_sync(
     """Send the notices that wait for this webhook. Exit 4 when something still waits."""
     import json
 
-    from checkweigh.sinks.webhook_payload import hook
+    from checkweigh.sinks.webhook_payload import webhook_target
     from checkweigh.usecases.deliver.webhook import sync as run
 
-    found = run(hook(notify), say)
+    deliveries = run(webhook_target(notify), say)
     if as_json:
-        print(json.dumps(found, indent=2))
-    raise typer.Exit(ExitCode.BROKEN if found["waiting"] else ExitCode.PASS)
+        print(json.dumps(deliveries, indent=2))
+    raise typer.Exit(ExitCode.BROKEN if deliveries["waiting"] else ExitCode.PASS)

@@ -36,11 +36,11 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Register the candidate and move the alias, on a pass against the champion. Exit 0 moved, 1 refused, 4 broken."""
-    from checkweigh.sinks.mlflow_target import resolve
+    from checkweigh.sinks.mlflow_target import resolve_target
     from checkweigh.usecases.release.registry import promote as move
     from checkweigh.usecases.release.registry import registry_target
 
-    where = registry_target(resolve(mlflow), model, alias)
+    where = registry_target(resolve_target(mlflow), model, alias)
     _show_move(move(run, policy, where, first=first, key=key), as_json)
 
 
@@ -53,11 +53,11 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Move the alias back to the version before. Exit 0 moved, 1 there is none, 4 broken."""
-    from checkweigh.sinks.mlflow_target import resolve
+    from checkweigh.sinks.mlflow_target import resolve_target
     from checkweigh.usecases.release.registry import registry_target
     from checkweigh.usecases.release.registry import rollback as move
 
-    _show_move(move(registry_target(resolve(mlflow), model, alias), reason), as_json)
+    _show_move(move(registry_target(resolve_target(mlflow), model, alias), reason), as_json)
 
 
 def _show_move(moved: AliasMove, as_json: bool) -> None:

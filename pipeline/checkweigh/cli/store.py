@@ -21,13 +21,13 @@ def store_ls(as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from checkweigh.report.commands.show_store import listing
-    from checkweigh.usecases.store_maintenance import entries, store_root
+    from checkweigh.usecases.store_maintenance import list_entries, store_root
 
-    found = entries(store_root())
+    listed = list_entries(store_root())
     if as_json:
-        print(json.dumps([entry.as_json() for entry in found], indent=2))
+        print(json.dumps([entry.as_json() for entry in listed], indent=2))
     else:
-        Console().print(listing(found), highlight=False)
+        Console().print(listing(listed), highlight=False)
 
 
 @stores.command("verify")
@@ -35,15 +35,15 @@ def store_verify(as_json: AsJson = False) -> None:
     """Check every record against its digests. Exit 2 when one is damaged."""
     import json
 
-    from checkweigh.usecases.store_maintenance import entries, store_root
+    from checkweigh.usecases.store_maintenance import list_entries, store_root
 
-    found = entries(store_root())
-    damaged = [entry for entry in found if entry.state == "damaged"]
+    listed = list_entries(store_root())
+    damaged = [entry for entry in listed if entry.state == "damaged"]
     if as_json:
         print(json.dumps([entry.as_json() for entry in damaged], indent=2))
     for entry in damaged:
         say(f"damaged: {entry.path}: {entry.problem}")
-    say(f"{len(found)} measurements, {len(damaged)} damaged")
+    say(f"{len(listed)} measurements, {len(damaged)} damaged")
     raise typer.Exit(ExitCode.BAD_INPUT if damaged else ExitCode.PASS)
 
 

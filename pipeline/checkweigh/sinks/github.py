@@ -55,56 +55,58 @@ class Github:
         return cls(repository=repository, token=token.strip(), api=api.rstrip("/"))
 
     def put_comment(self, number: int, marker: str, body: str, *, create: bool = True) -> str:
-        """Update our comment that starts with ``marker``, or make it; its address. "" when there is none to update.
+        """Update our comment that starts with ``marker``, or create it; its address. "" when there is none to update.
 
         Somebody else's comment is never ours, whatever it starts with: its author could change it afterwards.
         """
-        mine = self._login()
+        login = self._login()
         for comment in self._comments(number):
-            if comment["body"].startswith(marker) and _ours(comment["user"], mine):
+            if comment["body"].startswith(marker) and _is_ours(comment["user"], login):
                 path = f"/repos/{self.repository}/issues/comments/{int(comment['id'])}"
-                return str(self._ask("PATCH", path, {"body": body}).get("html_url", ""))
+                return str(self._request("PATCH", path, {"body": body}).get("html_url", ""))
         if not create:
             return ""
-        made = self._ask("POST", f"/repos/{self.repository}/issues/{number}/comments", {"body": body})
-        return str(made.get("html_url", ""))
+        created = self._request("POST", f"/repos/{self.repository}/issues/{number}/comments", {"body": body})
+        return str(created.get("html_url", ""))
 
     def _login(self) -> str | None:
         """Who we are; None for the token of a workflow, which may not ask."""
         try:
-            return str(self._ask("GET", "/user")["login"])
+            return str(self._request("GET", "/user")["login"])
         except (GithubError, KeyError):
             return None
 
     def _comments(self, number: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        comments: list[dict[str, Any]] = []
         for page in range(1, PAGES + 1):
             path = f"/repos/{self.repository}/issues/{number}/comments?per_page=100&page={page}"
-            some = self._ask("GET", path)
-            if not isinstance(some, list):
+            batch = self._request("GET", path)
+            if not isinstance(batch, list):
                 raise GithubError("GitHub answered with something else than a list of comments")
-            found += [c for c in some if isinstance(c.get("body"), str) and isinstance(c.get("user"), dict)]
-            if len(some) < 100:
+            comments += [
+                c for c in batch if isinstance(c.get("body"), str) and isinstance(c.get("user"), dict)
+            ]
+            if len(batch) < 100:
                 break
-        return found
+        return comments
 
-    def _ask(self, method: str, path: str, body: object = None) -> Any:
-        """One request. A server that is busy or not there is asked again; GithubError when that did not help."""
+    def _request(self, method: str, path: str, body: object = None) -> Any:
+        """One request. A server that is busy or not there is asked again; GithubError when that does not help."""
         for attempt in range(1, TRIES + 1):
             try:
-                return self._once(method, path, body)
+                return self._request_once(method, path, body)
             except urllib.error.HTTPError as error:
                 with error:
-                    said = f"{error.code} {one_line(str(error.reason), 100)}"
+                    reason = f"{error.code} {one_line(str(error.reason), 100)}"
                 if error.code < 500 and error.code != 429:
-                    raise GithubError(f"GitHub refused {method} {path.partition('?')[0]}: {said}") from None
+                    raise GithubError(f"GitHub refused {method} {path.partition('?')[0]}: {reason}") from None
             except (OSError, ValueError) as error:
-                said = one_line(f"{type(error).__name__}: {error}".replace(self.token, "***"), 200)
+                reason = one_line(f"{type(error).__name__}: {error}".replace(self.token, "***"), 200)
             if attempt < TRIES:
                 time.sleep(self.pause_s * attempt)
-        raise GithubError(f"GitHub did not take {method} {path.partition('?')[0]}: {said}")
+        raise GithubError(f"GitHub did not take {method} {path.partition('?')[0]}: {reason}")
 
-    def _once(self, method: str, path: str, body: object) -> Any:
+    def _request_once(self, method: str, path: str, body: object) -> Any:
         headers = {
             "Accept": "application/vnd.github+json",
             "Authorization": f"Bearer {self.token}",
@@ -117,5 +119,5 @@ class Github:
             return json.loads(response.read(MOST))
 
 
-def _ours(user: dict[str, Any], mine: str | None) -> bool:
-    return user.get("login") == mine if mine is not None else user.get("type") == "Bot"
+def _is_ours(user: dict[str, Any], login: str | None) -> bool:
+    return user.get("login") == login if login is not None else user.get("type") == "Bot"

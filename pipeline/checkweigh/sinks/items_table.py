@@ -17,8 +17,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table(pairs: Sequence[ItemPair]) -> bytes:
-    """One row an item; the worst of each set first. Texts are hostile: made visible, and cut."""
+def items_table(pairs: Sequence[ItemPair]) -> bytes:
+    """One row an item, the worst of each set first, as JSON. Texts are hostile: made visible, and cut."""
     ranked = sorted(pairs, key=lambda p: (p.set_name, not p.broke, p.loss is None, -(p.loss or 0.0), p.id))
     return json.dumps({"columns": COLUMNS, "data": [_row(p) for p in ranked]}, allow_nan=False).encode()
 

@@ -15,7 +15,7 @@ from typing import Any
 from checkweigh.records.decision import Verdict
 from checkweigh.sinks.mlflow_content import COMPLETE, DECISION, PREFIX, ROLE
 from checkweigh.sinks.mlflow_target import artifact_root
-from checkweigh.sinks.outbox import FILES, Bundle, DatasetInput, Run, read, remove
+from checkweigh.sinks.outbox import FILES, Bundle, DatasetInput, MlflowRun, read_bundle, remove
 from checkweigh.sinks.sender_main import DeliveryFailed, Unreachable, send_folder, serve
 
 _PARENT = "mlflow.parentRunId"
@@ -36,30 +36,30 @@ def send(folder: Path, uri: str) -> dict[str, str]:
     from mlflow import MlflowClient, set_tracking_uri
     from mlflow.exceptions import MlflowException
 
-    bundle = read(folder)
+    bundle = read_bundle(folder)
     try:
         set_tracking_uri(uri)  # traces go where the process sends them, not where the client does
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except MlflowException as error:
         raise Unreachable(str(error)) from error
-    experiment = _experiment(client, bundle.experiment, uri)
-    gate = _find(client, experiment, bundle, "gate")
+    experiment = _experiment_id(client, bundle.experiment, uri)
+    gate = _find_run(client, experiment, bundle, "gate")
     if gate is None or COMPLETE not in gate.data.tags:
-        gate = gate or _create(client, experiment, bundle, bundle.runs[0], {})
+        gate = gate or _create_run(client, experiment, bundle, bundle.runs[0], {})
         parent = gate.info.run_id
         ids = {"gate": parent}
         for run in bundle.runs[1:]:
-            found = _find(client, experiment, bundle, run.role)
-            found = found or _create(client, experiment, bundle, run, {_PARENT: parent})
-            ids[run.role] = found.info.run_id
+            arm = _find_run(client, experiment, bundle, run.role)
+            arm = arm or _create_run(client, experiment, bundle, run, {_PARENT: parent})
+            ids[run.role] = arm.info.run_id
         for run in bundle.runs:
-            _fill(client, ids[run.role], run, bundle)
+            _log_run(client, ids[run.role], run, bundle)
         for name in bundle.files:
             at = name.rpartition("/")[0] or None
             client.log_artifact(parent, str(folder / FILES / name), at)
-        _trace(client, experiment, parent, bundle)
-        _check(client, bundle, ids, folder)
+        _log_traces(client, experiment, parent, bundle)
+        _verify_upload(client, bundle, ids, folder)
         for run_id in reversed(ids.values()):
             failed = bundle.verdict is Verdict.ERROR
             client.set_terminated(run_id, "FAILED" if failed else "FINISHED", end_time=bundle.ended)
@@ -70,49 +70,49 @@ def send(folder: Path, uri: str) -> dict[str, str]:
     return {"run": gate.info.run_id, "experiment": experiment}
 
 
-def _experiment(client: Any, name: str, uri: str) -> str:
+def _experiment_id(client: Any, name: str, uri: str) -> str:
     """The experiment's id; two senders that make it at once get the same."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_root(uri)))
         except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise IncompleteUpload(
             f"experiment {name} was deleted in MLflow: restore it, or set MLFLOW_EXPERIMENT_NAME"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
-def _find(client: Any, experiment: str, bundle: Bundle, role: str) -> Any:
+def _find_run(client: Any, experiment: str, bundle: Bundle, role: str) -> Any:
     """The run of this decision in this role, the first if there are several; None if there is none."""
-    wanted = f"tags.`{DECISION}` = '{bundle.decision}' and tags.`{ROLE}` = '{role}'"
-    found = client.search_runs([experiment], filter_string=wanted, order_by=["attributes.run_id ASC"])
-    return found[0] if found else None
+    query = f"tags.`{DECISION}` = '{bundle.decision}' and tags.`{ROLE}` = '{role}'"
+    runs = client.search_runs([experiment], filter_string=query, order_by=["attributes.run_id ASC"])
+    return runs[0] if runs else None
 
 
-def _create(client: Any, experiment: str, bundle: Bundle, run: Run, more: dict[str, str]) -> Any:
+def _create_run(client: Any, experiment: str, bundle: Bundle, run: MlflowRun, more: dict[str, str]) -> Any:
     """Made with its tags in one request: from its first moment the run can be found again."""
     tags = run.tags | more
     return client.create_run(experiment, start_time=bundle.started, tags=tags, run_name=run.name)
 
 
-def _fill(client: Any, run_id: str, run: Run, bundle: Bundle) -> None:
+def _log_run(client: Any, run_id: str, run: MlflowRun, bundle: Bundle) -> None:
     """Params, metrics and inputs. The same again changes nothing: time and step of a metric are the decision's."""
     from mlflow.entities import Metric, Param
 
     metrics = [Metric(name, value, bundle.ended, 0) for name, value in run.metrics.items()]
     client.log_batch(run_id, metrics, [Param(name, value) for name, value in run.params.items()])
     if bundle.datasets:
-        client.log_inputs(run_id, [_input(dataset) for dataset in bundle.datasets])
+        client.log_inputs(run_id, [_dataset_input(dataset) for dataset in bundle.datasets])
 
 
-def _input(dataset: DatasetInput) -> Any:
+def _dataset_input(dataset: DatasetInput) -> Any:
     from mlflow import entities
 
     return entities.DatasetInput(
@@ -123,11 +123,11 @@ def _input(dataset: DatasetInput) -> Any:
     )
 
 
-def _trace(client: Any, experiment: str, run_id: str, bundle: Bundle) -> None:
+def _log_traces(client: Any, experiment: str, run_id: str, bundle: Bundle) -> None:
     """The items that got worst as traces of the gate's run; those that are there already are left alone."""
-    there = set(_traced(client, experiment, bundle))
+    logged = set(_logged_trace_keys(client, experiment, bundle))
     for trace in bundle.traces:
-        if trace.key in there:
+        if trace.key in logged:
             continue
         tags = {DECISION: bundle.decision, TRACE: trace.key} | {
             f"{PREFIX}{k}": v for k, v in trace.facts.items()
@@ -144,38 +144,38 @@ def _trace(client: Any, experiment: str, run_id: str, bundle: Bundle) -> None:
             client.end_span(root.trace_id, span.span_id, outputs=getattr(trace, role), end_time_ns=at)
         both = {"baseline": trace.baseline, "candidate": trace.candidate}
         client.end_trace(root.trace_id, outputs=both, end_time_ns=at)
-    lost = {trace.key for trace in bundle.traces} - set(_traced(client, experiment, bundle))
-    if lost:
-        raise IncompleteUpload(f"MLflow lacks {len(lost)} traces of run {run_id}")
+    missing = {trace.key for trace in bundle.traces} - set(_logged_trace_keys(client, experiment, bundle))
+    if missing:
+        raise IncompleteUpload(f"MLflow lacks {len(missing)} traces of run {run_id}")
 
 
-def _traced(client: Any, experiment: str, bundle: Bundle) -> list[str]:
+def _logged_trace_keys(client: Any, experiment: str, bundle: Bundle) -> list[str]:
     """Keys of this decision's traces that MLflow has."""
     if not bundle.traces:
         return []
-    wanted = f"tags.`{DECISION}` = '{bundle.decision}'"
-    found = client.search_traces(
-        locations=[experiment], filter_string=wanted, max_results=100, include_spans=False, flush=True
+    query = f"tags.`{DECISION}` = '{bundle.decision}'"
+    traces = client.search_traces(
+        locations=[experiment], filter_string=query, max_results=100, include_spans=False, flush=True
     )
-    return [trace.info.tags.get(TRACE, "") for trace in found]
+    return [trace.info.tags.get(TRACE, "") for trace in traces]
 
 
-def _check(client: Any, bundle: Bundle, ids: dict[str, str], folder: Path) -> None:
+def _verify_upload(client: Any, bundle: Bundle, ids: dict[str, str], folder: Path) -> None:
     """IncompleteUpload, with names, when MLflow lacks something it was given."""
     for run in bundle.runs:
-        found = client.get_run(ids[run.role])
-        inputs = {(i.dataset.name, i.dataset.digest) for i in found.inputs.dataset_inputs}
-        lost = [name for name in run.params if name not in found.data.params]
-        lost += [name for name, value in run.metrics.items() if found.data.metrics.get(name) != value]
-        lost += [name for name in run.tags if name not in found.data.tags]
-        lost += [d.name for d in bundle.datasets if (d.name, d.digest) not in inputs]
-        if lost:
-            raise IncompleteUpload(f"MLflow's {run.role} run {ids[run.role]} lacks {', '.join(lost[:5])}")
-    kept: dict[str, int | None] = {}
+        logged = client.get_run(ids[run.role])
+        inputs = {(i.dataset.name, i.dataset.digest) for i in logged.inputs.dataset_inputs}
+        missing = [name for name in run.params if name not in logged.data.params]
+        missing += [name for name, value in run.metrics.items() if logged.data.metrics.get(name) != value]
+        missing += [name for name in run.tags if name not in logged.data.tags]
+        missing += [d.name for d in bundle.datasets if (d.name, d.digest) not in inputs]
+        if missing:
+            raise IncompleteUpload(f"MLflow's {run.role} run {ids[run.role]} lacks {', '.join(missing[:5])}")
+    sizes: dict[str, int | None] = {}
     for at in sorted({name.rpartition("/")[0] for name in bundle.files}):
-        kept |= {a.path: a.file_size for a in client.list_artifacts(ids["gate"], at or None)}
+        sizes |= {a.path: a.file_size for a in client.list_artifacts(ids["gate"], at or None)}
     for name in bundle.files:
-        if kept.get(name) != (folder / FILES / name).stat().st_size:
+        if sizes.get(name) != (folder / FILES / name).stat().st_size:
             raise IncompleteUpload(f"MLflow's run {ids['gate']} lacks the artifact {name}, or a part of it")
 
 

@@ -18,7 +18,9 @@ VARIABLE = "CHECKWEIGH_MLFLOW"  # the environment's --mlflow
 INSTALL = "pip install 'checkweigh[mlflow]'"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "file")
 _SECRET_NAME = re.compile(r"TOKEN(?!IZERS)|PASSWORD|SECRET|CREDENTIAL|_KEY$", re.I)
-_LEAST = 6  # shorter values of the environment are words; hiding them would garble texts and protect nothing
+_SHORTEST_SECRET = (
+    6  # characters: shorter values of the environment are words; hiding them would garble texts
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def scrub(text: str, uri: str = "") -> str:
     user = re.search(r"://(.*)@", uri, re.S)
     parts = [user[1], *user[1].split(":", 1)[1:]] if user else []
     parts += re.findall(r"[?&#][^=&#]*=([^&#]*)", uri)
-    parts += [v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= _LEAST]
+    parts += [v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= _SHORTEST_SECRET]
     hidden |= {part: "***" for whole in parts for part in (whole, unquote(whole))}
     for part in sorted(filter(None, hidden), key=len, reverse=True):
         text = text.replace(part, hidden[part])
@@ -80,7 +82,7 @@ def artifact_root(uri: str) -> str | None:
     return (folder.resolve() / "mlartifacts").as_uri()
 
 
-def resolve(option: str | None) -> Target | None:
+def resolve_target(option: str | None) -> Target | None:
     """Where to send: ``option``, else MLFLOW_TRACKING_URI, else this machine's own store; None is nowhere.
 
     BadInput when ``option`` is no address, or MLflow is not installed although it was asked for. With the
@@ -89,13 +91,13 @@ def resolve(option: str | None) -> Target | None:
     if option == OFF:
         return None
     if option is not None:
-        return _asked(option)
+        return _checked_target(option)
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return Target(_absolute(uri))
+        return Target(_absolute_uri(uri))
     return Target(local_uri()) if installed("sqlalchemy") else None
 
 
-def _asked(uri: str) -> Target:
+def _checked_target(uri: str) -> Target:
     scheme = uri.partition(":")[0].partition("+")[0].lower()
     if scheme not in SCHEMES:
         wanted = "an address such as http://HOST:5000 or sqlite:///FILE, or none"
@@ -104,10 +106,10 @@ def _asked(uri: str) -> Target:
         raise BadInput(f"--mlflow {masked(uri)}: MLflow is not installed here; {INSTALL}")
     if scheme == "sqlite" and not installed("sqlalchemy"):
         raise BadInput(f"--mlflow {masked(uri)}: a database needs the whole of MLflow; {INSTALL}")
-    return Target(_absolute(uri))
+    return Target(_absolute_uri(uri))
 
 
-def _absolute(uri: str) -> str:
+def _absolute_uri(uri: str) -> str:
     """A relative SQLite file means the current directory's, also when it is sent later from another one."""
     if uri.startswith("sqlite:///") and (path := uri.removeprefix("sqlite:///")):
         return f"sqlite:///{Path(path).resolve()}"

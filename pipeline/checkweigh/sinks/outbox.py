@@ -32,7 +32,7 @@ BUNDLE = "bundle.json"
 FILES = "files"
 
 
-class Run(Record):
+class MlflowRun(Record):
     """One MLflow run: the gate, or one of its arms."""
 
     role: Literal["gate", "baseline", "candidate"]
@@ -52,7 +52,7 @@ class DatasetInput(Record):
     profile: str
 
 
-class Trace(Record):
+class MlflowTrace(Record):
     """One item that got worse, as a trace: both replies below it. Texts are harmless and cut."""
 
     key: str = Field(description="decision and item: the same trace twice is one")
@@ -88,9 +88,9 @@ class Bundle(Parcel):
     experiment: str
     started: int = Field(description="milliseconds since 1970")
     ended: int
-    runs: tuple[Run, ...] = Field(min_length=1, description="the gate first")
+    runs: tuple[MlflowRun, ...] = Field(min_length=1, description="the gate first")
     datasets: tuple[DatasetInput, ...]
-    traces: tuple[Trace, ...] = ()
+    traces: tuple[MlflowTrace, ...] = ()
 
     @property
     def address(self) -> str:
@@ -124,28 +124,28 @@ def put(parcel: Parcel, files: Mapping[str, bytes], root: Path) -> Path:
     return folder
 
 
-def waiting(root: Path) -> list[Path]:
+def waiting_folders(root: Path) -> list[Path]:
     """Folders that wait, oldest first."""
-    found = []
+    folders = []
     with suppress(FileNotFoundError):
-        found = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(folders, key=lambda path: (path.stat().st_mtime, path.name))
 
 
-def read(folder: Path) -> Bundle:
+def read_bundle(folder: Path) -> Bundle:
     """The bundle of a folder. StoreError when it is not whole."""
-    return read_as(Bundle, folder)
+    return read_parcel(Bundle, folder)
 
 
-def read_as(kind: type[P], folder: Path) -> P:
+def read_parcel(kind: type[P], folder: Path) -> P:
     """The parcel of a folder. StoreError when it is not whole."""
     try:
         parcel = parse_json(kind, (folder / BUNDLE).read_bytes(), str(folder / BUNDLE))
     except Exception as error:  # whatever is wrong with it: it is not ours, and is named instead of sent
         raise StoreError(f"{folder}: cannot be read ({error}); remove it to forget it") from error
-    lost = [name for name in parcel.files if not (folder / FILES / name).is_file()]
-    if lost or parcel.address != f"sha256:{folder.name}":
-        what = f"lacks {', '.join(lost)}" if lost else "does not belong to its address"
+    missing = [name for name in parcel.files if not (folder / FILES / name).is_file()]
+    if missing or parcel.address != f"sha256:{folder.name}":
+        what = f"lacks {', '.join(missing)}" if missing else "does not belong to its address"
         raise StoreError(f"{folder}: {what}; remove it to forget it")
     return parcel
 

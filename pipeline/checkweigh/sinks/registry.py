@@ -44,43 +44,47 @@ def promote(client: Any, request: Request) -> Reply:
     3. Read the champion again; move ``previous``, then the alias; read both back.
     """
     name, alias = request["model"], request["alias"]
-    run = _run(client, request["decision"])
+    run = _gate_run(client, request["decision"])
     if run is None:
         raise RegistryRefusal(
             "this MLflow has no complete run of that gate: send it first (gate --mlflow, mlflow sync)"
         )
-    _model(client, name)
-    champion = _aliased(client, name, alias)
+    _ensure_model(client, name)
+    champion = _version_at(client, name, alias)
     if champion is not None and champion.tags.get(DECISION) == request["decision"]:
         return {
             "version": champion.version,
             "text": f"models:/{name}@{alias} is version {champion.version} already",
         }
-    _fits(champion, request)
-    mine = _claim(client, request, run, champion)
+    _check_champion(champion, request)
+    claimed = _create_claim(client, request, run, champion)
     try:
-        _first(client, name, mine)
-        now = _aliased(client, name, alias)
-        if _number(now) != _number(champion):
-            raise RegistryRefusal(
-                f"{alias} moved meanwhile, from version {_number(champion)} to {_number(now)}: gate against it"
-            )
+        _yield_to_earlier_claim(client, name, claimed)
+        now = _version_at(client, name, alias)
+        if _version_number(now) != _version_number(champion):
+            versions = f"from version {_version_number(champion)} to {_version_number(now)}"
+            raise RegistryRefusal(f"{alias} moved meanwhile, {versions}: gate against it")
         if champion is not None:
             client.set_registered_model_alias(name, PREVIOUS, champion.version)
-        client.set_registered_model_alias(name, alias, mine.version)
+        client.set_registered_model_alias(name, alias, claimed.version)
     except BaseException:
-        client.set_model_version_tag(name, mine.version, STATE, YIELDED)
+        client.set_model_version_tag(name, claimed.version, STATE, YIELDED)
         raise
-    _kept(client, name, {alias: mine.version} | ({} if champion is None else {PREVIOUS: champion.version}))
-    client.set_model_version_tag(name, mine.version, STATE, MOVED)
+    _verify_aliases(
+        client, name, {alias: claimed.version} | ({} if champion is None else {PREVIOUS: champion.version})
+    )
+    client.set_model_version_tag(name, claimed.version, STATE, MOVED)
     before = "there was none" if champion is None else f"version {champion.version} is @{PREVIOUS}"
-    return {"version": mine.version, "text": f"models:/{name}@{alias} is version {mine.version}; {before}"}
+    return {
+        "version": claimed.version,
+        "text": f"models:/{name}@{alias} is version {claimed.version}; {before}",
+    }
 
 
 def rollback(client: Any, request: Request) -> Reply:
     """Move the alias back to ``previous``, which is then gone: nothing is rolled forward without a gate."""
     name, alias = request["model"], request["alias"]
-    champion, previous = _aliased(client, name, alias), _aliased(client, name, PREVIOUS)
+    champion, previous = _version_at(client, name, alias), _version_at(client, name, PREVIOUS)
     if champion is None:
         raise RegistryRefusal(f"there is no models:/{name}@{alias}")
     if previous is None or previous.version == champion.version:
@@ -90,34 +94,34 @@ def rollback(client: Any, request: Request) -> Reply:
     client.set_registered_model_alias(name, alias, previous.version)
     client.set_model_version_tag(name, champion.version, f"{PREFIX}rolled_back", request["reason"] or "true")
     client.delete_registered_model_alias(name, PREVIOUS)
-    _kept(client, name, {alias: previous.version, PREVIOUS: None})
+    _verify_aliases(client, name, {alias: previous.version, PREVIOUS: None})
     text = f"models:/{name}@{alias} is version {previous.version} again; {champion.version} was rolled back"
     return {"version": previous.version, "text": text}
 
 
-def resolve(client: Any, request: Request) -> Reply:
+def resolve_version(client: Any, request: Request) -> Reply:
     """The version that a name stands for now, and its manifest and lock."""
     name = request["model"]
     if request.get("alias"):
-        found = _aliased(client, name, request["alias"])
+        version = _version_at(client, name, request["alias"])
     else:
-        found = _missing(client.get_model_version, name, request["version"])
-    if found is None:
+        version = _read_or_none(client.get_model_version, name, request["version"])
+    if version is None:
         raise RegistryRefusal(f"the registry has no {request['shown']}")
-    if PINS not in found.tags or not found.run_id:
+    if PINS not in version.tags or not version.run_id:
         raise RegistryRefusal(
-            f"{request['shown']} is version {found.version}, which checkweigh promote did not register"
+            f"{request['shown']} is version {version.version}, which checkweigh promote did not register"
         )
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         for file in FILES:
-            files[file] = Path(client.download_artifacts(found.run_id, f"{ARM}/{file}", folder)).read_text()
-    return {"version": found.version, "pins": found.tags[PINS], "files": files}
+            files[file] = Path(client.download_artifacts(version.run_id, f"{ARM}/{file}", folder)).read_text()
+    return {"version": version.version, "pins": version.tags[PINS], "files": files}
 
 
-def waived(client: Any, request: Request) -> Reply:
+def tag_waiver(client: Any, request: Request) -> Reply:
     """Put a waiver on the gate's run: tags, and the first line of its description."""
-    run = _run(client, request["decision"])
+    run = _gate_run(client, request["decision"])
     if run is None:
         return {"run": None}
     run_id, sentence = run.info.run_id, request["sentence"]
@@ -126,44 +130,44 @@ def waived(client: Any, request: Request) -> Reply:
     first, _, rest = run.data.tags.get("mlflow.note.content", "").partition("\n\n")
     note = rest if first.startswith("**WAIVED") else f"{first}\n\n{rest}"
     client.set_tag(run_id, "mlflow.note.content", f"**{sentence}**\n\n{note}")
-    lost = [
+    missing = [
         n
         for n, v in request["tags"].items()
         if client.get_run(run_id).data.tags.get(f"{PREFIX}waiver.{n}") != v
     ]
-    if lost:
-        raise IncompleteUpload(f"MLflow's run {run_id} lacks the waiver's {', '.join(lost)}")
+    if missing:
+        raise IncompleteUpload(f"MLflow's run {run_id} lacks the waiver's {', '.join(missing)}")
     return {"run": run_id}
 
 
-ACTS = {"promote": promote, "rollback": rollback, "resolve": resolve, "waived": waived}
+ACTS = {"promote": promote, "rollback": rollback, "resolve": resolve_version, "waived": tag_waiver}
 
 
-def _run(client: Any, decision: str) -> Any:
+def _gate_run(client: Any, decision: str) -> Any:
     """The complete run of a gate, in any experiment."""
     experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
-    wanted = f"tags.`{DECISION}` = '{decision}' and tags.`{ROLE}` = 'gate' and tags.`{COMPLETE}` = 'true'"
-    found = client.search_runs(experiments, filter_string=wanted, order_by=["attributes.run_id ASC"])
-    return found[0] if found else None
+    query = f"tags.`{DECISION}` = '{decision}' and tags.`{ROLE}` = 'gate' and tags.`{COMPLETE}` = 'true'"
+    runs = client.search_runs(experiments, filter_string=query, order_by=["attributes.run_id ASC"])
+    return runs[0] if runs else None
 
 
-def _model(client: Any, name: str) -> None:
+def _ensure_model(client: Any, name: str) -> None:
     """The registered model, made if it is not there; two that make it at once both have it."""
     from mlflow.exceptions import MlflowException
 
-    if _missing(client.get_registered_model, name) is None:
+    if _read_or_none(client.get_registered_model, name) is None:
         try:
             client.create_registered_model(name, description="Aliases are moved by checkweigh promote.")
         except MlflowException:
-            if _missing(client.get_registered_model, name) is None:
+            if _read_or_none(client.get_registered_model, name) is None:
                 raise
 
 
-def _aliased(client: Any, name: str, alias: str) -> Any:
-    return _missing(client.get_model_version_by_alias, name, alias)
+def _version_at(client: Any, name: str, alias: str) -> Any:
+    return _read_or_none(client.get_model_version_by_alias, name, alias)
 
 
-def _missing(read: Any, *arguments: str) -> Any:
+def _read_or_none(read: Any, *arguments: str) -> Any:
     """What ``read`` gives; None when the registry says that there is no such thing. Any other answer is an error."""
     from mlflow.exceptions import MlflowException
 
@@ -176,7 +180,7 @@ def _missing(read: Any, *arguments: str) -> Any:
         raise
 
 
-def _fits(champion: Any, request: Request) -> None:
+def _check_champion(champion: Any, request: Request) -> None:
     """Whether the gate compared with what is the champion now."""
     shown = f"models:/{request['model']}@{request['alias']}"
     if champion is None and not request["first"]:
@@ -190,12 +194,12 @@ def _fits(champion: Any, request: Request) -> None:
         raise RegistryRefusal(f"{text} with other pins; gate against it (gate {shown} CANDIDATE)")
 
 
-def _claim(client: Any, request: Request, run: Any, champion: Any) -> Any:
+def _create_claim(client: Any, request: Request, run: Any, champion: Any) -> Any:
     """A new version of the candidate that claims the champion's place."""
     tags = {f"{PREFIX}{name}": value for name, value in request["tags"].items()}
     tags |= {
         DECISION: request["decision"],
-        CLAIM: f"{request['alias']} after {_number(champion)}",
+        CLAIM: f"{request['alias']} after {_version_number(champion)}",
         STATE: CLAIMED,
     }
     return client.create_model_version(
@@ -204,31 +208,31 @@ def _claim(client: Any, request: Request, run: Any, champion: Any) -> Any:
     )  # fmt: skip
 
 
-def _first(client: Any, name: str, mine: Any) -> None:
+def _yield_to_earlier_claim(client: Any, name: str, claimed: Any) -> None:
     """RegistryRefusal, if a lower version makes the same claim and still stands."""
     for other in client.search_model_versions(f"name = '{name}'", max_results=1000):
         if (
-            int(other.version) < int(mine.version)
-            and other.tags.get(CLAIM) == mine.tags[CLAIM]
+            int(other.version) < int(claimed.version)
+            and other.tags.get(CLAIM) == claimed.tags[CLAIM]
             and other.tags.get(STATE) == CLAIMED
-            and mine.creation_timestamp - other.creation_timestamp < STALE_MS
+            and claimed.creation_timestamp - other.creation_timestamp < STALE_MS
         ):
             raise RegistryRefusal(
-                f"another promotion came first: version {other.version} claims {mine.tags[CLAIM]}"
+                f"another promotion came first: version {other.version} claims {claimed.tags[CLAIM]}"
             )
 
 
-def _number(version: Any) -> str:
+def _version_number(version: Any) -> str:
     return "none" if version is None else str(version.version)
 
 
-def _kept(client: Any, name: str, wanted: dict[str, Any]) -> None:
+def _verify_aliases(client: Any, name: str, expected: dict[str, Any]) -> None:
     """IncompleteUpload, when the registry does not say of its aliases what was just written."""
-    for alias, version in wanted.items():
-        found = _aliased(client, name, alias)
-        if _number(found) != ("none" if version is None else str(version)):
+    for alias, version in expected.items():
+        current = _version_at(client, name, alias)
+        if _version_number(current) != ("none" if version is None else str(version)):
             raise IncompleteUpload(
-                f"models:/{name}@{alias} is version {_number(found)}, although {version} was written"
+                f"models:/{name}@{alias} is version {_version_number(current)}, although {version} was written"
             )
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh.sinks.no_redirects import open_directly
-from checkweigh.sinks.outbox import read_as, remove
+from checkweigh.sinks.outbox import read_parcel, remove
 from checkweigh.sinks.sender_main import DeliveryFailed, Unreachable, send_folder, serve
-from checkweigh.sinks.webhook_payload import Notice, Waiting
+from checkweigh.sinks.webhook_payload import Notice, WaitingNotice
 
 ANSWER = 65_536  # bytes of an answer that are read
 
@@ -39,7 +39,7 @@ def post(notice: Notice, uri: str, timeout_s: float) -> int:
 
 def send(folder: Path, uri: str, timeout_s: float) -> dict[str, int]:
     """Post what waits in ``folder``, then forget it; the status. Unreachable, DeliveryFailed."""
-    waiting = read_as(Waiting, folder)
+    waiting = read_parcel(WaitingNotice, folder)
     try:
         status = post(waiting.notice, uri, timeout_s)
     except urllib.error.HTTPError as error:

@@ -61,7 +61,7 @@ class Notice(Record):
     waiver: WaiverNotice | None = None
 
 
-class Waiting(Parcel):
+class WaitingNotice(Parcel):
     """A notice in the outbox."""
 
     schema_: Literal["checkweigh/waiting-notice@1"] = Field(
@@ -76,7 +76,7 @@ class Waiting(Parcel):
 
 
 @dataclass(frozen=True, slots=True)
-class Hook(Target):
+class WebhookTarget(Target):
     """A webhook's address. All of its path may be a secret, as with chat services: only the host is shown."""
 
     @property
@@ -95,13 +95,13 @@ class Hook(Target):
         return scrub(text, self.uri)
 
 
-def hook(uri: str | None) -> Hook | None:
-    """Where notices go; None is nowhere. BadInput when it is no address."""
+def webhook_target(uri: str | None) -> WebhookTarget | None:
+    """The webhook at ``uri``; None without one. BadInput when it is no address."""
     if not uri:
         return None
     if not re.fullmatch(r"https?://[^\s/?#]+\S*", uri):
         raise BadInput("--notify: expected an address such as https://HOST/PATH, found something else")
-    return Hook(uri)
+    return WebhookTarget(uri)
 
 
 def notices_root() -> Path:
@@ -109,7 +109,7 @@ def notices_root() -> Path:
     return cache_root() / "notices"
 
 
-def notice(decision: Decision, waiver: WaiverNotice | None = None) -> Notice:
+def build_notice(decision: Decision, waiver: WaiverNotice | None = None) -> Notice:
     """The notice of a block; with a waiver, of its use."""
     event: Literal["block", "waiver"] = "block" if waiver is None else "waiver"
     digest = decision.record_digest()

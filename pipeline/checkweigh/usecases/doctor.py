@@ -24,7 +24,7 @@ import psutil
 from checkweigh.engines.host_memory import GIB, available
 from checkweigh.errors import CheckweighError, ExitCode, ScorerError
 from checkweigh.scorers.sandbox import Limits, Sandbox
-from checkweigh.sinks.mlflow_target import resolve, scrub
+from checkweigh.sinks.mlflow_target import resolve_target, scrub
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import read_pinned
 from checkweigh.usecases.calibration_store import known_here
@@ -213,7 +213,7 @@ def _floors() -> Iterator[Finding]:
 
 
 def _mlflow() -> Iterator[Finding]:
-    target = resolve(os.environ.get("CHECKWEIGH_MLFLOW"))
+    target = resolve_target(os.environ.get("CHECKWEIGH_MLFLOW"))
     if target is None:
         yield Finding(
             "mlflow", "note", "turned off, or not installed", "gates are written to their directory only"

@@ -103,7 +103,9 @@ def _scores(
         return {"": stated.metrics["score"], **stated.by_stratum}, ()
     pins = verify(baseline, progress).pins.record_digest()
     card = complete(found.card, found.items)
-    records = Store(cache_root() / "store").find(pins=pins, evalset=card.digest, scorer=card.scorer)
+    records = Store(cache_root() / "store").find_executions(
+        pins=pins, evalset=card.digest, scorer=card.scorer
+    )
     if not records:
         text = f"{baseline.stem} has not been measured on this set yet: nothing is known of floor and ceiling"
         return {}, (Finding(severity="note", rule="not_measured", text=text),)

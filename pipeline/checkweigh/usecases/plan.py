@@ -132,7 +132,7 @@ def _look_up(basis: Basis, arms: dict[str, Resolved]) -> None:
         for evalset in basis.sets:
             mine = [
                 r
-                for r in store.find(
+                for r in store.find_executions(
                     pins=arm.pins.record_digest(), evalset=evalset.card.digest, scorer=evalset.card.scorer
                 )
                 if r.key.protocol == PROTOCOL

@@ -43,7 +43,7 @@ def read_measurements(
     for role, arm in arms.items():
         parts: dict[str, list[MeasurementSet]] = defaultdict(list)
         for place, digest in arm.measurements.items() if arm else ():
-            if store.holds(digest):
+            if store.exists_digest(digest):
                 parts[place.partition("@")[0]].append(store.read_digest(digest))
             else:
                 lost.append(f"{place} on the {role}")

@@ -16,9 +16,9 @@ from checkweigh.errors import ExitCode
 from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.progress import Progress, Say
 from checkweigh.records.decision import Decision
-from checkweigh.sinks.mlflow_content import ArmEvidence, Finished
-from checkweigh.sinks.mlflow_target import Target, resolve
-from checkweigh.sinks.webhook_payload import hook
+from checkweigh.sinks.mlflow_content import ArmEvidence, FinishedGate
+from checkweigh.sinks.mlflow_target import Target, resolve_target
+from checkweigh.sinks.webhook_payload import webhook_target
 from checkweigh.usecases.deliver.mlflow import publish
 from checkweigh.usecases.deliver.webhook import announce
 from checkweigh.usecases.gate.inputs import Inputs, read_inputs, swept
@@ -70,7 +70,7 @@ def run_gate(
     keeps nobody from the verdict. Raises BadInput for anything wrong that was asked or read, and RegistryError where
     the baseline's registry does not answer.
     """
-    target, receiver = resolve(request.mlflow), hook(request.notify)
+    target, receiver = resolve_target(request.mlflow), webhook_target(request.notify)
     key = signing_key(request.attest)
     inputs = _inputs(request, target, progress, say)
     for line in unsettled(inputs):
@@ -97,7 +97,7 @@ def _inputs(request: GateRequest, target: Target | None, progress: Progress, say
     return swept(inputs, request.policy) if request.sweep else inputs
 
 
-def _finished(inputs: Inputs, result: GateResult) -> Finished:
+def _finished(inputs: Inputs, result: GateResult) -> FinishedGate:
     """What MLflow keeps of a gate. A repeated verdict is kept as it was when it was reached."""
     resolved = {"baseline": inputs.baseline, "candidate": inputs.candidate}
     arms = {
@@ -106,6 +106,6 @@ def _finished(inputs: Inputs, result: GateResult) -> Finished:
         )
         for role in ARMS
     }
-    return Finished(
+    return FinishedGate(
         decision=result.first or result.decision, arms=arms, evalsets=inputs.evalsets, pairs=result.pairs
     )

@@ -15,18 +15,18 @@ from checkweigh import canonical
 from checkweigh.errors import HostBusy
 from checkweigh.files import lock
 from checkweigh.sources.cache import cache_root
-from checkweigh.store import read_fields
+from checkweigh.store import read_verified_fields
 
-State = Literal["complete", "incomplete", "damaged", "measuring"]
+EntryState = Literal["complete", "incomplete", "damaged", "measuring"]
 DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class StoreEntry:
     """One measurement's folder. ``items`` and ``batches`` are what it holds, ``bytes`` what it takes."""
 
     path: Path
-    state: State
+    state: EntryState
     bytes: int
     changed: float
     schema: str = ""
@@ -45,7 +45,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweptPath:
     """One thing that was removed, or would be."""
 
     path: Path
@@ -58,53 +58,53 @@ def store_root() -> Path:
     return cache_root() / "store"
 
 
-def entries(root: Path) -> list[Entry]:
+def list_entries(root: Path) -> list[StoreEntry]:
     """Every measurement below ``root``, by folder name; none when there is no store."""
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return [_entry(folder) for folder in folders]
+    return [_read_entry(folder) for folder in folders]
 
 
-def _entry(folder: Path) -> Entry:
-    sizes = _stats(folder)
+def _read_entry(folder: Path) -> StoreEntry:
+    sizes = _file_stats(folder)
     size = sum(s.st_size for s in sizes)
     changed = max((s.st_mtime for s in sizes), default=0.0)
     batches = len(list(folder.glob("batches/[0-9]*.json")))
     if not (folder / "record.json").exists():
-        state: State = "measuring" if _held(folder) else "incomplete"
-        return Entry(path=folder, state=state, bytes=size, changed=changed, batches=batches)
+        state: EntryState = "measuring" if _is_measured(folder) else "incomplete"
+        return StoreEntry(path=folder, state=state, bytes=size, changed=changed, batches=batches)
     try:
-        data = _sound(folder)
-        return Entry(
+        data = _verified_fields(folder)
+        return StoreEntry(
             path=folder, state="complete", bytes=size, changed=changed, batches=batches,
             schema=data["schema"], name=data["set_name"], items=data["planned"],
             replicate=data["key"]["replicate"], hardware=data["key"]["hardware"], made=data["provenance"]["ended"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{error}; remove this folder, or run checkweigh store gc, to measure again"
-        return Entry(
+        return StoreEntry(
             path=folder, state="damaged", bytes=size, changed=changed, batches=batches, problem=problem
         )
 
 
-def _stats(folder: Path) -> list[os.stat_result]:
+def _file_stats(folder: Path) -> list[os.stat_result]:
     """Of every file below; one that another process removes meanwhile does not count."""
-    found = []
+    stats = []
     for where, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                found.append(Path(where, name).stat())
-    return found
+                stats.append(Path(where, name).stat())
+    return stats
 
 
-def _sound(folder: Path) -> dict[str, Any]:
+def _verified_fields(folder: Path) -> dict[str, Any]:
     """The record's own fields. ValueError when a file is not the one that was written, or lies at another address."""
-    data, _ = read_fields(folder)
+    data, _ = read_verified_fields(folder)
     if canonical.digest(data["key"]).removeprefix("sha256:") != folder.name:
         raise ValueError("the record belongs to another folder")
     return data
 
 
-def _held(folder: Path) -> bool:
+def _is_measured(folder: Path) -> bool:
     """Whether some process is measuring this."""
     if not folder.with_suffix(".lock").exists():
         return False
@@ -115,18 +115,18 @@ def _held(folder: Path) -> bool:
         return True
 
 
-def sweep(root: Path, *, older_than: float | None, incomplete: bool, dry_run: bool) -> list[Swept]:
+def sweep(root: Path, *, older_than: float | None, incomplete: bool, dry_run: bool) -> list[SweptPath]:
     """Remove what nobody will read, and say what it was.
 
     Always: damaged records, batches of complete ones, temporary files of writers that are gone. With ``incomplete``
     interrupted measurements too, with ``older_than`` (days) whatever was last changed before.
     """
-    done: list[Swept] = []
-    for entry in entries(root):
+    done: list[SweptPath] = []
+    for entry in list_entries(root):
         try:
             with lock(entry.path.with_suffix(".lock"), timeout_s=0, what="measures this"):
                 for path, why in _leftovers(entry, older_than, incomplete):
-                    done.append(Swept(path, _size(path), why))
+                    done.append(SweptPath(path, _size(path), why))
                     if not dry_run:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
         except HostBusy:
@@ -136,7 +136,7 @@ def sweep(root: Path, *, older_than: float | None, incomplete: bool, dry_run: bo
     return done
 
 
-def _leftovers(entry: Entry, older_than: float | None, incomplete: bool) -> Iterator[tuple[Path, str]]:
+def _leftovers(entry: StoreEntry, older_than: float | None, incomplete: bool) -> Iterator[tuple[Path, str]]:
     old = older_than is not None and time.time() - entry.changed > older_than * DAY_S
     if entry.state == "damaged":
         yield entry.path, f"damaged: {entry.problem.partition(';')[0]}"
@@ -154,4 +154,4 @@ def _leftovers(entry: Entry, older_than: float | None, incomplete: bool) -> Iter
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    return sum(s.st_size for s in _stats(path))
+    return sum(s.st_size for s in _file_stats(path))

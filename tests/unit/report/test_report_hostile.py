@@ -26,7 +26,7 @@ from checkweigh.report.markdown import summary, titled
 from checkweigh.report.pull_request import MOST, Outcome, Run, comment, junit, marker
 from checkweigh.report.safe import inert
 from checkweigh.report.terminal import print_decision
-from checkweigh.sinks.items_table import table
+from checkweigh.sinks.items_table import items_table
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=60) | st.sampled_from(HOSTILE)
 # What the runners of GitHub and Azure obey in a log: at the start of a line, after blanks; or anywhere in it.
@@ -125,7 +125,7 @@ def test_a_summary_mentions_nobody(verdict: Verdict) -> None:
 
 
 def test_the_table_for_mlflow_is_json_of_visible_text() -> None:
-    value = json.loads(table(sample.pairs(hostile=True)))
+    value = json.loads(items_table(sample.pairs(hostile=True)))
     texts = [cell for row in value["data"] for cell in row if isinstance(cell, str)]
     assert any("set-output" in text for text in texts)
     assert not any(UNSHOWN.search(text) for text in texts)

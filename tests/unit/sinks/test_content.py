@@ -11,13 +11,13 @@ from tests.conftest import WriteManifest
 from tests.unit.report import sample
 
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.items_table import COLUMNS, table
+from checkweigh.sinks.items_table import COLUMNS, items_table
 from checkweigh.sinks.mlflow_content import (
     ArmEvidence,
-    Finished,
-    bundle,
-    flat,
-    key,
+    FinishedGate,
+    build_bundle,
+    flatten,
+    mlflow_name,
 )
 from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sinks.outbox import Bundle
@@ -27,7 +27,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 
 
 @pytest.fixture
-def made(write_manifest: WriteManifest) -> Bundle:
+def bundle(write_manifest: WriteManifest) -> Bundle:
     prose, answers = evalset("text", 4, name="prose"), evalset("generation", 4, name="answers")
     arms = {}
     for role in ("baseline", "candidate"):
@@ -38,32 +38,32 @@ def made(write_manifest: WriteManifest) -> Bundle:
         }
         arms[role] = ArmEvidence(manifest=resolved.manifest, pins=resolved.pins, records=records)
     decision = sample.decision(hostile=True)
-    found = Finished(decision=decision, arms=arms, evalsets=(prose, answers), pairs=sample.pairs())
-    return bundle(found, Target("http://me:hunter2@host:5000"), "checkweigh", ["decision.json"])
+    finished = FinishedGate(decision=decision, arms=arms, evalsets=(prose, answers), pairs=sample.pairs())
+    return build_bundle(finished, Target("http://me:hunter2@host:5000"), "checkweigh", ["decision.json"])
 
 
-def test_every_name_and_text_is_one_that_mlflow_takes(made: Bundle) -> None:
-    for run in made.runs:
+def test_every_name_and_text_is_one_that_mlflow_takes(bundle: Bundle) -> None:
+    for run in bundle.runs:
         for name in (*run.params, *run.tags, *run.metrics):
             assert re.fullmatch(r"[A-Za-z0-9_\-./: ]{1,250}", name), name
         for name, value in (*run.params.items(), *run.tags.items()):
             assert not CONTROL.search(value), name
             assert len(value) <= 7500
-    assert "hunter2" not in made.model_dump_json()
-    assert (made.destination, made.secret) == ("http://host:5000", True)
-    assert made.ended - made.started == 702_000
-    assert all(len(dataset.digest) == 36 for dataset in made.datasets)
+    assert "hunter2" not in bundle.model_dump_json()
+    assert (bundle.destination, bundle.secret) == ("http://host:5000", True)
+    assert bundle.ended - bundle.started == 702_000
+    assert all(len(dataset.digest) == 36 for dataset in bundle.datasets)
 
 
-def test_the_description_shows_no_backslash_that_is_not_in_the_text(made: Bundle) -> None:
-    note = made.runs[0].tags["mlflow.note.content"]
+def test_the_description_shows_no_backslash_that_is_not_in_the_text(bundle: Bundle) -> None:
+    note = bundle.runs[0].tags["mlflow.note.content"]
     assert "perplexity&#58; " in note
     known_to_showdown = r"\\[\\`*_{}\[\]()>#+.!~=|-]"
     assert "\\" not in re.sub(known_to_showdown, "", note)
 
 
-def test_what_could_not_be_estimated_is_absent_not_zero(made: Bundle) -> None:
-    metrics = made.runs[0].metrics
+def test_what_could_not_be_estimated_is_absent_not_zero(bundle: Bundle) -> None:
+    metrics = bundle.runs[0].metrics
     decision = sample.decision()
     against = f"compare/{decision.baseline.pins.removeprefix('sha256:')[:8]}"
     estimated = {name.split("/")[2] for name in metrics if name.endswith("/diff")}
@@ -74,61 +74,63 @@ def test_what_could_not_be_estimated_is_absent_not_zero(made: Bundle) -> None:
         assert metrics[f"{against}/{result.check.id}/passed"] == (result.outcome in ("passed", "warning"))
 
 
-def test_an_arms_levels_are_means_over_what_was_scored(made: Bundle) -> None:
-    metrics = made.runs[2].metrics
-    assert made.runs[2].role == "candidate"
+def test_an_arms_levels_are_means_over_what_was_scored(bundle: Bundle) -> None:
+    metrics = bundle.runs[2].metrics
+    assert bundle.runs[2].role == "candidate"
     assert metrics["prose/log_perplexity"] == pytest.approx(2.0), "(200 + 300 + 100) nats / 300 tokens"
     assert (metrics["prose/failed"], metrics["prose/items"]) == (0.25, 4)
     assert metrics["answers/score"] == 0.75
     assert (metrics["answers/reply_tokens_mean"], metrics["answers/reply_tokens_p50"]) == (28, 5)
     assert metrics["memory/peak_bytes"] == 238_000_000
-    baseline = made.runs[1].metrics
+    baseline = bundle.runs[1].metrics
     ratio = metrics["timing/ttft.p50"] / baseline["timing/ttft.p50"]
     assert 1.1 < ratio < 1.35, "the sample's candidate is a fifth slower"
 
 
-def test_an_arm_shows_what_was_pinned(made: Bundle) -> None:
-    params = made.runs[1].params
+def test_an_arm_shows_what_was_pinned(bundle: Bundle) -> None:
+    params = bundle.runs[1].params
     assert params["prompts.system"] == "Be⟨U+200E⟩ brief. ↵ Now."
     assert params["sampling.max_tokens"] == "24"
     assert params["quantization.method"] == "none"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", params["pins.weights"])
-    assert made.runs[1].tags["checkweigh.pins"] == sample.decision().baseline.pins
-    assert made.runs[2].tags["checkweigh.unsafe"] == "unsafe_pickle"
+    assert bundle.runs[1].tags["checkweigh.pins"] == sample.decision().baseline.pins
+    assert bundle.runs[2].tags["checkweigh.unsafe"] == "unsafe_pickle"
 
 
-def test_a_trace_shows_a_reply_or_else_what_was_measured(made: Bundle) -> None:
+def test_a_trace_shows_a_reply_or_else_what_was_measured(bundle: Bundle) -> None:
     pairs = {(p.set_name, p.id): p for p in sample.pairs()}
-    shown = [(pairs[t.facts["set"], t.facts["item"]], t) for t in made.traces]
+    shown = [(pairs[t.facts["set"], t.facts["item"]], t) for t in bundle.traces]
     assert {p.baseline_text is None for p, _ in shown} == {True, False}
     for pair, trace in shown:
-        for text, value, told in (
+        for text, value, shown_reply in (
             (pair.baseline_text, pair.baseline, trace.baseline),
             (pair.candidate_text, pair.candidate, trace.candidate),
         ):
             measured_value = "failed" if value is None else f"{pair.metric} {value:.4g}"
-            assert told == text or (text is None and told in (measured_value, pair.note))
+            assert shown_reply == text or (text is None and shown_reply in (measured_value, pair.note))
 
 
 def test_an_error_has_no_numbers_and_is_told_all_the_same(write_manifest: WriteManifest) -> None:
     resolved = verify(write_manifest("one"))
     arm = ArmEvidence(manifest=resolved.manifest, pins=resolved.pins, records={})
     decision = sample.decision(Verdict.ERROR)
-    found = Finished(decision=decision, arms={"baseline": arm, "candidate": arm}, evalsets=(), pairs=[])
-    made = bundle(found, Target("http://host"), "checkweigh", [])
-    assert made.runs[0].metrics == {"exit_code": 4.0}
-    assert made.runs[0].tags["checkweigh.verdict"] == "error"
+    finished = FinishedGate(
+        decision=decision, arms={"baseline": arm, "candidate": arm}, evalsets=(), pairs=[]
+    )
+    bundle = build_bundle(finished, Target("http://host"), "checkweigh", [])
+    assert bundle.runs[0].metrics == {"exit_code": 4.0}
+    assert bundle.runs[0].tags["checkweigh.verdict"] == "error"
 
 
 def test_leaves_have_paths_and_empty_ones_are_left_out() -> None:
     value = {"a": {"b": 1, "c": None, "d": []}, "e": "x", "f": True, "g": {}}
-    assert dict(flat(value)) == {"a.b": "1", "e": "x", "f": "true"}
-    assert key("p99 \u00e9/{x}") == "p99 _/_x_"
+    assert dict(flatten(value)) == {"a.b": "1", "e": "x", "f": "true"}
+    assert mlflow_name("p99 \u00e9/{x}") == "p99 _/_x_"
 
 
 def test_the_table_holds_every_item_worst_first_as_harmless_text() -> None:
     pairs = sample.pairs(hostile=True)
-    data = json.loads(table(pairs))
+    data = json.loads(items_table(pairs))
     assert tuple(data["columns"]) == COLUMNS
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in data["data"]]
     assert len(rows) == len(pairs)

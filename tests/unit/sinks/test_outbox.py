@@ -10,9 +10,9 @@ import pytest
 from checkweigh import canonical
 from checkweigh.errors import StoreError
 from checkweigh.records.decision import Verdict
-from checkweigh.sinks.outbox import Bundle, Run, put, read, remove, waiting
+from checkweigh.sinks.outbox import Bundle, MlflowRun, put, read_bundle, remove, waiting_folders
 
-RUN = Run(role="gate", name="x PASS", params={"a": "b"}, tags={"c": "d"}, metrics={"m": 0.5})
+RUN = MlflowRun(role="gate", name="x PASS", params={"a": "b"}, tags={"c": "d"}, metrics={"m": 0.5})
 
 
 def bundle(name: str = "one") -> Bundle:
@@ -30,21 +30,21 @@ def test_what_is_put_is_read_until_it_is_removed(tmp_path: Path) -> None:
     second = put(bundle("two"), FILES, tmp_path)
     os.utime(first, (10, 10))
     os.utime(second, (20, 20))
-    assert waiting(tmp_path) == [first, second]
-    assert read(first) == bundle("one")
+    assert waiting_folders(tmp_path) == [first, second]
+    assert read_bundle(first) == bundle("one")
     assert (first / "files/plots/b.svg").read_bytes() == b"<svg/>"
     remove(first)
-    assert waiting(tmp_path) == [second]
+    assert waiting_folders(tmp_path) == [second]
     assert put(bundle("two"), FILES, tmp_path) == second, "the same decision again is the same folder"
     assert sorted(path.name for path in tmp_path.iterdir()) == [second.name], "nothing temporary is left"
 
 
 def test_an_outbox_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert waiting(tmp_path / "none") == []
+    assert waiting_folders(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda f: (f / "bundle.json").unlink(), "cannot be read"),
         (lambda f: (f / "bundle.json").write_text("{"), "cannot be read"),
@@ -55,11 +55,11 @@ def test_an_outbox_that_is_not_there_is_empty(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_damaged_is_named_and_not_sent(tmp_path: Path, damage: object, said: str) -> None:
+def test_what_is_damaged_is_named_and_not_sent(tmp_path: Path, damage: object, message: str) -> None:
     folder = put(bundle(), FILES, tmp_path)
     damage(folder)  # type: ignore[operator]
-    with pytest.raises(StoreError, match=said) as error:
-        read(folder)
+    with pytest.raises(StoreError, match=message) as error:
+        read_bundle(folder)
     assert str(folder) in str(error.value)
 
 

@@ -14,7 +14,7 @@ from checkweigh.sinks.mlflow_target import (
     Target,
     artifact_root,
     masked,
-    resolve,
+    resolve_target,
     scrub,
 )
 
@@ -50,8 +50,8 @@ def test_secrets_are_scrubbed_from_what_others_say(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws/secret")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
     uri = "http://me:p%40ss-word@host:5000?key=qwerty"
-    said = f"\x1b[31mcannot reach {uri}: p@ss-word, p%40ss-word, qwerty\ntok-123456 aws/secret http://x:y@z parallel"
-    shown = scrub(said, uri)
+    text = f"\x1b[31mcannot reach {uri}: p@ss-word, p%40ss-word, qwerty\ntok-123456 aws/secret http://x:y@z parallel"
+    shown = scrub(text, uri)
     assert shown.isprintable()
     assert not [s for s in ("ss-word", "qwerty", "tok-123456", "aws/secret", "x:y", "me:") if s in shown], (
         shown
@@ -65,11 +65,11 @@ def test_the_option_comes_first_then_mlflows_variable_then_this_machine(
 ) -> None:
     have(monkeypatch, True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:5000")
-    assert resolve("http://asked:5000") == Target("http://asked:5000")
-    assert resolve("none") is None
-    assert resolve(None) == Target("http://env:5000")
+    assert resolve_target("http://asked:5000") == Target("http://asked:5000")
+    assert resolve_target("none") is None
+    assert resolve_target(None) == Target("http://env:5000")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert resolve(None) == Target(f"sqlite:///{checkweigh_home}/mlflow.db")
+    assert resolve_target(None) == Target(f"sqlite:///{checkweigh_home}/mlflow.db")
 
 
 def test_a_relative_database_is_the_current_directorys(
@@ -77,25 +77,25 @@ def test_a_relative_database_is_the_current_directorys(
 ) -> None:
     have(monkeypatch, True)
     monkeypatch.chdir(tmp_path)
-    assert resolve("sqlite:///runs.db") == Target(f"sqlite:///{tmp_path}/runs.db")
+    assert resolve_target("sqlite:///runs.db") == Target(f"sqlite:///{tmp_path}/runs.db")
 
 
 def test_without_mlflow_only_who_asks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert resolve(None) is None
-    assert resolve("none") is None
+    assert resolve_target(None) is None
+    assert resolve_target("none") is None
     with pytest.raises(BadInput, match=r"MLflow is not installed here; pip install") as error:
-        resolve("http://u:secret@host")
+        resolve_target("http://u:secret@host")
     assert "secret" not in str(error.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:5000")
-    assert resolve(None) == Target("http://env:5000"), "it waits until MLflow is installed"
+    assert resolve_target(None) == Target("http://env:5000"), "it waits until MLflow is installed"
 
 
 @pytest.mark.parametrize("uri", ["", "host:5000", "/some/file", "ftp://host", "nonee"])
 def test_what_is_no_address_is_bad_input(uri: str) -> None:
     with pytest.raises(BadInput, match=r"--mlflow: expected an address such as"):
-        resolve(uri)
+        resolve_target(uri)
 
 
 def test_artifacts_lie_beside_a_database_and_elsewhere_where_the_server_says(checkweigh_home: Path) -> None:

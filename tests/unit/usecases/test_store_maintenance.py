@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.unit.usecases.gate_bench import CONSOLE, ENDINGS, PERPLEXITY, GateBench, wait_for
 
-from checkweigh.usecases.store_maintenance import entries
+from checkweigh.usecases.store_maintenance import list_entries
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def spoil(folder: Path, how: str) -> None:
 
 
 def test_ls_says_what_is_there(gated: GateBench) -> None:
-    found = store(gated, "ls")
-    assert sorted((e["name"], e["state"], e["items"]) for e in found) == [
+    listed = store(gated, "ls")
+    assert sorted((e["name"], e["state"], e["items"]) for e in listed) == [
         ("answers", "complete", 320), ("answers", "complete", 320),
         ("prose", "complete", 320), ("prose", "complete", 320),
     ]  # fmt: skip
-    assert all(e["bytes"] > 1000 and e["made"].startswith("20") for e in found)
+    assert all(e["bytes"] > 1000 and e["made"].startswith("20") for e in listed)
     assert gated.run("store", "ls") == 0
     assert gated.stdout.count("complete") == 4
     assert store(gated, "verify") == []
@@ -63,8 +63,8 @@ def test_an_empty_store_is_no_error(bench: GateBench) -> None:
 def test_what_is_damaged_is_named_swept_and_measured_again(gated: GateBench, how: str) -> None:
     folder = gated.records()[0]
     spoil(folder, how)
-    (found,) = store(gated, "verify", code=2)
-    assert found["folder"] == str(folder)
+    (damaged,) = store(gated, "verify", code=2)
+    assert damaged["folder"] == str(folder)
     assert str(folder) in gated.stderr.replace("\n", "")
     assert gated.gate() == 4, "a damaged record is never believed"
     assert [s["path"] for s in store(gated, "gc", "--dry-run")] == [str(folder)]
@@ -82,9 +82,9 @@ def test_a_record_at_another_address_is_damaged(gated: GateBench) -> None:
     first, second = gated.records()[:2]
     shutil.rmtree(second)
     shutil.copytree(first, second)
-    (found,) = store(gated, "verify", code=2)
-    assert found["folder"] == str(second)
-    assert "another folder" in found["problem"]
+    (damaged,) = store(gated, "verify", code=2)
+    assert damaged["folder"] == str(second)
+    assert "another folder" in damaged["problem"]
 
 
 def test_leftovers_go_and_records_stay(gated: GateBench) -> None:
@@ -120,9 +120,11 @@ def test_what_is_being_measured_is_left_alone(bench: GateBench) -> None:
     first, second = bench.manifest("baseline"), bench.manifest("candidate", {"latency_s": 0.2})
     process = bench.spawn(*bench.arguments(first, second))
     try:
-        wait_for(lambda: any(e.state == "measuring" and e.batches for e in entries(bench.home / "store")))
+        wait_for(
+            lambda: any(e.state == "measuring" and e.batches for e in list_entries(bench.home / "store"))
+        )
         assert store(bench, "gc", "--incomplete", "--older-than", "0", "--dry-run") is not None
-        busy = [e.path for e in entries(bench.home / "store") if e.state == "measuring"]
+        busy = [e.path for e in list_entries(bench.home / "store") if e.state == "measuring"]
         swept = {s["path"] for s in store(bench, "gc", "--incomplete", "--older-than", "0")}
         assert busy
         assert not swept & {str(path) for path in busy}

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, Problem, StoreError
-from checkweigh.files import full
+from checkweigh.files import disk_full
 from checkweigh.records.evalset import ITEM_OF, Card, Generation, Item, Kind
 from checkweigh.records.yaml.document import explain
 from checkweigh.scoring.replies import CHECKS, score_reply
@@ -60,7 +60,7 @@ def _load(card: Card, source: Path, fresh: bool) -> list[Any]:
         return [present(row) for row in loaded]
     except (datasets.exceptions.DatasetsError, ValueError, OSError, TypeError) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-        if full(error):
+        if disk_full(error):
             raise StoreError(f"{cache_root() / 'datasets'}: cannot be written ({reason})") from error
         raise BadDocument([problem(source, None, "", "rows that datasets can read", reason)]) from error
     finally:

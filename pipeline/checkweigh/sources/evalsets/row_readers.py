@@ -15,7 +15,7 @@ from typing import Any
 
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, Problem, SourceError, StoreError
-from checkweigh.files import full
+from checkweigh.files import disk_full
 from checkweigh.progress import Progress
 from checkweigh.records.columns import Columns
 from checkweigh.records.evalset import Card
@@ -168,7 +168,7 @@ def _hub_table(card: Card, repo: str, revision: str, offline: Exception | None) 
             cache_dir=str(cache_root() / "datasets" / "hub" / canonical.short(canonical.digest(card.source))),
         )  # fmt: skip
     except Exception as error:  # datasets raises its own, the hub's, pyarrow's and plain ValueErrors
-        if full(error):
+        if disk_full(error):
             raise StoreError(
                 f"{cache_root() / 'datasets'}: cannot be written ({_first_line(error)})"
             ) from error

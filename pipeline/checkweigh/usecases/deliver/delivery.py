@@ -69,7 +69,7 @@ def send_waiting(
     sent: list[dict[str, str]] = []
     left: list[dict[str, str]] = []
     silent: set[str] = set()
-    for folder in outbox.waiting(destination.root()):
+    for folder in outbox.waiting_folders(destination.root()):
         delivery = _retry(destination, folder, choose, scrub, silent)
         (sent if delivery.sent else left).append(
             {destination.names: f"sha256:{folder.name}", "text": delivery.text}
@@ -90,7 +90,7 @@ def _retry(
 ) -> Delivery:
     """One more attempt, unless its target is among the ``silent``; a target that does not answer joins them."""
     try:
-        target = choose(outbox.read_as(destination.parcel, folder))
+        target = choose(outbox.read_parcel(destination.parcel, folder))
     except CheckweighError as error:
         return Delivery(sent=False, reachable=True, text=scrub(str(error)))
     if isinstance(target, str):

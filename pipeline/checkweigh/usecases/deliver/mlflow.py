@@ -13,9 +13,9 @@ from checkweigh.progress import Say
 from checkweigh.records.manifest import Lock
 from checkweigh.report.html.figures import figures
 from checkweigh.sinks import outbox
-from checkweigh.sinks.items_table import TABLE, table
-from checkweigh.sinks.mlflow_content import Finished, bundle, experiment_of
-from checkweigh.sinks.mlflow_target import INSTALL, OFF, VARIABLE, Target, installed, resolve, scrub
+from checkweigh.sinks.items_table import TABLE, items_table
+from checkweigh.sinks.mlflow_content import FinishedGate, build_bundle, experiment_name
+from checkweigh.sinks.mlflow_target import INSTALL, OFF, VARIABLE, Target, installed, resolve_target, scrub
 from checkweigh.sinks.outbox import Bundle
 from checkweigh.sinks.sender_process import Delivery, mlflow_limit_s, run_delivery
 from checkweigh.usecases.deliver.delivery import Destination, deliver, send_waiting
@@ -25,14 +25,17 @@ MANIFEST, LOCK = "manifest.yaml", "manifest.lock.json"  # of an arm: JSON is YAM
 REPORTS = ("report.html", "summary.md", "junit.xml")
 
 
-def publish(finished: Finished, out: Path, target: Target, say: Say) -> None:
+def publish(finished: FinishedGate, out: Path, target: Target, say: Say) -> None:
     """Keep a finished gate in the outbox and try to send it to MLflow. Only ever speaks; never raises."""
     deliver(MLFLOW, target, lambda: keep(finished, out, target, outbox.outbox_root()), say)
 
 
-def keep(finished: Finished, out: Path, target: Target, root: Path) -> Path:
+def keep(finished: FinishedGate, out: Path, target: Target, root: Path) -> Path:
     """Put a finished gate and all its files into the outbox; the folder."""
-    files = {report.DECISION: report.decision_json(finished.decision).encode(), TABLE: table(finished.pairs)}
+    files = {
+        report.DECISION: report.decision_json(finished.decision).encode(),
+        TABLE: items_table(finished.pairs),
+    }
     files |= {name: (out / name).read_bytes() for name in REPORTS}
     files |= {
         f"plots/{name}.svg": text.encode()
@@ -43,8 +46,10 @@ def keep(finished: Finished, out: Path, target: Target, root: Path) -> Path:
         lock = Lock(name=arm.manifest.name, pins=arm.pins)
         files[f"arms/{role}/{MANIFEST}"] = arm.manifest.model_dump_json(by_alias=True, indent=1).encode()
         files[f"arms/{role}/{LOCK}"] = lock.model_dump_json(by_alias=True, indent=1).encode()
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment_of(finished.arms["baseline"].manifest)
-    return outbox.put(bundle(finished, target, experiment, sorted(files)), files, root)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment_name(
+        finished.arms["baseline"].manifest
+    )
+    return outbox.put(build_bundle(finished, target, experiment, sorted(files)), files, root)
 
 
 def sync(option: str | None, say: Say) -> Mapping[str, list[dict[str, str]]]:
@@ -57,7 +62,7 @@ def sync(option: str | None, say: Say) -> Mapping[str, list[dict[str, str]]]:
     if option == OFF:
         raise BadInput("mlflow sync --mlflow: expected an address, found 'none'")
     variable = os.environ.get(VARIABLE)
-    target = resolve(
+    target = resolve_target(
         option or (variable if variable != OFF else None)
     )  # knows what an address had to leave out
 

@@ -97,7 +97,7 @@ def _measure(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> Mea
         if done is not None:
             kept[batch.index] = done
     missing = [batch for batch in batches if batch.index not in kept]
-    with store.states(key) as folder:
+    with store.exchange_folder(key) as folder:
         folders = {role: folder / role for role in runs}
         if not _pass(runs["baseline"], part, missing, folders, None, key):
             return None

@@ -23,7 +23,7 @@ from checkweigh.decision.compare_divergence import summary
 from checkweigh.decision.verdict import Judgement
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
-from checkweigh.files import full
+from checkweigh.files import disk_full
 from checkweigh.measure import host_facts
 from checkweigh.progress import Progress
 from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
@@ -102,7 +102,7 @@ def _clear(out: Path) -> None:
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
     except OSError as error:
-        if full(error):
+        if disk_full(error):
             raise StoreError(f"--out {out}: cannot be written ({error.strerror})") from error
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 

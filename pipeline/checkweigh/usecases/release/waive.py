@@ -18,8 +18,8 @@ from checkweigh.records.attestation import Statement, Waiver
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.yaml.document import parse_json
 from checkweigh.report.waived import write_waived
-from checkweigh.sinks.mlflow_target import resolve
-from checkweigh.sinks.webhook_payload import WaiverNotice, hook
+from checkweigh.sinks.mlflow_target import resolve_target
+from checkweigh.sinks.webhook_payload import WaiverNotice, webhook_target
 from checkweigh.sources.pin import read_pinned
 from checkweigh.usecases.ci.run import show_waived
 from checkweigh.usecases.deliver.webhook import announce
@@ -65,7 +65,7 @@ def waive(request: WaiverRequest, say: Say, show: Callable[[Waiver], None]) -> W
 
     Raises BadInput as ``sign_waiver`` does, RegistryError when MLflow cannot be told.
     """
-    receiver, target = hook(request.notify), resolve(request.mlflow)
+    receiver, target = webhook_target(request.notify), resolve_target(request.mlflow)
     key = private_key(request.key)
     waiver = sign_waiver(request.run, request.manifest, request.reason, request.owner, request.lifetime, key)
     show(waiver)

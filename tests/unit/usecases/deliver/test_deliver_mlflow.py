@@ -29,20 +29,20 @@ def test_what_cannot_be_sent_waits_whole_and_the_exit_code_stands(bench: GateBen
     assert "mlflow: WARNING: not sent (" in bench.stderr
     assert "checkweigh mlflow sync" in bench.stderr
     assert bench.stdout.startswith("{"), "the decision alone is on stdout"
-    (folder,) = outbox.waiting(bench.home / "outbox")
-    kept = outbox.read(folder)
+    (folder,) = outbox.waiting_folders(bench.home / "outbox")
+    bundle = outbox.read_bundle(folder)
     decision = bench.decision
-    assert kept.decision == decision.record_digest()
-    assert kept.destination == dead
-    assert kept.experiment.startswith("checkweigh/tiny-model"), "an experiment a model"
-    assert [run.role for run in kept.runs] == ["gate", "baseline", "candidate"]
-    assert kept.runs[0].tags["checkweigh.verdict"] == "block"
-    assert {dataset.name for dataset in kept.datasets} == set(decision.evalsets)
+    assert bundle.decision == decision.record_digest()
+    assert bundle.destination == dead
+    assert bundle.experiment.startswith("checkweigh/tiny-model"), "an experiment a model"
+    assert [run.role for run in bundle.runs] == ["gate", "baseline", "candidate"]
+    assert bundle.runs[0].tags["checkweigh.verdict"] == "block"
+    assert {dataset.name for dataset in bundle.datasets} == set(decision.evalsets)
     for name in ("decision.json", "report.html", "junit.xml", "summary.md"):
         assert (folder / "files" / name).read_bytes() == (bench.out / name).read_bytes()
-    assert {"items.json", "plots/forest.svg", "arms/candidate/manifest.lock.json"} <= set(kept.files)
-    assert len(kept.traces) == 10
-    assert {trace.facts["set"] for trace in kept.traces} == {"prose"}
+    assert {"items.json", "plots/forest.svg", "arms/candidate/manifest.lock.json"} <= set(bundle.files)
+    assert len(bundle.traces) == 10
+    assert {trace.facts["set"] for trace in bundle.traces} == {"prose"}
 
 
 def test_an_outbox_that_cannot_be_written_changes_nothing(bench: GateBench, dead: str) -> None:

@@ -18,11 +18,11 @@ from tests.unit.usecases.gate_bench import PERPLEXITY, GateBench
 from checkweigh.cli import main
 from checkweigh.records.decision import Verdict
 from checkweigh.sinks.webhook_payload import (
-    Hook,
     WaiverNotice,
-    hook,
-    notice,
+    WebhookTarget,
+    build_notice,
     notices_root,
+    webhook_target,
 )
 from checkweigh.usecases.deliver import webhook
 from checkweigh.usecases.deliver.webhook import announce, sync
@@ -79,8 +79,8 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
+    with receiving() as receiver:
+        yield receiver
 
 
 def assert_no_secret(text: str) -> None:
@@ -139,17 +139,17 @@ def test_a_receiver_that_is_down_changes_nothing_and_is_told_later(
 
 @pytest.mark.usefixtures("checkweigh_home")
 @pytest.mark.parametrize(
-    ("status", "said"), [(302, "it answered 302"), (404, "it answered 404"), (503, "it answered 503")]
+    ("status", "message"), [(302, "it answered 302"), (404, "it answered 404"), (503, "it answered 503")]
 )
-def test_refusals_wait_and_redirects_are_not_followed(receiver: Receiver, status: int, said: str) -> None:
+def test_refusals_wait_and_redirects_are_not_followed(receiver: Receiver, status: int, message: str) -> None:
     receiver.status = status
     lines: list[str] = []
-    announce(BLOCK, Hook(receiver.url), lines.append)
-    assert said in lines[0]
+    announce(BLOCK, WebhookTarget(receiver.url), lines.append)
+    assert message in lines[0]
     assert_no_secret(lines[0] + kept())
     assert not any("elsewhere" in path for path in receiver.paths)
     receiver.status = 204
-    assert sync(Hook(receiver.url), lines.append)["waiting"] == []
+    assert sync(WebhookTarget(receiver.url), lines.append)["waiting"] == []
     assert receiver.bodies[0] == receiver.bodies[1], "the same notice, with the same id"
 
 
@@ -159,7 +159,7 @@ def test_a_receiver_that_never_answers_is_left(receiver: Receiver, monkeypatch: 
     monkeypatch.setattr(webhook, "SECONDS", 2)
     lines: list[str] = []
     started = time.monotonic()
-    announce(BLOCK, Hook(receiver.url), lines.append)
+    announce(BLOCK, WebhookTarget(receiver.url), lines.append)
     assert time.monotonic() - started < 6
     assert "not sent (" in lines[0]
     assert len(list(notices_root().glob("[!.]*"))) == 1
@@ -169,17 +169,17 @@ def test_a_receiver_that_never_answers_is_left(receiver: Receiver, monkeypatch: 
 def test_a_waiver_is_told_with_its_owner_and_reason(receiver: Receiver) -> None:
     lines: list[str] = []
     waiver = WaiverNotice(owner="a\x1b[31m owner", reason="outage\n" * 200, expires="2026-12-01T00:00:00Z")
-    announce(BLOCK, Hook(receiver.url), lines.append, waiver)
-    announce(sample.decision(Verdict.INCONCLUSIVE), Hook(receiver.url), lines.append, waiver)
+    announce(BLOCK, WebhookTarget(receiver.url), lines.append, waiver)
+    announce(sample.decision(Verdict.INCONCLUSIVE), WebhookTarget(receiver.url), lines.append, waiver)
     first, second = receiver.bodies
     assert (first["event"], first["verdict"], second["verdict"]) == ("waiver", "block", "inconclusive")
     assert first["waiver"]["owner"] == "a⟨ESC⟩[31m owner"
     assert len(first["waiver"]["reason"]) < 600
-    assert len({first["id"], second["id"], notice(BLOCK).id}) == 3
+    assert len({first["id"], second["id"], build_notice(BLOCK).id}) == 3
 
 
 def test_hostile_reasons_stay_data(checkweigh_home: object, receiver: Receiver) -> None:
-    announce(sample.decision(Verdict.BLOCK, hostile=True), Hook(receiver.url), [].append)
+    announce(sample.decision(Verdict.BLOCK, hostile=True), WebhookTarget(receiver.url), [].append)
     (body,) = receiver.bodies
     text = json.dumps(body, ensure_ascii=False)
     assert "\x1b" not in text
@@ -200,15 +200,15 @@ def test_an_address_that_is_none_is_bad_input_before_anything_is_measured(bench:
     assert "--notify: expected an address such as https://HOST/PATH" in bench.stderr
     assert_no_secret(bench.stderr)
     assert bench.records() == []
-    assert hook("") is None
+    assert webhook_target("") is None
     assert main(["notify"]) == 2
 
 
 def test_only_the_host_is_shown() -> None:
-    found = Hook(f"https://user:p4ss@hooks.example:8443/{SECRET}?key=v4lue#fragment")
-    assert found.shown == "https://hooks.example:8443"
-    assert found.secret
-    said = found.scrub(f"could not POST {found.uri}: /{SECRET} user:p4ss@hooks.example v4lue")
-    assert_no_secret(said)
-    assert "p4ss" not in said
-    assert "v4lue" not in said
+    target = WebhookTarget(f"https://user:p4ss@hooks.example:8443/{SECRET}?key=v4lue#fragment")
+    assert target.shown == "https://hooks.example:8443"
+    assert target.secret
+    message = target.scrub(f"could not POST {target.uri}: /{SECRET} user:p4ss@hooks.example v4lue")
+    assert_no_secret(message)
+    assert "p4ss" not in message
+    assert "v4lue" not in message

@@ -211,7 +211,7 @@ def test_what_a_stopped_gate_measured_is_found_as_one(looks: GateBench) -> None:
     items = looks.decision.looks.items  # type: ignore[union-attr]
     source = find_evalset("prose", roots(looks.folder / "gates/test.yaml"), quiet)
     store, arm = Store(looks.home / "store"), looks.decision.baseline
-    (found,) = store.find(pins=arm.pins, evalset=source.card.digest, scorer=source.card.scorer)
+    (found,) = store.find_executions(pins=arm.pins, evalset=source.card.digest, scorer=source.card.scorer)
     assert found.planned == len({o.item for o in found.observations}) == items
     paths = [part for role in ("baseline", "candidate") for part in (f"--{role}", f"{role}.yaml")]
     assert looks.run("plan", "--policy", "gates/test.yaml", *paths) == 0, looks.stderr
