@@ -3,10 +3,10 @@
     python benchmarks/decision.py [--items N] [--repeats R] [--peers PYTHON] [--out FILE]
 
 Paired samples are in memory; estimation, Holm and the verdict run through the gate's own code. Each kind of estimator
-is timed apart as well. With ``--peers`` MLflow's paired comparison, statgate's gate and NeMo Evaluator's compare get
-the same values in the same run on the same core, in an environment of their own, which is made like this (MLflow's
+is timed apart as well. With ``--peers``, MLflow's paired comparison, statgate's gate and NeMo Evaluator's compare get
+the same values in the same run on the same core. They run in an environment of their own, made as below. MLflow's
 comparison is of 3.18; NeMo Evaluator 0.3 asks for a newer Python than it needs here; llm-evalgate, which knows only
-pass and fail, is for ``zoo/peers.py``):
+pass and fail, is for ``zoo/peers.py``.
 
     python -m venv PEERS && PEERS/bin/pip install statgate==0.1.1 llm-evalgate==0.6.0 mlflow
     PEERS/bin/pip install --no-deps mlflow==3.18.0

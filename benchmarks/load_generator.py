@@ -3,8 +3,8 @@
 Poisson arrivals at 200 requests/s, each reply of 8 tokens with its first after 20 ms and one more every 2 ms. The mock
 runs in a process of its own on the same cores. Lateness: moment of sending minus scheduled moment. Overhead: median
 time of a request minus the mock's own 34 ms; it holds the mock's scheduling too, the same for every client. With
---aiperf PATH (the command of an installation of its own) and --tokenizer FOLDER, which it wants, aiperf sends as many
-requests at the same rate to the same mock, in alternation.
+--aiperf PATH, aiperf sends as many requests at the same rate to the same mock, in alternation. PATH is the command of
+an installation of its own, which also needs --tokenizer FOLDER.
 
     python benchmarks/load_generator.py [--rounds 3] [--aiperf PATH --tokenizer FOLDER] [--out FILE]
 """

@@ -67,10 +67,10 @@ class Api:
     def runs(self, decision: str, role: str = "") -> list[dict[str, Any]]:
         """Runs of a decision in all experiments, found by their digest tags."""
         experiments = self.post("experiments/search", max_results=100).get("experiments", [])
-        found = [experiment["experiment_id"] for experiment in experiments]
+        ids = [experiment["experiment_id"] for experiment in experiments]
         wanted = f"tags.`checkweigh.decision` = '{decision}'"
         wanted += f" and tags.`checkweigh.role` = '{role}'" if role else ""
-        answer = self.post("runs/search", experiment_ids=found, filter=wanted)
+        answer = self.post("runs/search", experiment_ids=ids, filter=wanted)
         return list(answer.get("runs", []))
 
     def traces(self, decision: str, experiment: str) -> list[dict[str, Any]]:
@@ -86,8 +86,8 @@ class Api:
 
     def artifacts(self, run: str, path: str = "") -> dict[str, int]:
         """Path -> size of a run's artifacts in one folder."""
-        found = self.get("artifacts/list", run_id=run, **({"path": path} if path else {}))
-        return {f["path"]: int(f.get("file_size", 0)) for f in found.get("files", [])}
+        listing = self.get("artifacts/list", run_id=run, **({"path": path} if path else {}))
+        return {f["path"]: int(f.get("file_size", 0)) for f in listing.get("files", [])}
 
 
 def named(pairs: list[dict[str, Any]]) -> dict[str, Any]:

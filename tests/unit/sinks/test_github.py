@@ -21,8 +21,8 @@ MARK = marker("checkweigh")
 
 @pytest.fixture
 def fake() -> Iterator[FakeGithub]:
-    with running(TOKEN) as found:
-        yield found
+    with running(TOKEN) as fake:
+        yield fake
 
 
 def client(fake: FakeGithub) -> Github:
