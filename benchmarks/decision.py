@@ -35,8 +35,6 @@ from checkweigh.decision.verdict import decide
 from checkweigh.measure import host_facts
 from checkweigh.records.policy import Check, Policy
 from checkweigh.records.yaml.document import parse
-from checkweigh.stats import Partition
-from checkweigh.stats.bootstrap import cluster_bootstrap
 
 KINDS = {"score": 16, "accuracy": 8, "log_perplexity": 8, "log_length": 8}  # metric -> checks
 LIMIT_S = 2.0
@@ -143,15 +141,7 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": {"median": ours, "best": min(whole), "all": whole, "limit": LIMIT_S},
         "milliseconds_a_check": {metric: 1e3 * float(np.median(times)) for metric, times in by_kind.items()},
         "verdict": judged[0].verdict, "peers": others, "peers_cannot": PEERS_CANNOT if others else {},
-        "bootstrap_40_metrics_1000_clusters_10000_resamples_seconds": bootstrap_seconds(rng),
     }  # fmt: skip
-
-
-def bootstrap_seconds(rng: np.random.Generator) -> float:
-    """One set of resampling weights for 40 metrics: what a shown bootstrap costs."""
-    partition = Partition(np.arange(5000) // 5, np.full(1000, 5))
-    data = rng.normal(size=(40, 5000))
-    return seconds(lambda: cluster_bootstrap(data, np.ones(5000), partition, resamples=10_000, rng=rng))
 
 
 def main() -> None:

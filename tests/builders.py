@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from checkweigh.records.measurement import (
 )
 from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse
+from checkweigh.sources.digests import digest_all
 
 WHEN = "2026-01-01T00:00:00+00:00"
 IDENTITY = EngineIdentity(
@@ -100,6 +102,11 @@ def measured(
         ),
         observations=tuple(observations),
     )  # fmt: skip
+
+
+def tensor_digest(path: Path) -> str:
+    """Digest of a safetensors file's tensors, as pins of a derived model hold it."""
+    return digest_all([path], "tensors", lambda *_: None, "")[path.name]
 
 
 def check(**changes: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ SUBJECTS = {
     "divergence": "Divergence",
     "blocks": "Latency in paired blocks",
     "rates": "Rates under a load",
-    "limits": "Absolute limits, equivalence, error bars",
+    "limits": "Absolute limits, equivalence",
     "block_rule": "The block rule at a fixed number of items",
     "streams": "Always-valid bounds, rates of independent groups",
     "policies": "Whole policies at adaptive looks",

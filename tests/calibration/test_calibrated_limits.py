@@ -1,4 +1,4 @@
-"""One arm against a limit, two arms against each other from both sides, and error bars."""
+"""One arm against a limit, and two arms against each other from both sides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from checkweigh.stats import Partition, clustered_mean, clustered_proportion
-from checkweigh.stats.errorbars import clustered_error
 
 Claim = Callable[..., float]
 
@@ -40,11 +39,3 @@ def test_equivalence_at_either_margin(runs: int, at_most: Claim) -> None:
         down = clustered_mean(-noise - truth, partition, margin=0.05)
         both = np.maximum(up.p_noninferior, down.p_noninferior) < 0.05
         at_most(both, 0.05)
-
-
-def test_error_bars_cover_where_there_are_clusters_enough(runs: int, close_to: Claim) -> None:
-    rng = np.random.default_rng(804)
-    partition = Partition(np.arange(1000) // 5, np.full(200, 5))
-    values = rng.normal(size=(runs, 200))[:, partition.codes] + rng.normal(size=(runs, 1000))
-    missed = np.abs(values.mean(axis=-1)) > 1.972 * clustered_error(values, partition)
-    close_to(missed, 0.05)

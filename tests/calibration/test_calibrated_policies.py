@@ -17,10 +17,10 @@ from tests.builders import check, evalset, policy
 
 from checkweigh.decision.planning import Noise, assumed
 from checkweigh.decision.simulation import Bench, Scenario
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.operating_characteristics import Rates
 from checkweigh.records.policy import Check
-from checkweigh.sources.pin import quiet
 from checkweigh.usecases.gate.inputs import read_policy_inputs
 
 Claim = Callable[..., float]
@@ -140,7 +140,7 @@ def test_far_beyond_the_first_slice_often_suffices(
 @cache
 def shipped() -> Bench:
     """gates/default.yaml on its own sets: clusters, strata and weights as shipped, noise as assumed without a store."""
-    rules, sets = read_policy_inputs(ROOT / "gates" / "default.yaml", quiet)
+    rules, sets = read_policy_inputs(ROOT / "gates" / "default.yaml", no_progress)
     return Bench(rules, sets, lambda evalset, of: assumed(evalset.card.kind, of.metric))
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders import tensor_digest
 from tests.conftest import missing
 
 from checkweigh.errors import PinMismatch, SourceError
 from checkweigh.records.evalset import Message
-from checkweigh.sources.digests import file_digest, tensor_digest
+from checkweigh.sources.digests import file_digest
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
 from checkweigh.sources.pin import Resolved, pin, verify

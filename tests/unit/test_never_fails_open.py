@@ -13,7 +13,7 @@ from tests.builders import check, evalset, judge, measured, policy, with_observa
 
 from checkweigh.decision.compare import compare, compare_blocks
 from checkweigh.decision.compare_divergence import compare_divergence
-from checkweigh.decision.looks import planned, upto
+from checkweigh.decision.looks import planned, restricted, slices
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.errors import BadDocument
@@ -260,7 +260,7 @@ def test_a_peek_at_an_eighth_of_the_items() -> None:
     """Ever so good a first slice, looked at with the whole five percent, is no pass: peeking doubles false ships."""
     rules = policy(check(), looks="adaptive", failure_margin=0.05)
     first = planned(rules, checks_of(rules), [SET], hypotheses(rules))[0]
-    part = upto(SET, rules.looks, rules.seed, 1)
+    part = restricted(SET, slices(SET, rules.looks, rules.seed)[0])
     noise = {item.id: RNG.uniform(0.3, 0.7) for item in part.items}
     arms = [
         measured(part, [noise[i.id] + RNG.normal(0, 1e-3) for i in part.items], arm=arm)

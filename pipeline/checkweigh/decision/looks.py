@@ -76,11 +76,6 @@ class Look:
         """Whether it is the plan's last one."""
         return self.number == self.of
 
-    @property
-    def blocks_only(self) -> bool:
-        """Whether nothing can pass here."""
-        return self.share <= BLOCK_ONLY
-
 
 def slices(evalset: EvalSet, shares: Sequence[float], seed: int) -> Slices:
     """The items that each look adds: whole clusters, as near to the shares as clusters allow; some may be empty.
@@ -117,12 +112,6 @@ def restricted(evalset: EvalSet, items: Sequence[Item]) -> EvalSet:
     """The set with these items only, in the set's own order; its card stays the whole set's."""
     kept = {item.id for item in items}
     return evalset.model_copy(update={"items": tuple(item for item in evalset.items if item.id in kept)})
-
-
-def upto(evalset: EvalSet, shares: Sequence[float], seed: int, number: int) -> EvalSet:
-    """The set as look ``number`` (from 1) sees it."""
-    parts = slices(evalset, shares, seed)[:number]
-    return restricted(evalset, [item for part in parts for item in part])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

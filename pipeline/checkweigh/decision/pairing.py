@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,6 @@ class PairedSample:
     clusters: tuple[str, ...]
     identical: bool
     problems: tuple[str, ...] = ()
-    exclusions: tuple[str, ...] = field(default=())
 
     @property
     def failed(self) -> tuple[Bools, Bools]:

@@ -7,8 +7,6 @@ from checkweigh.stats.estimators.binary import (
     clustered_tango,
     effective_binary_n,
     least_n_without_flips,
-    mcnemar_exact,
-    tango_interval,
 )
 from checkweigh.stats.estimators.block_rates import block_rates
 from checkweigh.stats.estimators.blocks import MIN_BLOCKS, block_log_ratio
@@ -27,7 +25,6 @@ from checkweigh.stats.power import (
     required_n_binary,
     standard_errors_needed,
 )
-from checkweigh.stats.quantiles import harrell_davis
 from checkweigh.stats.sequential import nominal_level
 
 __all__ = [
@@ -43,11 +40,9 @@ __all__ = [
     "clustered_tango",
     "differing_share_upper",
     "effective_binary_n",
-    "harrell_davis",
     "holm",
     "items_to_settle",
     "least_n_without_flips",
-    "mcnemar_exact",
     "minimum_detectable",
     "nominal_level",
     "pass_probability",
@@ -55,5 +50,4 @@ __all__ = [
     "required_n",
     "required_n_binary",
     "standard_errors_needed",
-    "tango_interval",
 ]

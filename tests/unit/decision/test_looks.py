@@ -19,8 +19,8 @@ from checkweigh.decision.looks import (
     information,
     pass_levels,
     planned,
+    restricted,
     slices,
-    upto,
 )
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import (
@@ -56,7 +56,8 @@ def design(of: Policy, source: EvalSet = SET) -> tuple[Look, ...]:
 def judged(of: Policy, number: int, by: float, noise: float = 1.0, source: EvalSet = SET) -> Judgement:
     """The judgement at a look on a candidate that is ``by`` points away."""
     look = design(of, source)[number - 1]
-    part = upto(source, of.looks, of.seed, number)
+    parts = slices(source, of.looks, of.seed)[:number]
+    part = restricted(source, [item for items in parts for item in items])
     values = dict(
         zip((i.id for i in source.items), zip(BASE, BASE + by + noise * NOISE, strict=True), strict=False)
     )
@@ -185,7 +186,7 @@ def test_levels_of_the_whole_policy() -> None:
     )  # fmt: skip
     looks = design(of)
     assert [look.share for look in looks] == list(ADAPTIVE)
-    assert [look.blocks_only for look in looks] == [True, False, False, False]
+    assert [look.levels["quality"].passing == 0 for look in looks] == [True, False, False, False]
     assert [look.last for look in looks] == [False, False, False, True]
     assert {look.block for look in looks} == {0.01 / 2 / 4}
     assert hypotheses(of) == 6, "five gating checks and the implicit one, one of them two-sided, one advisory"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from checkweigh.stats import Partition, block_log_ratio, clustered_mean, harrell_davis
+from checkweigh.stats import Partition, block_log_ratio, clustered_mean
 from checkweigh.stats.estimators.blocks import signed_rank_tail
 
 # Hamilton depression scale before and after treatment: Hollander and Wolfe, example 3.1.
@@ -123,17 +123,3 @@ def test_what_says_nothing_is_not_estimable(d: np.ndarray, alpha: float) -> None
 def test_a_single_number_is_no_series() -> None:
     with pytest.raises(ValueError, match="last axis"):
         block_log_ratio(0.3, margin=0.05)
-
-
-@pytest.mark.parametrize("q", [0.1, 0.5, 0.9, 0.99])
-def test_harrell_davis_agrees_with_scipy(q: float) -> None:
-    x = np.random.default_rng(18).lognormal(size=(3, 40))
-    expected = stats.quantile(x, q, axis=-1, method="harrell-davis")
-    np.testing.assert_allclose(harrell_davis(x, q), expected, rtol=1e-9)
-
-
-def test_harrell_davis_without_data() -> None:
-    assert np.isnan(harrell_davis([], 0.5))
-    assert np.isnan(harrell_davis([1.0, np.nan], 0.5))
-    with pytest.raises(ValueError, match="0 < q < 1"):
-        harrell_davis([1.0], 1.0)

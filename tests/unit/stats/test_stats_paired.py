@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.weightstats import ttost_paired
 
 from checkweigh.stats import Evidence, Partition, clustered_mean, ratio_difference
 
@@ -189,3 +190,15 @@ def test_one_bad_simulation_leaves_the_others() -> None:
 def test_impossible_arguments_are_errors(call: Any) -> None:
     with pytest.raises(ValueError, match=r"expected|must"):
         call()
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    rng = np.random.default_rng(3)
+    before = rng.normal(3, 1, 80)
+    after = before + rng.normal(0.01, 0.2, 80)
+    upward = clustered_mean(after - before, Partition.singletons(80), margin=0.05)
+    downward = clustered_mean(before - after, Partition.singletons(80), margin=0.05)
+    p, *_ = ttost_paired(after, before, -0.05, 0.05)
+    assert max(float(upward.p_noninferior), float(downward.p_noninferior)) == pytest.approx(
+        float(p), rel=1e-9
+    )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from checkweigh.stats._tails import Floats, all_finite, checked_alpha, checked_margin, t_isf, t_sf, z_isf
 from checkweigh.stats.estimators._linear import jackknife
@@ -69,20 +68,6 @@ def _lower(counts: Counts, reach: Floats | float) -> Floats:
         rejected = score(counts, middle) > reach
         low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
     return low
-
-
-def tango_interval(n12: int, n21: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Two-sided 1 - alpha score interval of p12 - p21 for independent pairs.
-
-    Estimand: (n12 - n21) / n in the population. Assumptions: pairs independent and alike.
-    Degenerate: no discordant pair still has a width; n < 1 is a ValueError.
-    Source: Tango (1998), Statistics in Medicine 17:891.
-    """
-    if min(n12, n21) < 0 or n < 1 or n12 + n21 > n:
-        raise ValueError(f"impossible counts: n12={n12}, n21={n21}, n={n}")
-    counts = Counts(np.asarray(float(n12)), np.asarray(float(n21)), n)
-    reach = z_isf(checked_alpha(alpha / 2))
-    return float(_lower(counts, reach)), -float(_lower(counts.reversed, reach))
 
 
 def design_effect(delta: Floats, flips: Floats, partition: Partition) -> Floats:
@@ -165,18 +150,6 @@ def _score_evidence(
         flips=np.asarray(up + down),
         method=method,
     )
-
-
-def mcnemar_exact(n12: int, n21: int) -> float:
-    """Exact two-sided McNemar p of "no difference", for display beside the score test; 1 without flips.
-
-    Conditional on the discordant pairs, which are assumed independent. Source: McNemar (1947).
-    """
-    if min(n12, n21) < 0:
-        raise ValueError(f"impossible counts: n12={n12}, n21={n21}")
-    if n12 + n21 == 0:
-        return 1.0
-    return min(1.0, 2.0 * float(special.bdtr(min(n12, n21), n12 + n21, 0.5)))
 
 
 def effective_binary_n(partition: Partition) -> float:
