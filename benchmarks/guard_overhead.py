@@ -30,7 +30,7 @@ import aiohttp
 
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_process
-from checkweigh.engines.vllm.server_process import free_port
+from checkweigh.engines.vllm.server_launch import free_port
 from checkweigh.measure import host_facts
 
 HERE = Path(__file__).resolve().parent

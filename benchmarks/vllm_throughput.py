@@ -31,7 +31,8 @@ from checkweigh.engines.http.client import (
     Endpoint,
     StreamRequest,
 )
-from checkweigh.engines.vllm.engine import VllmEngine, preflight
+from checkweigh.engines.vllm.engine import VllmEngine
+from checkweigh.engines.vllm.server_launch import preflight
 from checkweigh.files import write_atomic
 from checkweigh.measure import host_facts
 from checkweigh.records.evalset import Generation

@@ -13,29 +13,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.faults.harness import Running, client, guarded, policy
 from tests.faults.test_faults_engine import QUICK, one, phase, pid, restarts
-from tests.unit.engines.vllm.fake_vllm import write_environment
+from tests.unit.engines.vllm.fake_vllm import write_environment, write_script
 from tests.unit.engines.vllm.test_vllm import make
 
 from checkweigh.engines.http.client import Client, Endpoint
 from checkweigh.engines.mock.mock_knobs import Knobs
 from checkweigh.engines.mock.serve import in_thread
+from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.errors import EngineError, PinMismatch, Problem, SourceError
-from checkweigh.guard.arm import Arm
-from checkweigh.guard.host_gauges import Reading
+from checkweigh.guard.arm import GuardedArm
+from checkweigh.guard.host_gauges import HostReading
 from checkweigh.guard.supervision import supervisor
-from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.supervision.launch_plan import mock_plan, vllm_plan
 from checkweigh.guard.supervision.supervisor import Phase
 
 START_S = 120.0  # machines are shared
 
 
-def lives(folder: Path, names: Sequence[str]) -> Callable[[], Plan]:
+def lives(folder: Path, names: Sequence[str]) -> Callable[[], LaunchPlan]:
     """Mocks of these names in turn; ``mock`` is pinned, "" does not say what it is, "..." never answers."""
     plans = iter([mock_plan(Knobs(model=name or "mock"), folder / "engine.log") for name in names])
 
@@ -57,16 +58,23 @@ def lives(folder: Path, names: Sequence[str]) -> Callable[[], Plan]:
     return lambda: replace(next(plans)(), check=next(checks))
 
 
+@pytest.mark.parametrize(
+    ("script", "difference"),
+    [
+        ({"cache": False}, r"engine.args.prefix_caching: expected True, found False \(the server says\)"),
+        ({"version": "9.8.0"}, r"engine.version: expected 9.9.0, found 9.8.0 \(the engine says\)"),
+        ({"dtype": "bfloat16"}, r"engine.dtype: expected float32, found bfloat16"),
+        ({"longest": 1024}, r"limits.max_sequence: expected 512, found 1024"),
+    ],
+)
 def test_a_vllm_that_is_not_as_pinned_ends_serving_with_the_error(
-    tiny_model_dir: Path, tmp_path: Path
+    tiny_model_dir: Path, tmp_path: Path, script: dict[str, Any], difference: str
 ) -> None:
-    write_environment(tmp_path / "env", cache=False)
+    write_environment(tmp_path / "env")
+    write_script(tmp_path / "env", **script)
     spec = make(tmp_path / "env", tiny_model_dir, engine={"args": {"prefix_caching": True}})
     plan = vllm_plan(spec, tmp_path / "engine.log")
-    with (
-        pytest.raises(PinMismatch, match=r"engine.args.prefix_caching: expected True, found False"),
-        guarded(plan, policy(QUICK)) as run,
-    ):
+    with pytest.raises(PinMismatch, match=difference), guarded(plan, policy(QUICK)) as run:
         assert run.stopped.wait(START_S), run.said
     assert "the engine is ready" not in run.said
 
@@ -117,7 +125,7 @@ def test_a_plan_that_fails_at_a_restart_is_tried_again_and_leaves_the_other_arm_
     made, entered, release, waited = 0, threading.Event(), threading.Event(), []
     good = mock_plan(Knobs(), tmp_path / "engine.log")
 
-    def plan() -> Plan:
+    def plan() -> LaunchPlan:
         nonlocal made
         made += 1
         if made == 2:
@@ -130,8 +138,8 @@ def test_a_plan_that_fails_at_a_restart_is_tried_again_and_leaves_the_other_arm_
         run.ready(START_S)
         candidate = run.guard.arms["candidate"].supervisor
         assert candidate is not None
-        assert candidate.child is not None
-        os.kill(candidate.child.pid, signal.SIGKILL)
+        assert candidate.process is not None
+        os.kill(candidate.process.pid, signal.SIGKILL)
         assert entered.wait(START_S)
         assert one(run).ok, "while the plan is made"
         release.set()
@@ -146,13 +154,13 @@ def test_a_stop_while_the_plan_is_made_starts_nothing(tmp_path: Path) -> None:
     entered, release = threading.Event(), threading.Event()
     log = tmp_path / "engine.log"
 
-    def plan() -> Plan:
+    def plan() -> LaunchPlan:
         entered.set()
         release.wait(60)
         return mock_plan(Knobs(), log)()
 
     async def stop_early() -> None:
-        arm = Arm("baseline", policy(QUICK), plan, print, slots=1)
+        arm = GuardedArm("baseline", policy(QUICK), plan, print, slots=1)
         assert arm.supervisor is not None
         running = asyncio.ensure_future(arm.supervisor.run())
         await asyncio.to_thread(entered.wait)
@@ -203,7 +211,7 @@ def test_free_memory_is_exported_and_nan_where_nobody_knows() -> None:
         in_thread(Knobs()) as (endpoint, _),
         guarded(
             endpoint,
-            read_host=lambda: Reading(free_share=0.5, gpu_free_share=gpu[0], swap_bytes=0.0),
+            read_host=lambda: HostReading(free_share=0.5, gpu_free_share=gpu[0], swap_bytes=0.0),
         ) as run,
     ):
         run.until(lambda: gauges(run)["checkweigh_memory_free_share"] == 0.5, 10)

@@ -194,7 +194,7 @@ def test_speculation_loses_nothing_and_is_counted(
 
 
 def test_what_it_cannot_do_is_said_before_anything_starts(tmp_path: Path) -> None:
-    from checkweigh.engines.vllm.engine import preflight
+    from checkweigh.engines.vllm.server_launch import preflight
     from checkweigh.errors import BadDocument
     from checkweigh.records.manifest import Quantization
 

@@ -32,7 +32,7 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.engines.vllm import topk_kl
-from checkweigh.engines.vllm.engine import end_ids
+from checkweigh.engines.vllm.server_identity import end_ids
 from checkweigh.engines.vllm.server_metrics import read_telemetry, require_cold
 from checkweigh.errors import BadInput, EngineDied, EngineError, EngineTimeout, PinMismatch, Problem
 from checkweigh.records.measurement import EngineIdentity

@@ -21,7 +21,7 @@ def check_engine(spec: EngineSpec) -> None:
             f"engine {spec.manifest.engine.kind}: aiohttp is missing: pip install 'checkweigh[serving]'"
         )
     if spec.manifest.engine.kind == "vllm":
-        from checkweigh.engines.vllm.engine import preflight
+        from checkweigh.engines.vllm.server_launch import preflight
 
         preflight(spec)
     endpoint = spec.manifest.engine.endpoint

@@ -11,6 +11,7 @@ from contextlib import suppress
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
+from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.engines.vllm.server_metrics import read_scrape
 from checkweigh.guard.admission.kv_admission import Gate
 from checkweigh.guard.admission.queueing import Entry, Shed
@@ -20,7 +21,6 @@ from checkweigh.guard.guard_policy import GuardPolicy, Tier
 from checkweigh.guard.http.request_schema import Asked
 from checkweigh.guard.http.upstream import UpstreamError
 from checkweigh.guard.routing import Arm as ArmName
-from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.supervision.supervisor import Phase, Supervisor
 from checkweigh.monitors.decaying_mean import DecayingMean
 from checkweigh.progress import Say
@@ -33,7 +33,7 @@ class Arm:
     """Admission, and everything that watches the engine behind it. Use ``run`` as a task; ``close`` at the end."""
 
     def __init__(
-        self, name: ArmName, policy: GuardPolicy, plan: Callable[[], Plan] | Endpoint, say: Say,
+        self, name: ArmName, policy: GuardPolicy, plan: Callable[[], LaunchPlan] | Endpoint, say: Say,
         *, slots: int,
     ) -> None:  # fmt: skip
         own = policy.admission

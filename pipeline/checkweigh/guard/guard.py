@@ -14,6 +14,7 @@ from socket import socket
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
+from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import Arm
 from checkweigh.guard.breaker import State
@@ -26,7 +27,6 @@ from checkweigh.guard.http.request_schema import Bounds
 from checkweigh.guard.request_handler import Desk
 from checkweigh.guard.routing import Arm as ArmName
 from checkweigh.guard.routing import Router
-from checkweigh.guard.supervision.engine_process import Plan
 from checkweigh.guard.traffic_log import Log
 from checkweigh.monitors.absence import AbsenceMonitor, ArmsState
 from checkweigh.monitors.arm_comparison import ArmComparison
@@ -34,7 +34,7 @@ from checkweigh.monitors.exceedance import ExceedanceMonitor
 from checkweigh.monitors.finished_request import FinishedRequest
 from checkweigh.progress import Say
 
-Source = Callable[[], Plan] | Endpoint
+Source = Callable[[], LaunchPlan] | Endpoint
 _BREAKER = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 

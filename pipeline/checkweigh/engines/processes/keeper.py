@@ -1,10 +1,11 @@
 """Keeps one server for a parent and leaves nothing behind, however the parent ends. Run as a script; stdlib only.
 
-``keeper.py GRACE LAST COMMAND...`` starts the command in a process group of its own and says its id on stdout. It ends
-the server when a line comes on stdin, and when stdin ends, which the kernel sees to even if the parent is killed. First
-SIGTERM and GRACE seconds, then SIGKILL to everything that descends from here: as a subreaper (Linux) it also inherits
-what a dead server has left behind. LAST is a JSON list: a command to run after that (a container outlives its client),
-or empty. Its last line is the server's exit code; a signal's is negative.
+``keeper.py GRACE CLEANUP COMMAND...`` starts the command in a process group of its own and writes its id to stdout. It
+ends the server when a line comes on stdin, and when stdin ends, which the kernel sees to even if the parent is killed.
+First it sends SIGTERM and waits GRACE seconds. Then it sends SIGKILL to everything that descends from here: as a
+subreaper (Linux) it also inherits what a dead server has left behind. CLEANUP is a JSON list: a command that runs after
+that (a container outlives its client), or empty. The last line on stdout is the server's exit code, negative for a
+signal.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def command_line(command: Sequence[str], *, grace_s: float, cleanup: Sequence[str] = ()) -> list[str]:
+    """What starts ``command`` behind a keeper, in this interpreter. ``grace_s`` lies between SIGTERM and SIGKILL."""
+    return [sys.executable, "-I", __file__, str(grace_s), json.dumps(list(cleanup)), *command]
 
 
 def say(**words: int) -> None:
@@ -43,12 +50,12 @@ def descendants() -> list[int]:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             if fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, open_ = [], [os.getpid()]
-    while open_:
-        below = children.get(open_.pop(), [])
-        found += below
-        open_ += below
-    return found
+    below, unvisited = [], [os.getpid()]
+    while unvisited:
+        own_children = children.get(unvisited.pop(), [])
+        below += own_children
+        unvisited += own_children
+    return below
 
 
 class Keeper:
@@ -101,24 +108,29 @@ class Keeper:
 
 
 def main() -> None:
-    """See the module."""
+    """Keep one server until it ends or its parent does; the module says how it is called."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    grace, last = float(sys.argv[1]), json.loads(sys.argv[2])
+    terminated: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
+    grace, cleanup = float(sys.argv[1]), json.loads(sys.argv[2])
     keeper = Keeper(sys.argv[3:])
     say(pid=keeper.server.pid)
-    while keeper.code is None and not asked:
+    while keeper.code is None and not terminated:
         ready, _, _ = select.select([0], [], [], 0.1)
         if ready:
             os.read(0, 4096)
             break
         keeper.reap()
     keeper.end(grace)
-    if last:
+    if cleanup:
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(
-                last, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr, timeout=30, check=False
+                cleanup,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr,
+                stderr=sys.stderr,
+                timeout=30,
+                check=False,
             )
     say(code=-signal.SIGKILL if keeper.code is None else keeper.code)
 

@@ -10,36 +10,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
-
-import numpy as np
-import psutil
+from typing import Self, TypeVar
 
 from checkweigh.engines import gpu
 from checkweigh.engines.host_memory import available
-from checkweigh.engines.http.batches import (
-    Dialect,
-    Talk,
-    together,
-    within,
-)
-from checkweigh.engines.http.client import (
-    VLLM_IDS,
-    Client,
-    Deadlines,
-    Endpoint,
-    StreamRequest,
-)
-from checkweigh.engines.processes import container
+from checkweigh.engines.http.batches import Dialect, Talk, within
+from checkweigh.engines.http.client import Client, Deadlines, Endpoint
 from checkweigh.engines.protocol import (
     Divergence,
     GenerateRequest,
@@ -54,54 +38,26 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.engines.vllm import topk_kl
-from checkweigh.engines.vllm.command import command, unable, variables
+from checkweigh.engines.vllm.measurement_warmup import warm_up
 from checkweigh.engines.vllm.memory import require_server_room
-from checkweigh.engines.vllm.report import (
-    Report,
-    mismatches,
-    read_report,
-)
+from checkweigh.engines.vllm.server_identity import identify
+from checkweigh.engines.vllm.server_launch import plan_server, preflight
 from checkweigh.engines.vllm.server_metrics import read_telemetry, require_cold
-from checkweigh.engines.vllm.server_process import Server, free_port, memory_of
-from checkweigh.envs.capabilities import ask
-from checkweigh.envs.locations import require
+from checkweigh.engines.vllm.server_process import Server, memory_of
 from checkweigh.errors import (
-    BadDocument,
     BadInput,
     EngineDied,
     EngineError,
     EngineOutOfMemory,
     EngineRefused,
     EngineTimeout,
-    PinMismatch,
 )
 from checkweigh.records.measurement import EngineIdentity
-from checkweigh.sources.engine_lock import read_engine_lock
 from checkweigh.sources.model.render import Renderer
 
 T = TypeVar("T")
-PORTS = 3  # tries: somebody else may take the port between the look and the start
-WARM_LENGTHS = (6, 48, 160, 400)
-WARM_TOGETHER = 4
+PORTS = 3  # tries: another process may take the port between the look and the start
 _TIMEOUTS = Timeouts()
-
-
-def preflight(spec: EngineSpec) -> Path:
-    """The interpreter that will serve. BadInput, before anything starts: there is none, or it cannot do a setting."""
-    manifest = spec.manifest
-    if spec.image is not None:
-        container.require_image(spec.image)
-        return Path("python3")
-    if spec.python is not None:
-        python = spec.python
-        special = manifest.quantization.method != "none" or manifest.engine.speculative is not None
-        abilities = ask(python, str(python)) if special else None
-    else:
-        assert spec.lock is not None
-        python, abilities = require(read_engine_lock(spec.lock), spec.lock)
-    if abilities is not None and (problems := unable(manifest, abilities)):
-        raise BadDocument(problems)
-    return python
 
 
 class VllmEngine:
@@ -119,10 +75,10 @@ class VllmEngine:
         self._stack = ExitStack()
         self._server: Server | None = None
         self._identity: EngineIdentity | None = None
-        self._report: Report | None = None
+        self._kv_tokens: int | None = None  # size of the cache, where the server reports it
         self._dead = "it was not started"
         self._timed: Telemetry | None = (
-            None  # the counters before the first timed request that was not yet judged
+            None  # counters before the first timed request that was not yet judged
         )
         self._kv_use = 0.0
 
@@ -157,14 +113,11 @@ class VllmEngine:
     def _start(self, python: Path) -> None:
         until = time.monotonic() + self.timeouts.start
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="checkweigh-")))
-        template = folder / "chat_template.jinja"
-        template.write_text(self.spec.chat_template, encoding="utf-8")
         self._runner = self._stack.enter_context(asyncio.Runner())
         for attempt in range(PORTS):
-            port, key = free_port(), secrets.token_urlsafe(24)
-            self._server = self._launch(command(self.spec, python, port, template), key, template)
-            url = f"http://127.0.0.1:{port}/v1"
-            self.endpoint = Endpoint(url=url, model=self.spec.manifest.name, key=key)
+            plan = plan_server(self.spec, python, log=self.log, template=folder / "chat_template.jinja")
+            self._server = Server(plan)
+            self.endpoint = plan.endpoint
             deadlines = Deadlines(connect=5.0, idle=self.timeouts.call, total=self.timeouts.call)
             client = self._runner.run(Client(self.endpoint, deadlines).__aenter__())
             self._stack.callback(self._close, client)
@@ -175,18 +128,8 @@ class VllmEngine:
                 raise self._died("start")
             self._server.stop(grace=0)
         self._call("start", max(1.0, until - time.monotonic()), self._introduce)
-        self._call("warm-up", max(1.0, until - time.monotonic()), self._warm_up)
-
-    def _launch(self, inner: list[str], key: str, template: Path) -> Server:
-        passed = variables(self.spec.manifest, key)
-        if self.spec.image is None:
-            return Server(inner, passed, self.log)
-        self._container = f"checkweigh-{secrets.token_hex(8)}"
-        outer = container.around(self.spec, inner, passed, self._container, template)
-        return Server(outer, passed, self.log, last=container.ending(self._container))
-
-    def _processes(self, server: Server) -> list[psutil.Process]:
-        return server.processes() if self.spec.image is None else container.processes(self._container)
+        warm = partial(warm_up, self._talk, self.identity.vocabulary_size)
+        self._call("warm-up", max(1.0, until - time.monotonic()), warm)
 
     def _close(self, client: Client) -> None:
         self._runner.run(client.__aexit__(None, None, None))
@@ -204,51 +147,12 @@ class VllmEngine:
 
     async def _introduce(self) -> None:
         """Ask the server what it is; PinMismatch when that is not what is pinned."""
-        root, manifest = self.endpoint.root, self.spec.manifest
-        version, models, metrics = await together(
-            [self._client.get(f"{root}/version"), self._client.get(f"{self.endpoint.url}/models"),
-             self._metrics_as_object()]
-        )  # fmt: skip
         assert self._server is not None
-        report = read_report(version, models, metrics["text"], self._server.text())
-        if problems := mismatches(manifest, report):
-            raise PinMismatch(problems)
-        self._report = report
+        report, self._identity = await identify(self._client, self.spec, self._server.text())
+        self._kv_tokens = report.kv_tokens
         renderer = Renderer(self.spec.tokenizer_dir, self.spec.chat_template)
-        eos = end_ids(self.spec)
-        self._talk = Talk(self._client, manifest, renderer, Dialect(ids=True, scores=True), eos)
-        self._identity = EngineIdentity(
-            kind="vllm", version=report.version, dtype=report.dtype, device=report.device,
-            quantization=report.quantization, threads=len(report.cores) or manifest.engine.threads,
-            max_sequence=report.max_sequence, vocabulary_size=self._vocabulary(), eos=eos,
-            packages=dict(self.spec.packages), settings=report.settings,
-        )  # fmt: skip
-
-    async def _metrics_as_object(self) -> dict[str, Any]:
-        return {"text": await self._client.get_text(f"{self.endpoint.root}/metrics")}
-
-    def _vocabulary(self) -> int:
-        config = json.loads((self.spec.model_dir / "config.json").read_text(encoding="utf-8"))
-        return int((config.get("text_config") or config)["vocab_size"])
-
-    async def _warm_up(self) -> None:
-        """Distinct prompts of several lengths, alone and together, and one that is scored."""
-        rng = np.random.default_rng(0)
-        longest = self.spec.manifest.limits.max_sequence - 16
-        for length in sorted({min(length, longest) for length in WARM_LENGTHS}):
-            prompts = rng.integers(0, self._vocabulary(), (WARM_TOGETHER, length)).tolist()
-            asked = [
-                StreamRequest(
-                    id=f"warm-up {length}-{i}", max_tokens=4, prompt_ids=tuple(ids), exact=True,
-                    extra={**VLLM_IDS, "cache_salt": secrets.token_hex(16)},
-                )
-                for i, ids in enumerate(prompts)
-            ]  # fmt: skip
-            await self._client.stream(asked[0])
-            await together([self._client.stream(one) for one in asked[1:]])
-        words = "The box is weighed against a standard. " * 4
-        texts = [ScoreRequest(id="warm-up", messages=None, continuations=(words,), top_k=k) for k in (0, 1)]
-        await self._talk.score(texts)
+        dialect = Dialect(ids=True, scores=True)
+        self._talk = Talk(self._client, self.spec.manifest, renderer, dialect, self._identity.eos)
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt token ids as the server itself renders them, generation prompt included."""
@@ -283,32 +187,27 @@ class VllmEngine:
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Memory of the server and all it started, and its counters. Judges whether timed requests were cold."""
         server = self._running("resources")
-        found = memory_of(self._processes(server), reset_peak=reset_peak)
+        memory = memory_of(server.processes(), reset_peak=reset_peak)
         counters = self._call("resources", self.timeouts.render, self._counters)
         before, self._timed = self._timed, None
         if before is not None:
             require_cold(before, counters)
-        used = gpu.usage([p.pid for p in self._processes(server)]) if self._on_gpu() else None
+        used = gpu.usage([p.pid for p in server.processes()]) if self._on_gpu() else None
         if used is None:
-            return replace(found, telemetry=counters)
+            return replace(memory, telemetry=counters)
         held, busy = used
         return replace(
-            found,
-            resident=found.resident + held,
-            peak=found.peak + held,
-            gpu=held,
-            utilization=busy,
+            memory, resident=memory.resident + held, peak=memory.peak + held, gpu=held, utilization=busy,
             telemetry=counters,
-        )
+        )  # fmt: skip
 
     def _on_gpu(self) -> bool:
         return self.spec.manifest.engine.device == "cuda"
 
     async def _counters(self) -> Telemetry:
-        found = read_telemetry(await self._client.get_text(f"{self.endpoint.root}/metrics"))
-        self._kv_use = max(self._kv_use, found.kv_use)
-        tokens = None if self._report is None else self._report.kv_tokens
-        return replace(found, kv_use=self._kv_use, kv_tokens=tokens)
+        counters = read_telemetry(await self._client.get_text(f"{self.endpoint.root}/metrics"))
+        self._kv_use = max(self._kv_use, counters.kv_use)
+        return replace(counters, kv_use=self._kv_use, kv_tokens=self._kv_tokens)
 
     async def _watched(self, work: Awaitable[T]) -> T:
         """The work's result; looks once a second how full the cache is meanwhile."""
@@ -405,15 +304,3 @@ class VllmEngine:
             self._identity = None if server is not None else self._identity
             with suppress(RuntimeError):  # the loop of an interrupted call
                 self._stack.close()
-
-
-def end_ids(spec: EngineSpec) -> tuple[int, ...]:
-    """Ids that end a reply, as the model's own configuration has them; nothing else of it is used."""
-    for name in ("generation_config.json", "config.json"):
-        path = spec.model_dir / name
-        if not path.is_file():
-            continue
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        if value is not None:
-            return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
-    return ()

@@ -1,4 +1,4 @@
-"""A server process of our own: kept by ``keeper``, on a free loopback port, with its log and the cause of its end."""
+"""The gate's vLLM server process: kept by ``keeper``, with its log, its memory and the cause of its end in words."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 import os
 import re
 import select
-import socket
+import signal
 import subprocess
-import sys
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from checkweigh.engines.processes import keeper
+from checkweigh.engines.processes import container, keeper
+from checkweigh.engines.processes.kept_process import RunLog, exit_cause
 from checkweigh.engines.protocol import Resources
-from checkweigh.engines.worker.process import GIB, PASSED
+from checkweigh.engines.vllm.server_launch import LaunchPlan
+from checkweigh.engines.worker.process import GIB
 from checkweigh.errors import EngineDied, EngineError
 
 GRACE_S = 20.0  # that a server has to drain and leave
@@ -41,36 +41,21 @@ NOISE = re.compile(
 )
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """What the server sees: an allow-list of ours, and ``extra``. No token or key of the parent reaches it."""
-    return {name: os.environ[name] for name in PASSED if name in os.environ} | dict(extra)
-
-
 class Server:
     """One running server. ``stop`` is safe to call twice; nothing is left behind if it never is."""
 
-    def __init__(
-        self, command: Sequence[str], extra: Mapping[str, str], log: Path, last: Sequence[str] = ()
-    ) -> None:
-        """``last``: a command that is run when the server has ended, however that came."""
-        self.log = log
+    def __init__(self, plan: LaunchPlan) -> None:
+        """Start it. EngineDied: it could not be started."""
+        self.plan = plan
         self.lowest_free = psutil.virtual_memory().available
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stderr:
-            self._start = stderr.tell()
-            keep = [sys.executable, "-I", keeper.__file__, str(GRACE_S), json.dumps(list(last))]
+        self._log = RunLog(plan.log)
+        with plan.log.open("ab") as stderr:
             self._keeper = subprocess.Popen(
-                [*keep, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-                env=environment(extra), start_new_session=True, bufsize=0,
+                keeper.command_line(plan.argv, grace_s=GRACE_S, cleanup=plan.cleanup),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                env=dict(plan.environment), start_new_session=True, bufsize=0,
             )  # fmt: skip
-        self._said = b""
+        self._unread = b""
         self._code: int | None = None
         self.pid: int | None = None
         self._listen(10.0, "pid")
@@ -90,35 +75,38 @@ class Server:
         while not self._keeper.stdout.closed:
             ready, _, _ = select.select([self._keeper.stdout], [], [], max(0.0, until - time.monotonic()))
             data = os.read(self._keeper.stdout.fileno(), 4096) if ready else b""
-            *lines, self._said = (self._said + data).split(b"\n")
+            *lines, self._unread = (self._unread + data).split(b"\n")
             for line in lines:
-                found = json.loads(line)
-                self.pid = found.get("pid", self.pid)
-                self._code = found.get("code", self._code)
+                message = json.loads(line)
+                self.pid = message.get("pid", self.pid)
+                self._code = message.get("code", self._code)
             if not data or (wanted == "pid" and self.pid is not None) or self._code is not None:
                 return
 
     def stop(self, grace: float = GRACE_S) -> None:
         """Drain and end the server and all it started; ``grace`` 0 kills."""
-        keeper_ = self._keeper
-        assert keeper_.stdin is not None
-        if grace == 0 and keeper_.poll() is None:
-            for process in self.processes():
+        assert self._keeper.stdin is not None
+        if grace == 0 and self._keeper.poll() is None:
+            for process in self._family():
                 with suppress(psutil.Error):
                     process.kill()
         with suppress(OSError):
-            keeper_.stdin.close()
+            self._keeper.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            keeper_.wait(GRACE_S + 10.0)
-        if keeper_.poll() is None:  # never seen; the kernel ends the server with it
-            keeper_.kill()
-            keeper_.wait()
+            self._keeper.wait(GRACE_S + 10.0)
+        if self._keeper.poll() is None:  # never seen; the kernel ends the server with it
+            self._keeper.kill()
+            self._keeper.wait()
         self._listen(0.0, "code")
-        assert keeper_.stdout is not None
-        keeper_.stdout.close()
+        assert self._keeper.stdout is not None
+        self._keeper.stdout.close()
 
     def processes(self) -> list[psutil.Process]:
-        """The server and all it started."""
+        """The server and all it started. A container's are not below its client."""
+        return self._family() if self.plan.container is None else container.processes(self.plan.container)
+
+    def _family(self) -> list[psutil.Process]:
+        """Everything below the keeper."""
         try:
             return psutil.Process(self._keeper.pid).children(recursive=True)
         except psutil.Error:
@@ -126,20 +114,16 @@ class Server:
 
     def cause(self) -> str:
         """In words, why the server ended."""
+        text = self.text()
         for pattern, meaning in CAUSES:
-            if found := pattern.search(self._text()):
-                said = found.group(0).strip()[:300]
-                return f"{meaning}: {said}" if meaning and meaning.lower() not in said.lower() else said
+            if match := pattern.search(text):
+                words = match.group(0).strip()[:300]
+                return f"{meaning}: {words}" if meaning and meaning.lower() not in words.lower() else words
         if self._code is None:
             return "its end was not seen"
-        if self._code == -9:
-            free = self.lowest_free / GIB
-            return f"killed by signal 9 (SIGKILL), likely out of memory: host had {free:.1f} GiB free"
-        if self._code < 0:
-            return f"killed by signal {-self._code}"
-        return f"it exited with code {self._code}" + (
-            " although nobody asked it to" if self._code == 0 else ""
-        )
+        if self._code == -signal.SIGKILL:
+            return f"{exit_cause(self._code)}: host had {self.lowest_free / GIB:.1f} GiB free"
+        return exit_cause(self._code) if self._code < 0 else f"it {exit_cause(self._code)}"
 
     def refused_setting(self) -> bool:
         """Whether it ended because it does not know a setting."""
@@ -147,23 +131,16 @@ class Server:
 
     def out_of_memory(self) -> bool:
         """Whether it ended for want of memory."""
-        return next((meaning for pattern, meaning in CAUSES if pattern.search(self._text())), "") == MEMORY
+        text = self.text()
+        return next((meaning for pattern, meaning in CAUSES if pattern.search(text)), "") == MEMORY
 
     def text(self) -> str:
         """All that this server wrote to its log so far."""
-        return self._text()
-
-    def _text(self) -> str:
-        with suppress(OSError), self.log.open("rb") as file:
-            file.seek(self._start)
-            return file.read().decode("utf-8", "replace")
-        return ""
+        return self._log.text()
 
     def tail(self) -> str:
         """The last lines of its log that say something."""
-        return "\n".join(
-            deque((x for x in self._text().splitlines() if not NOISE.search(x)), maxlen=TAIL_LINES)
-        )
+        return self._log.tail(TAIL_LINES, without=NOISE)
 
 
 def memory_of(processes: Sequence[psutil.Process], *, reset_peak: bool) -> Resources:

@@ -1,4 +1,4 @@
-"""One run of an engine's process: kept by ``engines.keeper``, with its log, its memory and its end."""
+"""One run of the engine process that the guard serves: kept by ``keeper``, with its log, its memory and its end."""
 
 from __future__ import annotations
 
@@ -6,69 +6,44 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
-from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.processes import container, keeper
+from checkweigh.engines.processes.kept_process import RunLog, exit_cause
+from checkweigh.engines.vllm.server_launch import LaunchPlan
 
-_TAIL = 20
-_START_S = 10.0
-
-
-async def _unchecked(endpoint: Endpoint, log: str) -> None:
-    """Nothing is asked of it."""
+_TAIL = 20  # lines
+_START_S = 10.0  # for the keeper to report the process id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How one run is started and where it then answers. ``env`` is all it sees of the environment.
-
-    ``check`` is called once it is healthy, with what it has logged; it raises PinMismatch for what is not as pinned.
-    """
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    endpoint: Endpoint
-    log: Path
-    check: Callable[[Endpoint, str], Awaitable[None]] = _unchecked
-    last: tuple[str, ...] = ()  # run after its end: a container outlives its client
-    container: str | None = None  # its name; ``argv`` is then the client's
-
-
-class Child:
+class EngineProcess:
     """A started process, in a group of its own; the kernel ends it and all it started when we go."""
 
-    def __init__(self, plan: Plan, process: asyncio.subprocess.Process, log_from: int, pid: int) -> None:
+    def __init__(self, plan: LaunchPlan, process: asyncio.subprocess.Process, log: RunLog, pid: int) -> None:
         self.plan = plan
         self.pid = pid
         self._keeper = process
-        self._log_from = log_from
+        self._log = log
         self._first: psutil.Process | None = None  # of the engine's processes
         self.ended = asyncio.ensure_future(self._end())
 
     @classmethod
-    async def start(cls, plan: Plan, grace_s: float) -> Child:
+    async def start(cls, plan: LaunchPlan, grace_s: float) -> EngineProcess:
         """Start it; ``grace_s`` lies between SIGTERM and SIGKILL when it is stopped. OSError when it cannot be."""
-        plan.log.parent.mkdir(parents=True, exist_ok=True)
-        with plan.log.open("ab") as log:
-            at = log.tell()
+        log = RunLog(plan.log)
+        with plan.log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", keeper.__file__, str(grace_s), json.dumps(plan.last), *plan.argv,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, env=dict(plan.env),
-                start_new_session=True,
+                *keeper.command_line(plan.argv, grace_s=grace_s, cleanup=plan.cleanup),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=stderr,
+                env=dict(plan.environment), start_new_session=True,
             )  # fmt: skip
         assert process.stdout is not None
         try:
             async with asyncio.timeout(_START_S):
-                said = json.loads(await process.stdout.readline())
-            return cls(plan, process, at, int(said["pid"]))
+                message = json.loads(await process.stdout.readline())
+            return cls(plan, process, log, int(message["pid"]))
         except (TimeoutError, ValueError, KeyError) as error:
             with suppress(ProcessLookupError):
                 process.kill()
@@ -127,18 +102,12 @@ class Child:
         code = self.ended.result()
         if code is None:
             return "ended unseen"
-        if code < 0:
-            hint = ", likely out of memory" if -code == signal.SIGKILL else ""
-            return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}"
-        return f"exited with code {code}" + (" although nobody asked it to" if code == 0 else "")
+        return f"was {exit_cause(code)}" if code < 0 else exit_cause(code)
 
     def text(self) -> str:
         """All it has logged."""
-        with suppress(OSError), self.plan.log.open("rb") as file:
-            file.seek(self._log_from)
-            return file.read().decode("utf-8", "replace")
-        return ""
+        return self._log.text()
 
     def tail(self) -> str:
-        """Its last words."""
-        return "\n".join(deque(self.text().splitlines(), maxlen=_TAIL))
+        """The last lines it has logged."""
+        return self._log.tail(_TAIL)

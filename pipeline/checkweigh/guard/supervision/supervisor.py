@@ -12,15 +12,16 @@ from typing import Protocol
 
 import aiohttp
 
+from checkweigh.engines.host_memory import GIB
 from checkweigh.engines.http.client import Endpoint
+from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.errors import CheckweighError, EngineError, PinMismatch
 from checkweigh.guard.guard_policy import GuardPolicy
-from checkweigh.guard.supervision.engine_process import Child, Plan
+from checkweigh.guard.supervision.engine_process import EngineProcess
 from checkweigh.guard.supervision.warmup import WarmupFailed, one, warm
 from checkweigh.guard.supervision.watchdog import Backoff, Watch
 from checkweigh.progress import Say
 
-_GIB = 1 << 30
 _LOOK_S = 0.25  # between two looks at a running process
 _WEIGH_S = 1.0  # between two looks at its memory and its /health, which cost some milliseconds
 _HEALTH_S = 2.0
@@ -62,7 +63,7 @@ class Supervisor:
 
     def __init__(
         self,
-        plan: Callable[[], Plan],
+        plan: Callable[[], LaunchPlan],
         hears: Hears,
         policy: GuardPolicy,
         say: Say,
@@ -79,7 +80,7 @@ class Supervisor:
         self._doubted = asyncio.Event()
         self.watch = Watch(policy.supervision)
         self.phase = Phase.STARTING
-        self.child: Child | None = None
+        self.process: EngineProcess | None = None
         self.resident = 0
         self._weighed = 0.0
         self.last_cause = ""
@@ -109,7 +110,7 @@ class Supervisor:
                 break
             self._hears.down(f"the engine is down: {self.last_cause}")
             wait = self._backoff.crashed(self._ready_s)
-            tail = "" if self.child is None else self.child.tail()
+            tail = "" if self.process is None else self.process.tail()
             if wait is None:
                 times = f"{self._limits.crashes} times within {self._limits.crash_window_s:g} s of readiness"
                 self._give_up(f"{self.last_cause}; {times}: it stays down\n{tail}")
@@ -124,8 +125,8 @@ class Supervisor:
         """End the process: SIGTERM, then SIGKILL to its group. Draining is the caller's."""
         self._stopping.set()
         self.phase = Phase.STOPPING
-        if self.child is not None:
-            await self.child.stop()
+        if self.process is not None:
+            await self.process.stop()
         self.phase = Phase.STOPPED
 
     def doubt(self) -> None:
@@ -145,31 +146,31 @@ class Supervisor:
             plan = await asyncio.to_thread(self._plan)  # it may ask a docker, or a Python that imports vLLM
             if self._stopping.is_set():
                 return "was stopped before it was started"
-            self.child = child = await Child.start(plan, self._limits.kill_s)
+            self.process = process = await EngineProcess.start(plan, self._limits.kill_s)
         except PinMismatch:
             raise
         except (OSError, CheckweighError) as error:
-            self.child = None
+            self.process = None
             return f"cannot be started ({error})"
         try:
-            why = await self._live(child)
+            why = await self._live(process)
             if self.phase is Phase.READY:  # told before it has ended, which takes a while: send nobody there
                 self.phase = Phase.DOWN
                 self._hears.down(f"the engine is down: {why}")
             if why == _REFUSES:
-                await asyncio.wait((child.ended,), timeout=_END_S)
-            return why if child.alive or why != _REFUSES else child.cause()
+                await asyncio.wait((process.ended,), timeout=_END_S)
+            return why if process.alive or why != _REFUSES else process.cause()
         finally:
             self.phase = Phase.DOWN
-            child.kill()
-            await asyncio.wait((child.ended,))
+            process.kill()
+            await asyncio.wait((process.ended,))
 
-    async def _live(self, child: Child) -> str:
-        endpoint = child.plan.endpoint
+    async def _live(self, process: EngineProcess) -> str:
+        endpoint = process.plan.endpoint
         if (
-            (why := await self._within(child, self._healthy(endpoint), self._limits.start_s, "to become healthy"))
-            or (why := await self._checked(child))
-            or (why := await self._warmed(child))
+            (why := await self._within(process, self._healthy(endpoint), self._limits.start_s, "to become healthy"))
+            or (why := await self._checked(process))
+            or (why := await self._warmed(process))
         ):  # fmt: skip
             return why
         self.phase, self._was_ready = Phase.READY, True
@@ -178,49 +179,49 @@ class Supervisor:
         self._say("the engine is ready")
         try:
             while True:
-                await self._pause(child)
-                if not child.alive:
-                    return child.cause()
-                if why := await self._unwell(child):
+                await self._pause(process)
+                if not process.alive:
+                    return process.cause()
+                if why := await self._unwell(process):
                     return why
         finally:
             self._ready_s += time.monotonic() - began
 
-    async def _pause(self, child: Child) -> None:
+    async def _pause(self, process: EngineProcess) -> None:
         """Until the next look: at once when it ends or is doubted."""
         doubt = asyncio.ensure_future(self._doubted.wait())
         try:
-            await asyncio.wait((child.ended, doubt), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((process.ended, doubt), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             doubt.cancel()
 
-    async def _checked(self, child: Child) -> str:
+    async def _checked(self, process: EngineProcess) -> str:
         """How it failed to say what it is. PinMismatch: it is not what is pinned."""
-        check = child.plan.check(child.plan.endpoint, child.text())
+        check = process.plan.check(process.plan.endpoint, process.text())
         try:
-            return await self._within(child, check, _CHECK_S, "to say what it is")
+            return await self._within(process, check, _CHECK_S, "to say what it is")
         except EngineError as error:
             return f"does not say what it is: {error}"
 
-    async def _warmed(self, child: Child) -> str:
+    async def _warmed(self, process: EngineProcess) -> str:
         self.phase = Phase.WARMING
         limits = self._policy.warmup
         try:
             return await self._within(
-                child, warm(child.plan.endpoint, limits), limits.timeout_s, "to warm up"
+                process, warm(process.plan.endpoint, limits), limits.timeout_s, "to warm up"
             )
         except WarmupFailed as error:
             return f"did not warm up: {error}"
 
-    async def _within(self, child: Child, work: Awaitable[None], seconds: float, what: str) -> str:
+    async def _within(self, process: EngineProcess, work: Awaitable[None], seconds: float, what: str) -> str:
         """Wait for ``work``; how the process failed otherwise, empty when it did not."""
         task = asyncio.ensure_future(work)
-        await asyncio.wait((task, child.ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, process.ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         try:
             if task.done():
                 task.result()
                 return ""
-            return child.cause() if not child.alive else f"took more than {seconds:g} s {what}"
+            return process.cause() if not process.alive else f"took more than {seconds:g} s {what}"
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError, WarmupFailed):
@@ -235,25 +236,25 @@ class Supervisor:
                             return
                 await asyncio.sleep(0.1)
 
-    async def _unwell(self, child: Child) -> str:
+    async def _unwell(self, process: EngineProcess) -> str:
         """Why a living process must end: it says so itself, a hang that a probe confirms, or too much memory."""
         due = (now := time.monotonic()) - self._weighed >= _WEIGH_S
         if due or self._doubted.is_set():
             self._doubted.clear()
-            if why := await gone(child.plan.endpoint):
+            if why := await gone(process.plan.endpoint):
                 return why
         if due:
-            self._weighed, self.resident = now, await asyncio.to_thread(child.resident)
+            self._weighed, self.resident = now, await asyncio.to_thread(process.resident)
         ceiling = self._policy.memory.ceiling_gib
-        if ceiling is not None and self.resident > ceiling * _GIB:
-            return f"held {self.resident / _GIB:.2f} GiB, above its ceiling of {ceiling:g}"
+        if ceiling is not None and self.resident > ceiling * GIB:
+            return f"held {self.resident / GIB:.2f} GiB, above its ceiling of {ceiling:g}"
         if not self.watch.suspect(time.monotonic(), longest_prompt=self._hears.longest_prompt()):
             return ""
-        if await probe(child.plan.endpoint, self._limits.probe_s):
+        if await probe(process.plan.endpoint, self._limits.probe_s):
             self.watch.delivered(time.monotonic())
             return ""
-        if not child.alive:
-            return child.cause()
+        if not process.alive:
+            return process.cause()
         if not self.watch.suspect(time.monotonic(), longest_prompt=0):
             return ""  # it moved while the probe waited its turn: busy, not hung
         return f"hung: no step for {self._limits.heartbeat_s:g} s and no answer to a probe"

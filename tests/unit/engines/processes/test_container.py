@@ -16,7 +16,8 @@ from tests.unit.engines.vllm.test_vllm import HELLO, QUICK, alive, make
 
 from checkweigh.engines.processes.container import around, ending, runtime
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.engines.vllm.engine import VllmEngine, preflight
+from checkweigh.engines.vllm.engine import VllmEngine
+from checkweigh.engines.vllm.server_launch import preflight
 from checkweigh.errors import EngineDied, SourceError
 from checkweigh.guard.supervision.launch_plan import vllm_plan
 from checkweigh.records.manifest import Environment
@@ -122,4 +123,4 @@ def test_the_plan_of_a_guarded_one_names_the_container(
     plan = vllm_plan(spec_in(docker, tiny_model_dir), tmp_path / "log")()
     assert plan.container is not None
     assert plan.argv[plan.argv.index("--name") + 1] == plan.container
-    assert plan.last == tuple(ending(plan.container))
+    assert plan.cleanup == tuple(ending(plan.container))

@@ -1,0 +1,59 @@
+"""What a started vLLM server is: asked over HTTP, compared with its manifest, refused where it is something else.
+
+Gate and guard both call ``identify`` once the server is healthy, so that they refuse the same servers.
+"""
+
+from __future__ import annotations
+
+import json
+
+from checkweigh.engines.http.client import Client
+from checkweigh.engines.identity import identity_problems
+from checkweigh.engines.spec import EngineSpec
+from checkweigh.engines.vllm.report import Report, mismatches, read_report
+from checkweigh.errors import PinMismatch
+from checkweigh.records.measurement import EngineIdentity
+
+
+async def identify(client: Client, spec: EngineSpec, log: str) -> tuple[Report, EngineIdentity]:
+    """What the server at ``client`` reports of itself. ``log``: all that it has logged since its start.
+
+    Raises PinMismatch where it is not what the manifest says, EngineError where it does not say what it is.
+    """
+    endpoint = client.endpoint
+    version = await client.get(f"{endpoint.root}/version")
+    models = await client.get(f"{endpoint.url}/models")
+    metrics = await client.get_text(f"{endpoint.root}/metrics")
+    report = read_report(version, models, metrics, log)
+    identity = identity_of(spec, report)
+    if problems := mismatches(spec.manifest, report) or identity_problems(spec.manifest, identity):
+        raise PinMismatch(problems)
+    return report, identity
+
+
+def identity_of(spec: EngineSpec, report: Report) -> EngineIdentity:
+    """The identity of the server that reports ``report``."""
+    return EngineIdentity(
+        kind="vllm", version=report.version, dtype=report.dtype, device=report.device,
+        quantization=report.quantization, threads=len(report.cores) or spec.manifest.engine.threads,
+        max_sequence=report.max_sequence, vocabulary_size=vocabulary_size(spec), eos=end_ids(spec),
+        packages=dict(spec.packages), settings=report.settings,
+    )  # fmt: skip
+
+
+def vocabulary_size(spec: EngineSpec) -> int:
+    """Tokens of the model's vocabulary, as its configuration has it."""
+    config = json.loads((spec.model_dir / "config.json").read_text(encoding="utf-8"))
+    return int((config.get("text_config") or config)["vocab_size"])
+
+
+def end_ids(spec: EngineSpec) -> tuple[int, ...]:
+    """Ids that end a reply, as the model's own configuration has them; nothing else of it is used."""
+    for name in ("generation_config.json", "config.json"):
+        path = spec.model_dir / name
+        if not path.is_file():
+            continue
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        if value is not None:
+            return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
+    return ()
