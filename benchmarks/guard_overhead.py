@@ -28,7 +28,7 @@ from typing import Any
 
 import aiohttp
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.engines.vllm.server_launch import free_port
 from checkweigh.measure import host_facts
@@ -198,7 +198,7 @@ def main() -> None:
     rounds: dict[str, list[Measured]] = {}
     loads: list[float] = []
     with ExitStack() as stack, tempfile.TemporaryDirectory() as name:
-        engine = stack.enter_context(in_process(Knobs()))
+        engine = stack.enter_context(in_process(MockKnobs()))
         port = free_port()
         own = [sys.executable, str(Path(__file__).resolve()), "--bare", engine.endpoint.url, str(port)]
         subjects = {"engine": engine.endpoint.url}

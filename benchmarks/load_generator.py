@@ -31,19 +31,19 @@ from checkweigh.engines.http.client import (
     Streamed,
     StreamRequest,
 )
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.measure import host_facts
-from checkweigh.measure.arrivals import Planned, Supply, plan_block
+from checkweigh.measure.arrivals import PlannedRequest, PromptSupply, plan_block
 from checkweigh.measure.load_pairs import punctual
-from checkweigh.measure.open_loop import Offered, offer
+from checkweigh.measure.open_loop import OfferedBlock, offer
 from checkweigh.records.evalset import Message
 from checkweigh.records.load_spec import Load, Objective, Poisson
 from checkweigh.records.policy import Timing
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, REQUESTS, TOKENS = 200.0, 2000, 8
-KNOBS = Knobs(first_ms=20.0, token_ms=2.0, reply_tokens=TOKENS)
+KNOBS = MockKnobs(first_ms=20.0, token_ms=2.0, reply_tokens=TOKENS)
 NOMINAL_MS = KNOBS.first_ms + (TOKENS - 1) * KNOBS.token_ms
 PROMPT = "weigh this box against the standard and say what it is worth"
 LIMIT_MS = 5.0
@@ -53,12 +53,12 @@ def ours(endpoint: Endpoint, seed: int) -> dict[str, float]:
     """One round of our generator."""
     load = Load(arrivals=Poisson(kind="poisson", rate=RATE), slo=Objective(e2e=1.0), timeout=30)
     timing = Timing(requests=REQUESTS, output_tokens=TOKENS, load=load)
-    plan = plan_block(load, timing, Supply(conversations=[(Message(role="user", content=PROMPT),)]), 0, seed)
+    plan = plan_block(load, timing, PromptSupply(conversations=[(Message(role="user", content=PROMPT),)]), 0, seed)
 
-    async def work() -> Offered:
+    async def work() -> OfferedBlock:
         async with Client(endpoint) as client:
 
-            async def stream(planned: Planned) -> Streamed:
+            async def stream(planned: PlannedRequest) -> Streamed:
                 return await client.stream(
                     StreamRequest(id=planned.id, messages=planned.messages, max_tokens=TOKENS)
                 )

@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 
 from checkweigh.engines.launch import open_engine
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_process
 from checkweigh.measure import host_facts
 from checkweigh.report.html.svg import (
@@ -40,7 +40,7 @@ from checkweigh.usecases.gate.arm import spec_of
 
 HERE = Path(__file__).resolve().parent
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
-MOCK = Knobs(slots=8, first_ms=20, token_ms=20, reply_tokens=8)
+MOCK = MockKnobs(slots=8, first_ms=20, token_ms=20, reply_tokens=8)
 KEPT = 0.9
 # One tier is offered, so that nothing is kept free for the others.
 LIMITS = (

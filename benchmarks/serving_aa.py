@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from checkweigh.measure import host_facts
-from checkweigh.measure.arrivals import Supply
-from checkweigh.measure.load_pairs import Loaded, run_load
-from checkweigh.measure.paired_blocks import ARMS, Rules
+from checkweigh.measure.arrivals import PromptSupply
+from checkweigh.measure.load_pairs import PairUnderLoad, run_load
+from checkweigh.measure.paired_blocks import ARMS, StopRules
 from checkweigh.records.evalset import Generation
 from checkweigh.records.measurement import PairedRun
 from checkweigh.sources.cache import cache_root
@@ -57,16 +57,16 @@ def measure(manifest: Path, policy: Path, pairs: int | None, seed: int) -> Paire
     }  # fmt: skip
     answers = load_evalset(ROOT / "evalsets" / "answers")
     prompts = [item.messages for item in answers.items if isinstance(item, Generation)]
-    rules = Rules(
+    rules = StopRules(
         timing=timing, deadline=deadline,
         progress=lambda done, total: print(f"pair {done} of {total}", flush=True),
     )  # fmt: skip
     try:
-        supply = Supply.of(prompts, (), runs["baseline"].running().encode)
+        supply = PromptSupply.of(prompts, (), runs["baseline"].running().encode)
         assert timing.load is not None
         return run_load(
-            Loaded(
-                turn=lambda role: runs[role].running(),
+            PairUnderLoad(
+                arm_for=lambda role: runs[role].running(),
                 supply=supply,
                 rules=rules,
                 seed=seed,

@@ -23,7 +23,7 @@ import torch
 
 from checkweigh.engines.hf import generate, speculative
 from checkweigh.engines.hf.backend import TransformersBackend
-from checkweigh.engines.hf.generate import Reply
+from checkweigh.engines.hf.generate import GrowingReply
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.measure import host_facts
 from checkweigh.records.evalset import Generation
@@ -31,7 +31,7 @@ from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, verify
 
 ROOT = Path(__file__).resolve().parents[1]
-Complete = Callable[[list[Reply]], None]
+Complete = Callable[[list[GrowingReply]], None]
 
 
 def backend_of(resolved: Resolved, dtype: str) -> TransformersBackend:
@@ -49,29 +49,29 @@ def ways(backend: TransformersBackend) -> dict[str, Complete]:
     sampling, speculator = backend.manifest.sampling, backend.speculator
     assert speculator is not None
 
-    def plain(part: list[Reply]) -> None:
+    def plain(part: list[GrowingReply]) -> None:
         generate.generate(backend.loaded, part, sampling, time.monotonic())
 
-    def speculating(part: list[Reply]) -> None:
+    def speculating(part: list[GrowingReply]) -> None:
         speculative.generate(backend.loaded, speculator, part, sampling.stop, time.monotonic())
 
     return {"plain": plain, "speculating": speculating}
 
 
-def new(backend: TransformersBackend, prompts: Sequence[tuple[int, ...]]) -> list[Reply]:
+def new(backend: TransformersBackend, prompts: Sequence[tuple[int, ...]]) -> list[GrowingReply]:
     room = backend.manifest.sampling.max_tokens
-    return [Reply(id=str(i), prompt=p, room=room, exact=False) for i, p in enumerate(prompts)]
+    return [GrowingReply(id=str(i), prompt=p, room=room, exact=False) for i, p in enumerate(prompts)]
 
 
 def alternate(
     backend: TransformersBackend, prompts: Sequence[tuple[int, ...]], rounds: int
-) -> tuple[dict[str, list[Reply]], dict[str, list[float]]]:
+) -> tuple[dict[str, list[GrowingReply]], dict[str, list[float]]]:
     """Replies of both ways, and seconds per output token: each item's median over the rounds.
 
     Both ways answer an item directly after one another; who is first changes from item to item and from round to
     round. The end's own token is computed as well, and counted.
     """
-    found: dict[str, list[Reply]] = {}
+    found: dict[str, list[GrowingReply]] = {}
     seconds: dict[str, list[list[float]]] = {name: [[] for _ in prompts] for name in ways(backend)}
     for turn in range(rounds):
         found = {name: new(backend, prompts) for name in ways(backend)}
@@ -86,7 +86,7 @@ def alternate(
     return found, {name: [statistics.median(s) for s in rows] for name, rows in seconds.items()}
 
 
-def gaps(backend: TransformersBackend, one: Sequence[Reply], other: Sequence[Reply]) -> list[float]:
+def gaps(backend: TransformersBackend, one: Sequence[GrowingReply], other: Sequence[GrowingReply]) -> list[float]:
     """At each fork, the logits between the two likeliest tokens, computed without a cache."""
     found = []
     for a, b in zip(one, other, strict=True):
@@ -99,7 +99,7 @@ def gaps(backend: TransformersBackend, one: Sequence[Reply], other: Sequence[Rep
     return found
 
 
-def counted(replies: Sequence[Reply]) -> dict[str, float]:
+def counted(replies: Sequence[GrowingReply]) -> dict[str, float]:
     counts = [reply.speculated for reply in replies if reply.speculated is not None]
     forwards, drafted, accepted = (
         sum(getattr(c, name) for c in counts) for name in ("forwards", "drafted", "accepted")

@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas
 from scipy.stats import binom
 
-from checkweigh.engines.http.batches import Room, together
+from checkweigh.engines.http.batches import SizedSemaphore, gather_all
 from checkweigh.engines.http.client import (
     VLLM_IDS,
     Client,
@@ -64,7 +64,7 @@ def prompts(count: int) -> list[str]:
 
 
 async def _ours(endpoint: Endpoint, asked: list[StreamRequest], concurrency: int) -> float:
-    room = Room(concurrency)
+    room = SizedSemaphore(concurrency)
 
     async def one(client: Client, request: StreamRequest) -> int:
         async with room.take(1):
@@ -72,7 +72,7 @@ async def _ours(endpoint: Endpoint, asked: list[StreamRequest], concurrency: int
 
     async with Client(endpoint) as client:
         started = time.monotonic()
-        tokens = await together([one(client, request) for request in asked])
+        tokens = await gather_all([one(client, request) for request in asked])
         return sum(tokens) / (time.monotonic() - started)
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, VllmEngine(spec, log=Path(name) / "log") as server:
         folder, data = Path(name), Path(name) / "prompts.jsonl"
         data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-        renderer = server._talk.renderer
+        renderer = server._batches.renderer
         asked = [
             StreamRequest(
                 id=str(i),

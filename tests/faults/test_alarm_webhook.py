@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 
 P99 = "monitor: {ttft_p99_s: 0.4, ratio: 1.5, webhook_env: ALERT_URL}"
@@ -82,13 +82,13 @@ def alarms(run: Running) -> list[str]:
 def test_a_deviating_p99_is_posted_once_and_not_at_every_request() -> None:
     with (
         receiver(204) as hook,
-        in_thread(Knobs()) as (endpoint, mock),
+        in_thread(MockKnobs()) as (endpoint, mock),
         guarded(endpoint, policy(P99), environment={"ALERT_URL": hook.url}) as run,
     ):
         ready(run)
         assert all(r.ok for r in load(run, 50, 1))
         assert hook.got == []
-        mock.schedule.turn(Knobs(first_ms=900))
+        mock.schedule.turn(MockKnobs(first_ms=900))
         load(run, 50, 2)
         run.until(lambda: len(hook.got) > 0)
         (told,) = hook.got
@@ -100,7 +100,7 @@ def test_a_deviating_p99_is_posted_once_and_not_at_every_request() -> None:
 
 
 def test_replies_in_one_piece_are_not_held_against_a_norm_of_first_tokens() -> None:
-    with in_thread(Knobs(token_ms=30)) as (endpoint, _), guarded(endpoint, policy(P99)) as run:
+    with in_thread(MockKnobs(token_ms=30)) as (endpoint, _), guarded(endpoint, policy(P99)) as run:
         ready(run)
         replies = asyncio.run(open_loop(run.url, 20, 2, lambda i: body("box", 40, ignore_eos=True)))
         assert all(r.ok and r.total_s > 0.6 for r in replies)
@@ -109,10 +109,10 @@ def test_replies_in_one_piece_are_not_held_against_a_norm_of_first_tokens() -> N
 
 def test_requests_that_wait_in_vain_are_the_slowest_of_all() -> None:
     limits = policy(P99 + "\ntimeouts: {first_s: 1.0}\nbreaker: {failures: 100000}")
-    with in_thread(Knobs()) as (endpoint, mock), guarded(endpoint, limits) as run:
+    with in_thread(MockKnobs()) as (endpoint, mock), guarded(endpoint, limits) as run:
         ready(run)
         assert all(r.ok for r in load(run, 50, 1))
-        mock.schedule.turn(Knobs(first_ms=5000))
+        mock.schedule.turn(MockKnobs(first_ms=5000))
         assert {r.status for r in load(run, 50, 1)} == {504}
         assert alarms(run), "no reply came late, because none came"
 
@@ -121,7 +121,7 @@ def test_requests_that_wait_in_vain_are_the_slowest_of_all() -> None:
 def test_a_broken_receiver_delays_no_request_and_no_stop(status: int, tries: int) -> None:
     with (
         receiver(status) as hook,
-        in_thread(Knobs(first_ms=900)) as (endpoint, _),
+        in_thread(MockKnobs(first_ms=900)) as (endpoint, _),
         guarded(endpoint, policy(P99), environment={"ALERT_URL": hook.url}) as run,
     ):
         ready(run)
@@ -141,7 +141,7 @@ def test_a_broken_receiver_delays_no_request_and_no_stop(status: int, tries: int
 
 def test_without_a_receiver_the_alarm_is_still_said() -> None:
     with (
-        in_thread(Knobs(first_ms=900)) as (endpoint, _),
+        in_thread(MockKnobs(first_ms=900)) as (endpoint, _),
         guarded(endpoint, policy(P99), environment={"ALERT_URL": "http://127.0.0.1:9/"}) as run,
     ):
         ready(run)
@@ -154,8 +154,8 @@ def test_a_slow_candidate_is_told_once_and_again_after_a_revival() -> None:
     limits = policy("routing: {min_requests: 15}\nmonitor: {webhook_env: ALERT_URL}")
     with (
         receiver(200) as hook,
-        in_thread(Knobs(first_ms=20, token_ms=5)) as (endpoint, _),
-        in_thread(Knobs(first_ms=200, token_ms=50)) as (slow, _),
+        in_thread(MockKnobs(first_ms=20, token_ms=5)) as (endpoint, _),
+        in_thread(MockKnobs(first_ms=200, token_ms=50)) as (slow, _),
         guarded(endpoint, limits, candidate=slow, share=0.5, environment={"ALERT_URL": hook.url}) as run,
     ):
         ready(run)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.faults.harness import Running, body, guarded, policy
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.http import request_schema
 from checkweigh.guard.http.error_responses import Refusal
@@ -48,7 +48,7 @@ def site() -> Iterator[Site]:
         "CHECKWEIGH_ADMIN_KEY": "admin-key-0123456789",
     }
     with (
-        in_thread(Knobs(max_len=512), key=ENGINE_KEY) as (endpoint, mock),
+        in_thread(MockKnobs(max_len=512), key=ENGINE_KEY) as (endpoint, mock),
         guarded(endpoint, policy(LIMITS), max_sequence=512, environment=keys) as run,
     ):
         run.ready()

@@ -17,13 +17,13 @@ from tests.faults.test_faults_engine import QUICK
 from tests.faults.test_shadow import shadowed
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.guard.supervision.launch_plan import mock_plan
 from checkweigh.monitors import arm_comparison as module
 
-SOUND = Knobs()
+SOUND = MockKnobs()
 START_S = 120.0  # machines are shared
 
 
@@ -34,7 +34,7 @@ def load(run: Running, rate: float, seconds: float) -> list[Reply]:
 
 @contextmanager
 def split(
-    candidate: Knobs, limits: GuardPolicy | None = None, *, baseline: Knobs = SOUND, **setup: Any
+    candidate: MockKnobs, limits: GuardPolicy | None = None, *, baseline: MockKnobs = SOUND, **setup: Any
 ) -> Iterator[tuple[Running, MockApp]]:
     """Half of the sessions each: a guard that is ready, and the candidate's mock."""
     with (
@@ -52,8 +52,8 @@ def off(run: Running) -> list[str]:
 
 def test_a_candidate_that_dies_costs_its_sessions_nothing_more(tmp_path: Path) -> None:
     limits = policy(QUICK.replace("backoff_s: 0.1, backoff_max_s: 0.5", "backoff_s: 2.0, backoff_max_s: 2.0"))
-    plan = mock_plan(Knobs(), tmp_path / "engine.log")
-    with in_thread(Knobs()) as (endpoint, mock), guarded(endpoint, limits, candidate=plan, share=0.5) as run:
+    plan = mock_plan(MockKnobs(), tmp_path / "engine.log")
+    with in_thread(MockKnobs()) as (endpoint, mock), guarded(endpoint, limits, candidate=plan, share=0.5) as run:
         run.ready(START_S)
         assert all(r.ok for r in load(run, 20, 1))
         assert 0 < mock.schedule.seen < 20
@@ -74,8 +74,8 @@ def test_a_candidate_that_dies_costs_its_sessions_nothing_more(tmp_path: Path) -
 
 def test_a_candidate_that_stays_down_is_switched_off(tmp_path: Path) -> None:
     limits = policy(QUICK.replace("crashes: 20", "crashes: 2"))
-    plan = mock_plan(Knobs(crash_after=1), tmp_path / "engine.log")
-    with in_thread(Knobs()) as (endpoint, _), guarded(endpoint, limits, candidate=plan, share=0.5) as run:
+    plan = mock_plan(MockKnobs(crash_after=1), tmp_path / "engine.log")
+    with in_thread(MockKnobs()) as (endpoint, _), guarded(endpoint, limits, candidate=plan, share=0.5) as run:
         run.until(lambda: run.guard.router.weight == 0, START_S)
         assert off(run) == ["ALARM: candidate switched off: its engine stays down"]
         assert all(r.ok for r in load(run, 20, 1))
@@ -85,8 +85,8 @@ def test_a_candidate_that_stays_down_is_switched_off(tmp_path: Path) -> None:
 def test_a_candidate_that_fails_everything_is_switched_off(shadow: bool) -> None:
     limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.4}")
     with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs(error_share=1.0)) as (other, mock),
+        in_thread(MockKnobs()) as (endpoint, _),
+        in_thread(MockKnobs(error_share=1.0)) as (other, mock),
         guarded(endpoint, limits, candidate=other, shadow=shadow, share=0.0 if shadow else 0.5) as run,
     ):
         run.ready()
@@ -110,7 +110,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("code", [500, 429])
 def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_closed(code: int) -> None:
     """But not for 429: that is load."""
-    with split(Knobs(error_share=0.3, error_code=code)) as (run, _):
+    with split(MockKnobs(error_share=0.3, error_code=code)) as (run, _):
         breaker = run.guard.arms["candidate"].breaker
         run.do(lambda: breaker.hold("process", "it was restarted once"))
         run.do(lambda: breaker.reset("process"))
@@ -125,7 +125,7 @@ def test_a_candidate_that_fails_some_is_switched_off_though_its_breaker_stays_cl
 
 @pytest.mark.usefixtures("quick")
 def test_a_candidate_that_refuses_what_the_baseline_takes_is_switched_off() -> None:
-    narrow = Knobs(max_len=64)
+    narrow = MockKnobs(max_len=64)
     with split(narrow) as (run, _):
         asked = lambda i: body("weigh " * (100 if i % 2 else 1), 2)  # noqa: E731
         replies = asyncio.run(open_loop(run.url, 20, 5, asked))
@@ -141,7 +141,7 @@ def test_a_candidate_that_refuses_what_the_baseline_takes_is_switched_off() -> N
     ("baseline", "killed"), [(4096, True), (64, False)], ids=["alone", "like the baseline"]
 )
 def test_a_shadow_that_refuses_is_switched_off(baseline: int, killed: bool) -> None:
-    with shadowed(Knobs(max_len=baseline), Knobs(max_len=64)) as (run, _, _copied):
+    with shadowed(MockKnobs(max_len=baseline), MockKnobs(max_len=64)) as (run, _, _copied):
         replies = asyncio.run(open_loop(run.url, 15, 2.5, lambda i: body("weigh " * 100)))
         assert {r.status for r in replies} == {200 if killed else 400}
         run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
@@ -150,7 +150,7 @@ def test_a_shadow_that_refuses_is_switched_off(baseline: int, killed: bool) -> N
 
 @pytest.mark.usefixtures("quick")
 def test_equal_arms_that_fail_some_stay() -> None:
-    flawed = Knobs(error_share=0.1)
+    flawed = MockKnobs(error_share=0.1)
     with split(flawed.model_copy(update={"seed": 1}), policy("routing: {alpha: 0.001}"), baseline=flawed) as (
         run,
         _,
@@ -162,14 +162,14 @@ def test_equal_arms_that_fail_some_stay() -> None:
 def test_a_candidate_that_breaks_every_stream_is_switched_off() -> None:
     """Its first tokens close the breaker each time."""
     limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.8}")
-    with split(Knobs(truncate_share=1.0), limits) as (run, _):
+    with split(MockKnobs(truncate_share=1.0), limits) as (run, _):
         asyncio.run(open_loop(run.url, 30, 8, lambda i: body(f"box {i}", 8, stream=True)))
         assert "its breaker stays open" in off(run)[0]
 
 
 def test_a_candidate_of_which_nothing_is_known_is_away_and_then_off() -> None:
     limits = policy("saturation: {scrape_s: 0.2, stale_s: 0.6}\nbreaker: {open_s: 1.0, open_max_s: 4.0}")
-    with split(Knobs(frozen_metrics=True), limits) as (run, mock):
+    with split(MockKnobs(frozen_metrics=True), limits) as (run, mock):
         assert all(r.total_s < 4 for r in load(run, 30, 1.5))
         run.until(lambda: run.guard.arms["candidate"].saturation.blind(time.monotonic()) != "")
         seen = mock.schedule.seen
@@ -184,10 +184,10 @@ def test_a_candidate_of_which_nothing_is_known_is_away_and_then_off() -> None:
 def test_what_was_mended_may_be_revived() -> None:
     limits = policy("breaker: {failures: 3, open_s: 0.1, open_max_s: 0.4}")
     host = FakeHost()
-    with split(Knobs(error_share=1.0), limits, read_host=host) as (run, mock):
+    with split(MockKnobs(error_share=1.0), limits, read_host=host) as (run, mock):
         load(run, 50, 3)
         run.until(lambda: run.guard.router.weight == 0)
-        mock.schedule.turn(Knobs())
+        mock.schedule.turn(MockKnobs())
         run.do(run.guard.router.revive)
         host.looked_at(2)  # at each of which it might be switched off
         assert run.guard.router.weight == 0.5
@@ -199,7 +199,7 @@ def test_what_was_mended_may_be_revived() -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_baseline_that_takes_nobody_is_no_evidence_against_the_candidate() -> None:
     """Memory is critical for a moment, and then the probe is a long reply in one piece: 503 for all others."""
-    both = Knobs(max_len=64, first_ms=10, token_ms=80, reply_tokens=200)
+    both = MockKnobs(max_len=64, first_ms=10, token_ms=80, reply_tokens=200)
     with split(both, policy("breaker: {open_s: 0.1}"), baseline=both) as (run, _):
         breaker = run.guard.arms["baseline"].breaker
         run.do(lambda: breaker.hold("memory", "memory is critical"))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tests.faults.harness import Reply, Running, body, guarded, logged, open_loop, policy
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.http.request_schema import Bounds, read
 
 # 4 at once, 16 tokens in 350 ms: 11 requests a second; of 4 tokens, 110 ms: 36.
-SLOW = Knobs(slots=4, first_ms=30, token_ms=20, reply_tokens=16)
+SLOW = MockKnobs(slots=4, first_ms=30, token_ms=20, reply_tokens=16)
 LIMITS = (
     "admission: {{slots: 4, tiers: {{standard: {{queue: 6, deadline_s: 5.0}}}}}}\ntraffic: {{path: '{log}'}}"
 )

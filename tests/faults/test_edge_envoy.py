@@ -19,7 +19,7 @@ from tests.faults.harness import Reply, Running, body, client, guarded, open_loo
 from tests.waiting import until
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.engines.vllm.server_launch import free_port
 
@@ -105,7 +105,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     with ExitStack() as stack:
         guards, mocks = {}, {}
         for arm in ARMS:
-            endpoint, mocks[arm] = stack.enter_context(in_thread(Knobs(slots=2, first_ms=20, token_ms=5)))
+            endpoint, mocks[arm] = stack.enter_context(in_thread(MockKnobs(slots=2, first_ms=20, token_ms=5)))
             guards[arm] = stack.enter_context(guarded(endpoint, policy(LIMITS)))
             guards[arm].ready()
         ports = {arm: int(guard.url.rpartition(":")[2]) for arm, guard in guards.items()}
@@ -141,21 +141,21 @@ def test_a_stream_comes_as_it_is_made(edge: Edge) -> None:
             return await send(session, edge.url, body(tokens=200, stream=True), headers=TESTER)
 
     mock = edge.mocks["model-candidate"]
-    mock.schedule.turn(Knobs(slots=2, first_ms=20, token_ms=10, reply_tokens=100))
+    mock.schedule.turn(MockKnobs(slots=2, first_ms=20, token_ms=10, reply_tokens=100))
     reply = asyncio.run(go())
     assert reply.ok
     assert reply.events >= 100
     assert reply.first_s is not None
     assert reply.first_s < reply.total_s / 2
-    mock.schedule.turn(Knobs(slots=2, first_ms=20, token_ms=5))
+    mock.schedule.turn(MockKnobs(slots=2, first_ms=20, token_ms=5))
 
 
 def test_what_a_guard_refuses_is_told_and_not_sent_again(edge: Edge) -> None:
     mock = edge.mocks["model-candidate"]
-    mock.schedule.turn(Knobs(slots=2, first_ms=1000))
+    mock.schedule.turn(MockKnobs(slots=2, first_ms=1000))
     before = edge.seen()
     replies = edge.load(20, 1, TESTER, tokens=1)
-    mock.schedule.turn(Knobs(slots=2, first_ms=20, token_ms=5))
+    mock.schedule.turn(MockKnobs(slots=2, first_ms=20, token_ms=5))
     refused = [r for r in replies if r.status == 429]
     assert len(refused) > 10
     assert {r.status for r in replies} == {200, 429}
@@ -163,11 +163,11 @@ def test_what_a_guard_refuses_is_told_and_not_sent_again(edge: Edge) -> None:
     assert all(r.error is not None and r.error["code"] == "overloaded" for r in refused)
     taken = [now - then for now, then in zip(edge.seen(), before, strict=True)]
     assert taken == [0, len(replies) - len(refused)], "not to the other arm, and nothing twice"
-    mock.schedule.turn(Knobs(slots=2, error_share=1.0))
+    mock.schedule.turn(MockKnobs(slots=2, error_share=1.0))
     before = edge.seen()
     assert [r.status for r in edge.load(10, 0.2, TESTER, tokens=1)] == [502, 502]
     assert [now - then for now, then in zip(edge.seen(), before, strict=True)] == [0, 2]
-    mock.schedule.turn(Knobs(slots=2, first_ms=20, token_ms=5))
+    mock.schedule.turn(MockKnobs(slots=2, first_ms=20, token_ms=5))
 
 
 def test_only_the_api_is_at_the_edge(edge: Edge) -> None:

@@ -21,7 +21,7 @@ from tests.waiting import reached
 
 from checkweigh.engines.http.client import Client
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.breaker import State
 from checkweigh.guard.supervision.launch_plan import mock_plan
@@ -36,7 +36,7 @@ warmup: {lengths: [4]}
 
 
 @contextmanager
-def supervised(knobs: Knobs, folder: Path, limits: str = QUICK, **setup: Any) -> Iterator[Running]:
+def supervised(knobs: MockKnobs, folder: Path, limits: str = QUICK, **setup: Any) -> Iterator[Running]:
     with guarded(mock_plan(knobs, folder / "engine.log"), policy(limits), **setup) as run:
         yield run
 
@@ -87,7 +87,7 @@ async def streams(run: Running, count: int, tokens: int = 200) -> tuple[list[asy
 
 
 def test_fault_06_a_killed_engine_is_noticed_at_once_and_comes_back(tmp_path: Path) -> None:
-    with supervised(Knobs(token_ms=50, reply_tokens=200), tmp_path) as run:
+    with supervised(MockKnobs(token_ms=50, reply_tokens=200), tmp_path) as run:
         run.ready()
 
         async def go() -> tuple[float, list[Reply]]:
@@ -115,7 +115,7 @@ def test_fault_06_a_killed_engine_is_noticed_at_once_and_comes_back(tmp_path: Pa
 
 
 def test_fault_06_an_exit_with_code_0_is_an_exit_nobody_asked_for(tmp_path: Path) -> None:
-    with supervised(Knobs(crash_after=3, crash_code=0), tmp_path) as run:
+    with supervised(MockKnobs(crash_after=3, crash_code=0), tmp_path) as run:
         run.ready()
         old = pid(run)
         assert one(run).ok
@@ -135,7 +135,7 @@ async def die_within(run: Running) -> None:
 
 
 def test_fault_06_a_server_whose_core_died_is_not_ready_although_it_lives(tmp_path: Path) -> None:
-    with supervised(Knobs(token_ms=20, reply_tokens=400), tmp_path) as run:
+    with supervised(MockKnobs(token_ms=20, reply_tokens=400), tmp_path) as run:
         run.ready()
         old = pid(run)
 
@@ -159,7 +159,7 @@ def test_fault_06_a_server_whose_core_died_is_not_ready_although_it_lives(tmp_pa
 
 
 def test_fault_06_a_core_that_dies_while_nobody_asks_is_noticed_too(tmp_path: Path) -> None:
-    with supervised(Knobs(), tmp_path) as run:
+    with supervised(MockKnobs(), tmp_path) as run:
         run.ready()
         asyncio.run(die_within(run))
         run.until(lambda: not run.guard.arms["baseline"].ready, 3)
@@ -168,7 +168,7 @@ def test_fault_06_a_core_that_dies_while_nobody_asks_is_noticed_too(tmp_path: Pa
 
 
 def test_fault_06_readiness_ends_before_the_keeper_has_buried_the_engine(tmp_path: Path) -> None:
-    with supervised(Knobs(token_ms=20, reply_tokens=400), tmp_path) as run:
+    with supervised(MockKnobs(token_ms=20, reply_tokens=400), tmp_path) as run:
         run.ready()
         supervisor = run.guard.arms["baseline"].supervisor
         assert supervisor is not None
@@ -196,7 +196,7 @@ def test_fault_06_readiness_ends_before_the_keeper_has_buried_the_engine(tmp_pat
 
 
 def test_fault_07_a_stopped_engine_is_noticed_and_replaced(tmp_path: Path) -> None:
-    with supervised(Knobs(token_ms=50, reply_tokens=200), tmp_path) as run:
+    with supervised(MockKnobs(token_ms=50, reply_tokens=200), tmp_path) as run:
         run.ready()
 
         async def go() -> tuple[float, list[Reply]]:
@@ -219,7 +219,7 @@ def test_fault_07_a_stopped_engine_is_noticed_and_replaced(tmp_path: Path) -> No
 
 def test_fault_07_an_idle_engine_that_stops_is_noticed_too(tmp_path: Path) -> None:
     limits = QUICK.replace("stale_s: 5.0", "stale_s: 0.5")
-    with supervised(Knobs(), tmp_path, limits) as run:
+    with supervised(MockKnobs(), tmp_path, limits) as run:
         run.ready()
         os.kill(pid(run), signal.SIGSTOP)
         run.until(lambda: restarts(run) == 1, 10)
@@ -229,7 +229,7 @@ def test_fault_07_an_idle_engine_that_stops_is_noticed_too(tmp_path: Path) -> No
 @pytest.mark.parametrize("seconds", [8.0, pytest.param(300.0, marks=pytest.mark.long)])
 def test_fault_07_a_saturated_engine_is_never_restarted(seconds: float, tmp_path: Path) -> None:
     limits = QUICK + "admission: {slots: 4, tiers: {standard: {queue: 8, deadline_s: 2.0}}}"
-    with supervised(Knobs(slots=4, first_ms=50, token_ms=50, reply_tokens=8), tmp_path, limits) as run:
+    with supervised(MockKnobs(slots=4, first_ms=50, token_ms=50, reply_tokens=8), tmp_path, limits) as run:
         run.ready()
         replies = asyncio.run(open_loop(run.url, 20, seconds, lambda i: body(f"box {i}", 8)))
         assert restarts(run) == 0
@@ -239,7 +239,7 @@ def test_fault_07_a_saturated_engine_is_never_restarted(seconds: float, tmp_path
 
 def test_fault_08_a_long_prefill_is_not_a_hang_within_its_grace(tmp_path: Path) -> None:
     long = "word " * 400  # 500 tokens; 10 ms each
-    knobs = Knobs(slots=1, prefill_ms=10)
+    knobs = MockKnobs(slots=1, prefill_ms=10)
     with supervised(knobs, tmp_path) as run:
         run.ready()
         assert one(run, prompt=long).ok, "longer than heartbeat and probe together"
@@ -254,7 +254,7 @@ def test_fault_08_a_long_prefill_is_not_a_hang_within_its_grace(tmp_path: Path) 
 def test_fault_09_a_crash_loop_ends_and_says_so(tmp_path: Path) -> None:
     limits = QUICK.replace("crashes: 20", "crashes: 3")
     started = time.monotonic()
-    with supervised(Knobs(crash_after=1), tmp_path, limits) as run:
+    with supervised(MockKnobs(crash_after=1), tmp_path, limits) as run:
         run.until(lambda: phase(run) is Phase.FAILED, 60)
         assert time.monotonic() - started > 0.05 + 0.1, "it waited between"
         assert restarts(run) == 2
@@ -279,7 +279,7 @@ def test_fault_09_a_crash_loop_ends_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["truncate_share", "reset_share"])
 def test_fault_10_a_broken_stream_is_an_error_event_and_no_second_try(fault: str) -> None:
-    with in_thread(Knobs(token_ms=2, **{fault: 1.0})) as (endpoint, mock), guarded(endpoint) as run:
+    with in_thread(MockKnobs(token_ms=2, **{fault: 1.0})) as (endpoint, mock), guarded(endpoint) as run:
         run.ready()
         streamed = one(run, tokens=12, stream=True)
         assert (streamed.status, streamed.done) == (200, False)
@@ -297,14 +297,14 @@ def test_fault_10_a_broken_stream_is_an_error_event_and_no_second_try(fault: str
 def test_fault_12_a_slow_candidate_is_switched_off() -> None:
     limits = policy("routing: {min_requests: 15}")
     with (
-        in_thread(Knobs(first_ms=60)) as (slow, mock),
-        in_thread(Knobs(first_ms=60)) as (endpoint, _),
+        in_thread(MockKnobs(first_ms=60)) as (slow, mock),
+        in_thread(MockKnobs(first_ms=60)) as (endpoint, _),
         guarded(endpoint, limits, candidate=slow, share=0.5) as run,
     ):
         run.ready()
         asyncio.run(open_loop(run.url, 20, 4, lambda i: body(f"box {i}", 2, stream=True)))
         assert run.guard.router.weight == 0.5, "equal arms"
-        mock.schedule.turn(Knobs(first_ms=560))
+        mock.schedule.turn(MockKnobs(first_ms=560))
         began = time.monotonic()
 
         async def until_killed() -> None:
@@ -328,7 +328,7 @@ def test_fault_12_a_slow_candidate_is_switched_off() -> None:
 def opened() -> Iterator[tuple[Running, MockApp]]:
     """A guard whose breaker three failures have opened."""
     limits = policy("breaker: {failures: 3, open_s: 0.3}")
-    with in_thread(Knobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
+    with in_thread(MockKnobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
         run.ready()
         assert [one(run).status for _ in range(3)] == [502] * 3
         yield run, mock
@@ -341,7 +341,7 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
         seen = mock.schedule.seen
         refused = one(run)
         assert (refused.status, mock.schedule.seen) == (503, seen)
-        mock.schedule.turn(Knobs(first_ms=3000))
+        mock.schedule.turn(MockKnobs(first_ms=3000))
         run.until(lambda: not breaker.shut(time.monotonic()))
 
         async def give_up() -> None:
@@ -353,7 +353,7 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
                 await asyncio.gather(task, return_exceptions=True)
 
         asyncio.run(give_up())
-        mock.schedule.turn(Knobs())
+        mock.schedule.turn(MockKnobs())
         run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
         assert breaker.state is State.HALF_OPEN, "nothing was learnt"
         assert one(run).ok
@@ -363,7 +363,7 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
 def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
     with opened() as (run, mock):
         breaker = run.guard.arms["baseline"].breaker
-        mock.schedule.turn(Knobs(token_ms=100, reply_tokens=300))
+        mock.schedule.turn(MockKnobs(token_ms=100, reply_tokens=300))
         run.until(lambda: not breaker.shut(time.monotonic()))
 
         async def go() -> None:
@@ -381,7 +381,7 @@ def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
 
 
 def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_alarm() -> None:
-    fast = Knobs(token_ms=20, acceptance=4.0, drafted=4, reply_tokens=16)
+    fast = MockKnobs(token_ms=20, acceptance=4.0, drafted=4, reply_tokens=16)
     slow = fast.model_copy(update={"acceptance": 1.0})
     with (
         in_thread(fast) as (endpoint, _),
@@ -403,18 +403,18 @@ def test_fault_18_a_collapse_of_acceptance_is_a_latency_alarm_and_no_quality_ala
     ("why", "slow", "limits", "deadline_s"),
     [
         # Its clients leave before they have a token.
-        ("ttft", Knobs(first_ms=900, reply_tokens=4), "", 0.25),
+        ("ttft", MockKnobs(first_ms=900, reply_tokens=4), "", 0.25),
         # Every reply is a degraded one.
-        ("tpot", Knobs(token_ms=60, reply_tokens=4), "degradation: {max_tokens: 3, enter: 0.001, leave: 0.0}", 9),
+        ("tpot", MockKnobs(token_ms=60, reply_tokens=4), "degradation: {max_tokens: 3, enter: 0.001, leave: 0.0}", 9),
         # No token after the first: the guard gives up.
-        ("tpot", Knobs(token_ms=9000, reply_tokens=4), "timeouts: {idle_s: 0.5}", 9),
+        ("tpot", MockKnobs(token_ms=9000, reply_tokens=4), "timeouts: {idle_s: 0.5}", 9),
     ],
     ids=["impatient", "degraded", "stalled"],
 )  # fmt: skip
-def test_a_slow_candidate_cannot_hide(why: str, slow: Knobs, limits: str, deadline_s: float) -> None:
+def test_a_slow_candidate_cannot_hide(why: str, slow: MockKnobs, limits: str, deadline_s: float) -> None:
     own = policy(f"routing: {{min_requests: 15}}\nbreaker: {{failures: 1000}}\n{limits}")
     with (
-        in_thread(Knobs(first_ms=20, token_ms=20, reply_tokens=4)) as (endpoint, _),
+        in_thread(MockKnobs(first_ms=20, token_ms=20, reply_tokens=4)) as (endpoint, _),
         in_thread(slow) as (other, _mock),
         guarded(endpoint, own, candidate=other, share=0.5) as run,
     ):
@@ -440,7 +440,7 @@ def test_a_slow_candidate_cannot_hide(why: str, slow: Knobs, limits: str, deadli
 def test_tokens_of_a_stream_that_was_left_are_counted_as_those_of_whole_ones(tmp_path: Path) -> None:
     """With speculation an update brings several."""
     log = tmp_path / "traffic.jsonl"
-    drafting = Knobs(token_ms=40, acceptance=4.0, drafted=4, reply_tokens=400)
+    drafting = MockKnobs(token_ms=40, acceptance=4.0, drafted=4, reply_tokens=400)
     with (
         in_thread(drafting) as (endpoint, _),
         guarded(endpoint, policy(f"traffic: {{path: '{log}'}}")) as run,
@@ -462,8 +462,8 @@ def test_tokens_of_a_stream_that_was_left_are_counted_as_those_of_whole_ones(tmp
 
 def test_what_is_served_while_the_candidate_is_off_is_no_evidence() -> None:
     with (
-        in_thread(Knobs()) as (endpoint, _),
-        in_thread(Knobs()) as (other, _mock),
+        in_thread(MockKnobs()) as (endpoint, _),
+        in_thread(MockKnobs()) as (other, _mock),
         guarded(endpoint, candidate=other, share=0.5) as run,
     ):
         run.ready()
@@ -477,7 +477,7 @@ def test_what_is_served_while_the_candidate_is_off_is_no_evidence() -> None:
 
 
 def test_fault_20_a_stop_under_load_finishes_what_has_begun(tmp_path: Path) -> None:
-    with supervised(Knobs(token_ms=50, reply_tokens=40), tmp_path) as run:
+    with supervised(MockKnobs(token_ms=50, reply_tokens=40), tmp_path) as run:
         run.ready()
         engine = pid(run)
 
@@ -502,7 +502,7 @@ def test_fault_20_a_stop_under_load_finishes_what_has_begun(tmp_path: Path) -> N
 
 def test_fault_20_what_does_not_end_in_the_drains_time_gets_an_error_event(tmp_path: Path) -> None:
     limits = QUICK.replace("kill_s: 1.0", "kill_s: 0.5, drain_s: 0.5")
-    with supervised(Knobs(token_ms=100, reply_tokens=400), tmp_path, limits) as run:
+    with supervised(MockKnobs(token_ms=100, reply_tokens=400), tmp_path, limits) as run:
         run.ready()
 
         async def go() -> list[Reply]:

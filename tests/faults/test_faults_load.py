@@ -35,11 +35,11 @@ from tests.faults.harness import (
 )
 from tests.waiting import reached
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 
 # 4 at once, 320 ms each: 12.5 requests a second.
-SLOW = Knobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8)
+SLOW = MockKnobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8)
 CAPACITY = 12.5
 SLO_S = 1.5
 # One tier is offered, and gets all slots: of what others keep free a short test sees nothing, a minute does.
@@ -156,7 +156,7 @@ traffic: {{path: '{log}'}}
 
 
 def test_fault_04_what_is_too_large_never_reaches_the_engine() -> None:
-    with in_thread(Knobs()) as (endpoint, mock), guarded(endpoint, max_sequence=512) as run:
+    with in_thread(MockKnobs()) as (endpoint, mock), guarded(endpoint, max_sequence=512) as run:
         run.ready()
 
         async def all_() -> list[Reply]:
@@ -178,7 +178,7 @@ def test_fault_05_a_full_cache_stops_admission_within_a_scrape_and_without_flapp
 admission: {tiers: {standard: {deadline_s: 0.3}}}
 saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
 """
-    with in_thread(Knobs(kv_tokens=100_000)) as (endpoint, mock), guarded(endpoint, policy(limits)) as run:
+    with in_thread(MockKnobs(kv_tokens=100_000)) as (endpoint, mock), guarded(endpoint, policy(limits)) as run:
         run.ready()
         arm = run.guard.arms["baseline"]
         said = len(run.said)
@@ -186,7 +186,7 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
         def read(floor: float) -> bool:
             return arm.saturation.last is not None and abs(arm.saturation.last.kv - floor) < 0.005
 
-        mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=0.95))
+        mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=0.95))
         assert (
             run.until(lambda: arm.gate.paused and "KV cache" in arm.saturation.why(time.monotonic()), 3) < 1
         )
@@ -194,9 +194,9 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
         assert {r.status for r in load(run, 20, 0.5)} == {503}
         assert mock.schedule.seen == seen, "nothing new goes in"
         for floor in (0.88, 0.93, 0.85, 0.94, 0.88):
-            mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=floor))
+            mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=floor))
             run.until(partial(read, floor))
-        mock.schedule.turn(Knobs(kv_tokens=100_000, kv_floor=0.3))
+        mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=0.3))
         run.until(lambda: not arm.gate.paused, 3)
         words = [line.split(":")[0] for line in run.said[said:]]
         if words[0] == "no longer saturated":  # of its start, when nothing had been scraped yet
@@ -207,7 +207,7 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
 
 def test_fault_05_critical_memory_stops_admission_until_there_is_room() -> None:
     host = FakeHost()
-    with in_thread(Knobs()) as (endpoint, mock), guarded(endpoint, read_host=host) as run:
+    with in_thread(MockKnobs()) as (endpoint, mock), guarded(endpoint, read_host=host) as run:
         run.ready()
         arm = run.guard.arms["baseline"]
         host.free = 0.02
@@ -229,7 +229,7 @@ def test_fault_05_critical_memory_stops_admission_until_there_is_room() -> None:
 @pytest.mark.parametrize("clients", [200, pytest.param(1000, marks=pytest.mark.long)])
 def test_fault_11_clients_that_leave_give_everything_back(clients: int) -> None:
     limits = policy("admission: {queue: 2000, tiers: {standard: {queue: 2000, deadline_s: 60.0}}}")
-    knobs = Knobs(first_ms=50, token_ms=100, slots=100, reply_tokens=500)
+    knobs = MockKnobs(first_ms=50, token_ms=100, slots=100, reply_tokens=500)
     with in_thread(knobs) as (endpoint, mock), guarded(endpoint, limits, slots=100) as run:
         run.ready()
         gate = run.guard.arms["baseline"].gate
@@ -258,7 +258,7 @@ def test_fault_11_a_client_that_does_not_read_holds_nothing() -> None:
     admission: {max_tokens: 200000, default_tokens: 100000}
     timeouts: {idle_s: 1.0}
     """)
-    knobs = Knobs(reply_tokens=100_000, max_len=200_000)
+    knobs = MockKnobs(reply_tokens=100_000, max_len=200_000)
     with in_thread(knobs) as (endpoint, _), guarded(endpoint, limits, max_sequence=200_000) as run:
         run.ready()
         gate = run.guard.arms["baseline"].gate
@@ -306,12 +306,12 @@ def test_fault_15_frozen_metrics_count_as_saturated() -> None:
 admission: {tiers: {standard: {deadline_s: 0.3}}}
 saturation: {scrape_s: 0.1, stale_s: 0.6, hold_s: 0.1}
 """
-    with in_thread(Knobs(token_ms=5)) as (endpoint, mock), guarded(endpoint, policy(limits)) as run:
+    with in_thread(MockKnobs(token_ms=5)) as (endpoint, mock), guarded(endpoint, policy(limits)) as run:
         run.ready()
         arm = run.guard.arms["baseline"]
         assert all(r.ok for r in load(run, 20, 1.5))
         assert not arm.gate.paused
-        mock.schedule.turn(Knobs(token_ms=5, frozen_metrics=True))
+        mock.schedule.turn(MockKnobs(token_ms=5, frozen_metrics=True))
         replies = load(run, 20, 2.5)
         assert arm.gate.paused
         assert "frozen" in arm.saturation.why(time.monotonic())

@@ -17,7 +17,7 @@ import pytest
 from tests.faults.harness import Reply, Running, body, client, guarded, logged, open_loop, policy, send
 
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 
 Got = tuple[int, dict[str, str], bytes]
@@ -33,7 +33,7 @@ REQUESTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @contextmanager
 def shadowed(
-    knobs: Knobs, shadow: Knobs, limits: str = "{}", **setup: Any
+    knobs: MockKnobs, shadow: MockKnobs, limits: str = "{}", **setup: Any
 ) -> Iterator[tuple[Running, MockApp, MockApp]]:
     """A guard with a shadow: it, the baseline's mock and the shadow's."""
     with (
@@ -75,7 +75,7 @@ def metric(run: Running, pattern: str) -> float:
 @pytest.fixture(scope="module")
 def alone() -> list[Got]:
     """What clients get without any shadow."""
-    with in_thread(Knobs(token_ms=1)) as (endpoint, _), guarded(endpoint) as run:
+    with in_thread(MockKnobs(token_ms=1)) as (endpoint, _), guarded(endpoint) as run:
         run.ready()
         return asked(run.url)
 
@@ -90,15 +90,15 @@ SHADOWS = {
 @pytest.mark.parametrize("name", SHADOWS)
 def test_clients_get_the_same_bytes_whatever_the_shadow_does(name: str, alone: list[Got]) -> None:
     assert [status for status, _, _ in alone] == [200, 200, 200, 200, 400, 400]
-    with shadowed(Knobs(token_ms=1), Knobs(token_ms=1, **SHADOWS[name])) as (run, mock, copied):
+    with shadowed(MockKnobs(token_ms=1), MockKnobs(token_ms=1, **SHADOWS[name])) as (run, mock, copied):
         assert asked(run.url) == alone
         run.until(lambda: copied.schedule.seen == mock.schedule.seen == 4)
 
 
 def test_a_hung_shadow_holds_nobody_back_and_takes_no_room() -> None:
     limits = "admission: {slots: 4, tiers: {standard: {queue: 4, deadline_s: 1.0}}}"
-    steady = Knobs(slots=4, first_ms=20, token_ms=5, reply_tokens=8)
-    with shadowed(steady, Knobs(slots=4, hang=True), limits) as (run, _, copied):
+    steady = MockKnobs(slots=4, first_ms=20, token_ms=5, reply_tokens=8)
+    with shadowed(steady, MockKnobs(slots=4, hang=True), limits) as (run, _, copied):
         replies = load(run, 20, 2)
         assert all(r.ok for r in replies)
         assert sorted(r.total_s for r in replies)[-1] < 1
@@ -117,8 +117,8 @@ def test_a_hung_shadow_holds_nobody_back_and_takes_no_room() -> None:
 def test_shadows_are_the_first_to_be_shed(tmp_path: Path) -> None:
     log = tmp_path / "traffic.jsonl"
     limits = f"admission: {{slots: 2}}\ntraffic: {{path: '{log}'}}"
-    slow = Knobs(slots=2, first_ms=50, token_ms=30, reply_tokens=8)
-    with shadowed(slow, Knobs(), limits, slots=2) as (run, mock, copied):
+    slow = MockKnobs(slots=2, first_ms=50, token_ms=30, reply_tokens=8)
+    with shadowed(slow, MockKnobs(), limits, slots=2) as (run, mock, copied):
         gate = run.guard.arms["baseline"].gate
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(load, run, 30, 1)
@@ -140,7 +140,7 @@ def test_shadows_are_the_first_to_be_shed(tmp_path: Path) -> None:
 def test_the_log_tells_copies_from_clients(tmp_path: Path) -> None:
     log = tmp_path / "traffic.jsonl"
     limits = f"traffic: {{path: '{log}'}}\nadmission: {{kv_tokens: 400}}"
-    with shadowed(Knobs(), Knobs(error_share=1.0), limits) as (run, mock, _):
+    with shadowed(MockKnobs(), MockKnobs(error_share=1.0), limits) as (run, mock, _):
         assert all(r.ok for r in load(run, 10, 0.3))
         run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
         lines = logged(log, 6)
@@ -162,13 +162,13 @@ def test_the_log_tells_copies_from_clients(tmp_path: Path) -> None:
 
 def test_a_shadow_that_failed_gets_copies_again_and_the_baseline_is_ready_all_along() -> None:
     limits = "breaker: {failures: 3, open_s: 0.3}"
-    with shadowed(Knobs(), Knobs(error_share=1.0), limits) as (run, _, copied):
+    with shadowed(MockKnobs(), MockKnobs(error_share=1.0), limits) as (run, _, copied):
         breaker = run.guard.arms["candidate"].breaker
         load(run, 20, 0.4)
         run.until(lambda: breaker.trips == 1)
         seen = copied.schedule.seen
         assert urllib.request.urlopen(run.url + "/readyz", timeout=5).status == 200
-        copied.schedule.turn(Knobs())
+        copied.schedule.turn(MockKnobs())
         run.until(lambda: not breaker.shut(time.monotonic()))
         assert all(r.ok for r in load(run, 20, 0.4))
         run.until(lambda: copied.schedule.seen >= seen + 4)
@@ -177,12 +177,12 @@ def test_a_shadow_that_failed_gets_copies_again_and_the_baseline_is_ready_all_al
 
 def test_an_opened_breaker_does_not_keep_a_server_unready_for_want_of_requests() -> None:
     limits = policy("breaker: {failures: 3, open_s: 1.0}")
-    with in_thread(Knobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
+    with in_thread(MockKnobs(error_share=1.0)) as (endpoint, mock), guarded(endpoint, limits) as run:
         run.ready()
         assert {r.status for r in load(run, 20, 0.2)} == {502, 503}
         arm = run.guard.arms["baseline"]
         assert not arm.ready
-        mock.schedule.turn(Knobs())
+        mock.schedule.turn(MockKnobs())
         assert run.until(lambda: arm.ready, 3) < 1, (
             "whoever asks /readyz first sends nothing until it says yes"
         )
@@ -198,7 +198,7 @@ def test_a_copy_is_given_up_with_its_client(
     tmp_path: Path, headers: dict[str, str], outcome: str, status: int
 ) -> None:
     log = tmp_path / "traffic.jsonl"
-    late = Knobs(first_ms=3000)
+    late = MockKnobs(first_ms=3000)
     with shadowed(late, late, f"traffic: {{path: '{log}'}}") as (run, _, copied):
 
         async def go() -> None:
@@ -217,7 +217,7 @@ def test_a_copy_is_given_up_with_its_client(
 
 def test_a_stop_does_not_wait_for_shadows(tmp_path: Path) -> None:
     log = tmp_path / "traffic.jsonl"
-    with shadowed(Knobs(), Knobs(hang=True), f"traffic: {{path: '{log}'}}") as (run, _, copied):
+    with shadowed(MockKnobs(), MockKnobs(hang=True), f"traffic: {{path: '{log}'}}") as (run, _, copied):
         assert all(r.ok for r in load(run, 20, 0.2))
         run.until(lambda: copied.schedule.seen == 4)
         began = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.harness import Reply, body, guarded, open_loop, policy
 from tests.faults.test_faults_engine import QUICK, restarts
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.guard.supervision.launch_plan import mock_plan
 
 LIMITS = QUICK + "admission: {slots: 4, tiers: {standard: {queue: 12, deadline_s: 1.0}}}"
@@ -20,7 +20,7 @@ RATE = 25.0  # twice what four slots of 320 ms give
 @pytest.mark.timeout(4200)
 @pytest.mark.parametrize("seconds", [8, pytest.param(3600, marks=pytest.mark.long)])
 def test_soak_loses_nothing_at_twice_the_load(seconds: int, tmp_path: Path) -> None:
-    plan = mock_plan(Knobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8), tmp_path / "engine.log")
+    plan = mock_plan(MockKnobs(slots=4, first_ms=40, token_ms=40, reply_tokens=8), tmp_path / "engine.log")
     log = tmp_path / "traffic.jsonl"
     with guarded(plan, policy(f"{LIMITS}\ntraffic: {{path: '{log}', max_bytes: 1000000, keep: 2}}")) as run:
         run.ready()

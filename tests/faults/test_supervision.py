@@ -23,7 +23,7 @@ from tests.unit.engines.vllm.fake_vllm import write_environment, write_script
 from tests.unit.engines.vllm.test_vllm import make
 
 from checkweigh.engines.http.client import Client, Endpoint
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.errors import EngineError, PinMismatch, Problem, SourceError
@@ -38,7 +38,7 @@ START_S = 120.0  # machines are shared
 
 def lives(folder: Path, names: Sequence[str]) -> Callable[[], LaunchPlan]:
     """Mocks of these names in turn; ``mock`` is pinned, "" does not say what it is, "..." never answers."""
-    plans = iter([mock_plan(Knobs(model=name or "mock"), folder / "engine.log") for name in names])
+    plans = iter([mock_plan(MockKnobs(model=name or "mock"), folder / "engine.log") for name in names])
 
     async def check(endpoint: Endpoint, said: str) -> None:
         async with Client(endpoint) as asked:
@@ -103,14 +103,14 @@ def test_one_that_does_not_say_what_it_is_is_started_again(
 
 def test_starting_takes_no_time_of_the_crash_window(tmp_path: Path) -> None:
     limits = policy(QUICK.replace("crashes: 20", "crashes: 3, crash_window_s: 0.2"))
-    with guarded(mock_plan(Knobs(crash_after=1), tmp_path / "engine.log"), limits) as run:
+    with guarded(mock_plan(MockKnobs(crash_after=1), tmp_path / "engine.log"), limits) as run:
         run.until(lambda: phase(run) is Phase.FAILED, START_S)
         assert restarts(run) == 2
 
 
 def test_readiness_makes_crashes_forgotten(tmp_path: Path) -> None:
     limits = policy(QUICK.replace("crashes: 20", "crashes: 2, crash_window_s: 0.2"))
-    with guarded(mock_plan(Knobs(), tmp_path / "engine.log"), limits) as run:
+    with guarded(mock_plan(MockKnobs(), tmp_path / "engine.log"), limits) as run:
         for _ in range(3):
             run.ready(START_S)
             time.sleep(0.5)
@@ -123,7 +123,7 @@ def test_readiness_makes_crashes_forgotten(tmp_path: Path) -> None:
 
 def test_a_plan_that_fails_at_a_restart_is_tried_again_and_leaves_the_other_arm_alone(tmp_path: Path) -> None:
     made, entered, release, waited = 0, threading.Event(), threading.Event(), []
-    good = mock_plan(Knobs(), tmp_path / "engine.log")
+    good = mock_plan(MockKnobs(), tmp_path / "engine.log")
 
     def plan() -> LaunchPlan:
         nonlocal made
@@ -134,7 +134,7 @@ def test_a_plan_that_fails_at_a_restart_is_tried_again_and_leaves_the_other_arm_
             raise SourceError("expected the image on this host, found none")
         return good()
 
-    with in_thread(Knobs()) as (endpoint, _), guarded(endpoint, policy(QUICK), candidate=plan) as run:
+    with in_thread(MockKnobs()) as (endpoint, _), guarded(endpoint, policy(QUICK), candidate=plan) as run:
         run.ready(START_S)
         candidate = run.guard.arms["candidate"].supervisor
         assert candidate is not None
@@ -157,7 +157,7 @@ def test_a_stop_while_the_plan_is_made_starts_nothing(tmp_path: Path) -> None:
     def plan() -> LaunchPlan:
         entered.set()
         release.wait(60)
-        return mock_plan(Knobs(), log)()
+        return mock_plan(MockKnobs(), log)()
 
     async def stop_early() -> None:
         arm = GuardedArm("baseline", policy(QUICK), plan, print, slots=1)
@@ -184,7 +184,7 @@ def test_a_containers_memory_is_held_against_the_ceiling(
             docker.write_text(f"#!/bin/sh\necho {inside.pid}\n")
             docker.chmod(0o755)
             monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-            good = mock_plan(Knobs(), tmp_path / "engine.log")  # stands for the client
+            good = mock_plan(MockKnobs(), tmp_path / "engine.log")  # stands for the client
             limits = policy(QUICK + "memory: {ceiling_gib: 0.35}")
             with guarded(lambda: replace(good(), container="box"), limits) as run:
                 run.until(lambda: any("above its ceiling of 0.35" in line for line in run.said), START_S)
@@ -208,7 +208,7 @@ def gauges(run: Running) -> dict[str, float]:
 def test_free_memory_is_exported_and_nan_where_nobody_knows() -> None:
     gpu = [None, 0.125]
     with (
-        in_thread(Knobs()) as (endpoint, _),
+        in_thread(MockKnobs()) as (endpoint, _),
         guarded(
             endpoint,
             read_host=lambda: HostReading(free_share=0.5, gpu_free_share=gpu[0], swap_bytes=0.0),

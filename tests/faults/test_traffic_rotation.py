@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import small_disk
 from tests.faults.harness import Reply, Running, body, guarded, open_loop, policy
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 
 
@@ -37,7 +37,7 @@ def lost(run: Running) -> float:
 def test_under_load_every_request_has_one_line_across_rotations(tmp_path: Path) -> None:
     log = tmp_path / "traffic.jsonl"
     limits = policy(f"traffic: {{path: '{log}', max_bytes: 10000, keep: 90}}")
-    with in_thread(Knobs()) as (endpoint, _), guarded(endpoint, limits) as run:
+    with in_thread(MockKnobs()) as (endpoint, _), guarded(endpoint, limits) as run:
         run.ready()
         replies = load(run, 100, 3, "r")
     files = list(tmp_path.glob("traffic.jsonl*"))
@@ -57,7 +57,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 def test_on_a_full_disk_it_serves_says_so_and_goes_on_when_there_is_room(small: Path) -> None:
     log = small / "traffic.jsonl"
     with (
-        in_thread(Knobs()) as (endpoint, _),
+        in_thread(MockKnobs()) as (endpoint, _),
         guarded(endpoint, policy(f"traffic: {{path: '{log}'}}")) as run,
     ):
         run.ready()
@@ -90,7 +90,7 @@ def test_a_disk_that_hangs_holds_back_no_request(tmp_path: Path) -> None:
     log = tmp_path / "traffic.jsonl"
     os.mkfifo(log)  # whoever opens it to write hangs until somebody reads
     with (
-        in_thread(Knobs()) as (endpoint, _),
+        in_thread(MockKnobs()) as (endpoint, _),
         guarded(endpoint, policy(f"traffic: {{path: '{log}'}}")) as run,
     ):
         run.ready()

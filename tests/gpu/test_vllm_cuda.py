@@ -16,10 +16,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from checkweigh.measure.served_arm import ServedArm, check_identity
+
 from checkweigh.engines.protocol import GenerateRequest, GenerateResult
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.engine import VllmEngine
-from checkweigh.measure.quality import Arm, check_identity
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
 from checkweigh.sources.engine_environment import packages_of
@@ -62,8 +63,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
 
 
 def test_it_serves_what_is_pinned_on_the_device(engine: VllmEngine) -> None:
-    renderer = engine._talk.renderer
-    check_identity(Arm(engine.spec.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id))
+    renderer = engine._batches.renderer
+    check_identity(ServedArm(engine.spec.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id))
     assert engine.identity.device == "cuda"
     question = (Message(role="user", content="What is the capital of France?"),)
     (reply,) = engine.generate([GenerateRequest(id="x", messages=question)])

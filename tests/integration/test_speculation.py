@@ -12,7 +12,7 @@ import torch
 
 from checkweigh.engines.hf import generate, speculative
 from checkweigh.engines.hf.backend import TransformersBackend
-from checkweigh.engines.hf.generate import Reply
+from checkweigh.engines.hf.generate import GrowingReply
 from checkweigh.engines.hf.speculative import Speculator
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.records.evalset import Generation
@@ -42,30 +42,30 @@ def prompts(backend: TransformersBackend) -> list[tuple[int, ...]]:
     return backend.render([item.messages for item in picked])
 
 
-def replies(prompts: Sequence[tuple[int, ...]], complete: Callable[[list[Reply]], None]) -> list[Reply]:
+def replies(prompts: Sequence[tuple[int, ...]], complete: Callable[[list[GrowingReply]], None]) -> list[GrowingReply]:
     """One by one, up to 32 tokens each."""
-    found = [Reply(id=str(i), prompt=p, room=32, exact=False) for i, p in enumerate(prompts)]
+    found = [GrowingReply(id=str(i), prompt=p, room=32, exact=False) for i, p in enumerate(prompts)]
     with torch.inference_mode():
         for reply in found:
             complete([reply])
     return found
 
 
-def plain(backend: TransformersBackend, prompts: Sequence[tuple[int, ...]]) -> list[Reply]:
+def plain(backend: TransformersBackend, prompts: Sequence[tuple[int, ...]]) -> list[GrowingReply]:
     sampling = Sampling()
     return replies(prompts, lambda part: generate.generate(backend.loaded, part, sampling, time.monotonic()))
 
 
 def speculated(
     backend: TransformersBackend, speculator: Speculator, prompts: Sequence[tuple[int, ...]]
-) -> list[Reply]:
+) -> list[GrowingReply]:
     return replies(
         prompts,
         lambda part: speculative.generate(backend.loaded, speculator, part, (), time.monotonic()),
     )
 
 
-def gap_at_fork(backend: TransformersBackend, one: Reply, other: Reply) -> float | None:
+def gap_at_fork(backend: TransformersBackend, one: GrowingReply, other: GrowingReply) -> float | None:
     """Logits between the two likeliest tokens where two replies fork; None when they are the same."""
     pairs = zip([*one.tokens, None], [*other.tokens, None], strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)

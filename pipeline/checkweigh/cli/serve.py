@@ -118,11 +118,11 @@ def mock_engine(
     """Serve a mock of an OpenAI-compatible engine that queues, batches and fails as told. Says where on stdout."""
     import asyncio
 
-    from checkweigh.engines.mock.mock_knobs import Knobs
+    from checkweigh.engines.mock.mock_knobs import MockKnobs
     from checkweigh.engines.mock.serve import serve
     from checkweigh.records.yaml.document import parse
 
     lines = [f"{name}: {value}" for name, _, value in (word.partition("=") for word in sets or [])]
-    knobs = parse(Knobs, "\n".join(lines or ["{}"]).encode(), "--set")
+    knobs = parse(MockKnobs, "\n".join(lines or ["{}"]).encode(), "--set")
     say("checkweigh: a mock engine; it answers without a model")
     asyncio.run(serve(knobs, port=port, key=key))

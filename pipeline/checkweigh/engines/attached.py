@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from checkweigh.engines.http.batches import Dialect, Talk, within
+from checkweigh.engines.http.batches import BatchClient, ServerCapabilities, with_timeout
 from checkweigh.engines.http.client import Client, Deadlines, Endpoint
 from checkweigh.engines.protocol import (
     Divergence,
@@ -113,10 +113,12 @@ class AttachedEngine:
             version = (await self._client.get(f"{root}/version")).get("version")
             body = {"model": self.endpoint.model, "prompt": "a", "add_special_tokens": False}
             ids = isinstance((await self._client.post(f"{root}/tokenize", body)).get("tokens"), list)
-        dialect = Dialect(ids=ids and isinstance(version, str), scores=ids and isinstance(version, str))
+        capabilities = ServerCapabilities(
+            ids=ids and isinstance(version, str), scores=ids and isinstance(version, str)
+        )
         renderer = Renderer(self.spec.tokenizer_dir, self.spec.chat_template)
-        self._talk = Talk(self._client, manifest, renderer, dialect, end_ids(self.spec))
-        self._identity = self._named(own, version if dialect.ids else None)
+        self._batches = BatchClient(self._client, manifest, renderer, capabilities, end_ids(self.spec))
+        self._identity = self._named(own, version if capabilities.ids else None)
 
     def _named(self, model: dict[str, Any], version: str | None) -> EngineIdentity:
         """The identity; what the server does not say is the manifest's word."""
@@ -138,21 +140,21 @@ class AttachedEngine:
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt ids as the server renders them; the pinned ones where it does not say (``unverified``)."""
-        if not self._talk.dialect.ids:
-            return [self._talk.renderer.render(messages) for messages in conversations]
-        return self._call("render", self.timeouts.render, lambda: self._talk.render(conversations))
+        if not self._batches.capabilities.ids:
+            return [self._batches.renderer.render(messages) for messages in conversations]
+        return self._call("render", self.timeouts.render, lambda: self._batches.render(conversations))
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Score one batch. BadInput: the server cannot."""
-        return self._call("score", self.timeouts.call, lambda: self._talk.score(batch))
+        return self._call("score", self.timeouts.call, lambda: self._batches.score(batch))
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""
         timed = any(request.exact_tokens is not None for request in batch)
-        if timed and self._timed is None and self._talk.dialect.ids:
+        if timed and self._timed is None and self._batches.capabilities.ids:
             self._timed = self._call("metrics", self.timeouts.render, self._counters)
         sent = time.monotonic()
-        return self._call("generate", self.timeouts.call, lambda: self._talk.generate(batch, sent))
+        return self._call("generate", self.timeouts.call, lambda: self._batches.generate(batch, sent))
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """As ``VllmEngine``: the likeliest tokens."""
@@ -162,13 +164,13 @@ class AttachedEngine:
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
     ) -> list[Divergence | ItemFailure]:
         """As ``VllmEngine``: lower bounds."""
-        decode = self._talk.renderer.decode
+        decode = self._batches.renderer.decode
         return [topk_kl.compare(request.id, theirs, mine, decode) for request in batch]
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Of another's process nothing is known: 0, which no check on memory can use. Counters where it is a vLLM."""
         counters = None
-        if self._talk.dialect.ids:
+        if self._batches.capabilities.ids:
             counters = self._call("resources", self.timeouts.render, self._counters)
             before, self._timed = self._timed, None
             if before is not None:
@@ -182,6 +184,6 @@ class AttachedEngine:
         if not self._open:
             raise EngineDied(f"{call}: the connection to the endpoint is closed")
         try:
-            return self._runner.run(within(seconds, work))
+            return self._runner.run(with_timeout(seconds, work))
         except TimeoutError:
             raise EngineTimeout(f"{call}: {self.endpoint.url} gave no answer within {seconds:g} s") from None

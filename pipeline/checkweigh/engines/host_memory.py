@@ -28,7 +28,7 @@ GROUP = Path("/sys/fs/cgroup")  # of this process, in a container
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class DecoderShape:
     """What decides a decoder's memory beside its weights."""
 
     layers: int
@@ -40,7 +40,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes a model is expected to need at most, by part."""
 
     weights: int
@@ -54,9 +54,9 @@ class Estimate:
         """Bytes in all."""
         return self.weights + self.kv_cache + self.activations + self.logits + self.runtime
 
-    def with_draft(self, draft: Estimate) -> Estimate:
+    def with_draft(self, draft: MemoryEstimate) -> MemoryEstimate:
         """Both models in one process; they compute in turn, so that the larger activations and logits count."""
-        return Estimate(
+        return MemoryEstimate(
             weights=self.weights + draft.weights,
             kv_cache=self.kv_cache + draft.kv_cache,
             activations=max(self.activations, draft.activations),
@@ -65,13 +65,13 @@ class Estimate:
         )
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def shape_of(config: Mapping[str, Any]) -> DecoderShape:
     """The shape in a ``config.json``. BadInput: a needed key is missing."""
     config = config.get("text_config") or config
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
-        return Shape(
+        return DecoderShape(
             layers=int(config["num_hidden_layers"]),
             hidden=hidden,
             intermediate=int(config.get("intermediate_size") or 4 * hidden),
@@ -107,7 +107,7 @@ def stored_elements(header: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def estimate(manifest: Manifest, shape: Shape, elements: Mapping[str, int]) -> Estimate:
+def estimate_memory(manifest: Manifest, shape: DecoderShape, elements: Mapping[str, int]) -> MemoryEstimate:
     """An upper bound, in bytes. Pure.
 
     Floating-point weights are held in ``engine.dtype``. Quantized weights are loaded in that dtype first and
@@ -127,7 +127,7 @@ def estimate(manifest: Manifest, shape: Shape, elements: Mapping[str, int]) -> E
     activations = tokens * width * (6 * shape.hidden + 3 * shape.intermediate + longest)
     if manifest.quantization.type == "int8":
         activations += 3 * tokens * shape.layers * (6 * shape.hidden + shape.intermediate)
-    return Estimate(
+    return MemoryEstimate(
         weights=weights,
         kv_cache=kv_budget(manifest) * layer * (shape.layers + 1),
         activations=activations,
@@ -135,7 +135,7 @@ def estimate(manifest: Manifest, shape: Shape, elements: Mapping[str, int]) -> E
     )
 
 
-def require(need: Estimate, available: int, headroom: float) -> None:
+def require_fit(need: MemoryEstimate, available: int, headroom: float) -> None:
     """Pure. EngineOutOfMemory, with all numbers: ``need`` exceeds ``available`` bytes less the headroom."""
     usable = int(available * (1 - headroom))
     if need.total <= usable:
@@ -167,7 +167,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def rooms(group: Path = GROUP) -> list[tuple[int, int]]:
+def memory_limits(group: Path = GROUP) -> list[tuple[int, int]]:
     """Bytes free, and in all: of this host and, where the control group this process runs in has a limit, of that.
 
     What a group holds of files that nobody used of late counts as free, as it does for the host: it makes way.
@@ -184,23 +184,25 @@ def rooms(group: Path = GROUP) -> list[tuple[int, int]]:
 
 def available() -> int:
     """Bytes this host, or the control group this process runs in, can still give."""
-    return min(free for free, _ in rooms())
+    return min(free for free, _ in memory_limits())
 
 
-def require_room(manifest: Manifest, model_dir: Path, free: int, draft_dir: Path | None = None) -> Estimate:
+def require_room(
+    manifest: Manifest, model_dir: Path, free: int, draft_dir: Path | None = None
+) -> MemoryEstimate:
     """Estimate the model in ``model_dir``, and the one that drafts, and require them to fit into ``free`` bytes.
 
     Raises EngineOutOfMemory, or BadInput when a directory holds no config or no safetensors.
     """
-    need = estimate_of(manifest, model_dir)
+    need = estimate_model(manifest, model_dir)
     if draft_dir is not None:  # never quantized, and the runtime stands once
         plain = manifest.model_copy(update={"quantization": Quantization()})
-        need = need.with_draft(estimate_of(plain, draft_dir))
-    require(need, free, manifest.limits.memory_headroom)
+        need = need.with_draft(estimate_model(plain, draft_dir))
+    require_fit(need, free, manifest.limits.memory_headroom)
     return need
 
 
-def estimate_of(manifest: Manifest, model_dir: Path) -> Estimate:
+def estimate_model(manifest: Manifest, model_dir: Path) -> MemoryEstimate:
     """The estimate of the model in a directory. BadInput: it holds no config or no safetensors."""
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
@@ -213,7 +215,7 @@ def estimate_of(manifest: Manifest, model_dir: Path) -> Estimate:
     for file in files:
         for dtype, count in stored_elements(read_header(file)).items():
             elements[dtype] = elements.get(dtype, 0) + count
-    return estimate(manifest, shape_of(config), elements)
+    return estimate_memory(manifest, shape_of(config), elements)
 
 
 def process_memory(*, reset_peak: bool) -> Resources:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
-from checkweigh.engines.worker.engine import ChildEngine
+from checkweigh.engines.worker.engine import WorkerEngine
 from checkweigh.errors import BadInput
 
 VLLM_START_S = 1200.0  # a large model loads and compiles for minutes
@@ -39,4 +39,4 @@ def open_engine(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None
         from checkweigh.engines.attached import AttachedEngine
 
         return AttachedEngine(spec, timeouts=timeouts or Timeouts())
-    return ChildEngine(spec, log=log, timeouts=timeouts or Timeouts())
+    return WorkerEngine(spec, log=log, timeouts=timeouts or Timeouts())

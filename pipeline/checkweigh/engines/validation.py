@@ -5,8 +5,8 @@
    so cannot be trusted at all.
 2. Numbers that are not finite fail their item only: an ``ItemFailure`` of kind ``non_finite``.
 
-``measure.quality.Arm`` checks every answer before anything is computed from it. Whoever receives an answer (the
-worker's pipe, the HTTP client) only gives it the types of ``protocol``.
+``measure.served_arm.ServedArm`` checks every answer before anything is computed from it. Whoever receives an answer
+(the worker's pipe, the HTTP client) only gives it the types of ``protocol``.
 """
 
 from __future__ import annotations

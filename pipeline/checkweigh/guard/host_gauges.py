@@ -9,9 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from checkweigh.engines.host_memory import GROUP, rooms
-
-_GIB = 1 << 30
+from checkweigh.engines.host_memory import GIB, GROUP, memory_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,7 @@ class Host:
 
 def free_share(group: Path = GROUP) -> float:
     """Of the host's memory or of the control group's limit: the lesser."""
-    return min(free / max(1, total) for free, total in rooms(group))
+    return min(free / max(1, total) for free, total in memory_limits(group))
 
 
 def _gpus() -> list[object]:
@@ -84,9 +82,9 @@ def warnings(headroom: float) -> list[str]:
     found = []
     swap, free = psutil.swap_memory(), free_share()
     if swap.total:
-        used = f", {swap.used / _GIB:.1f} GiB of it in use" if swap.used else ""
+        used = f", {swap.used / GIB:.1f} GiB of it in use" if swap.used else ""
         found.append(
-            f"the host has {swap.total / _GIB:.1f} GiB of swap{used}: latency spikes when it is touched (swapoff -a)"
+            f"the host has {swap.total / GIB:.1f} GiB of swap{used}: latency spikes when it is touched (swapoff -a)"
         )
     if headroom < 0.2:
         found.append(

@@ -28,7 +28,7 @@ MICRO = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class PlannedRequest:
     """One request: due ``at`` seconds after its block begins."""
 
     id: str
@@ -38,11 +38,11 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BlockPlan:
     """All requests of a block, in the order in which they are due; the first is due at 0."""
 
     pair: int
-    requests: tuple[Planned, ...]
+    requests: tuple[PlannedRequest, ...]
 
     @property
     def seconds(self) -> float:
@@ -72,7 +72,7 @@ def arrival_times(arrivals: Poisson | Bursts, count: int, rng: np.random.Generat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supply:
+class PromptSupply:
     """What plans are made of: conversations, and for a trace its rows and the tokens that a word has on average."""
 
     conversations: Sequence[Conversation]
@@ -85,7 +85,7 @@ class Supply:
         conversations: Sequence[Conversation],
         rows: Sequence[Row],
         encode: Callable[[str], tuple[int, ...]],
-    ) -> Supply:
+    ) -> PromptSupply:
         """``encode`` gives the token ids of a text; it is asked once, for all words there are."""
         text = " ".join(_words(conversations))
         words = len(text.split())
@@ -93,17 +93,17 @@ class Supply:
         return cls(conversations=conversations, rows=rows, tokens_a_word=max(ratio, 0.1))
 
 
-def plan_block(load: Load, timing: Timing, supply: Supply, pair: int, seed: int) -> Plan:
+def plan_block(load: Load, timing: Timing, supply: PromptSupply, pair: int, seed: int) -> BlockPlan:
     """The plan of one pair of blocks. ``supply.rows`` must hold a window for the pair when a trace is replayed."""
     rng = np.random.default_rng([seed, pair])
     if isinstance(load.arrivals, Trace):
-        return Plan(pair=pair, requests=_replayed(load.arrivals, timing.requests, supply, pair, rng))
+        return BlockPlan(pair=pair, requests=_replayed(load.arrivals, timing.requests, supply, pair, rng))
     times = arrival_times(load.arrivals, timing.requests, rng)
     picked = rng.integers(len(supply.conversations), size=timing.requests)
-    return Plan(
+    return BlockPlan(
         pair=pair,
         requests=tuple(
-            Planned(
+            PlannedRequest(
                 id=f"{pair}-{i}", at=float(at), messages=supply.conversations[int(index)],
                 output_tokens=timing.output_tokens,
             )
@@ -113,8 +113,8 @@ def plan_block(load: Load, timing: Timing, supply: Supply, pair: int, seed: int)
 
 
 def _replayed(
-    trace: Trace, count: int, supply: Supply, pair: int, rng: np.random.Generator
-) -> tuple[Planned, ...]:
+    trace: Trace, count: int, supply: PromptSupply, pair: int, rng: np.random.Generator
+) -> tuple[PlannedRequest, ...]:
     """The pair's window of the trace. Texts are runs of the conversations' words, as long as the trace's prompts."""
     window = supply.rows[pair * count : (pair + 1) * count]
     if len(window) < count:
@@ -126,7 +126,7 @@ def _replayed(
         start = int(rng.integers(len(words)))
         text = " ".join(words[(start + k) % len(words)] for k in range(wanted))
         found.append(
-            Planned(
+            PlannedRequest(
                 id=f"{pair}-{i}", at=(row.at - window[0].at) / trace.speed,
                 messages=(Message(role="user", content=text),),
                 output_tokens=max(2, min(row.output_tokens, trace.max_output_tokens)),

@@ -30,7 +30,7 @@ class Batch:
         return canonical.digest([item.id for item in self.items])
 
 
-def plan(evalset: EvalSet, engine: Engine, seed: int = 0) -> tuple[Batch, ...]:
+def plan_batches(evalset: EvalSet, engine: Engine, seed: int = 0) -> tuple[Batch, ...]:
     """Batches of similar length, within ``engine.max_batch`` items and ``max_batch_tokens`` padded tokens.
 
     A ``seed`` above 0 mixes the lengths instead, so that the same items are padded otherwise (calibration).

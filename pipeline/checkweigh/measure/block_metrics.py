@@ -14,14 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from checkweigh.measure.open_loop import Offered, Outcome
+from checkweigh.measure.open_loop import OfferedBlock, RequestOutcome
 from checkweigh.records.load_spec import Load, Objective
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-BOUND = "bound"
+BOUND_SUFFIX = "bound"
 
 
-def kept(outcome: Outcome, slo: Objective) -> bool:
+def kept_slo(outcome: RequestOutcome, slo: Objective) -> bool:
     """Whether the request was answered, and as fast as was promised."""
     if outcome.failure or outcome.first is None or outcome.ended is None:
         return False
@@ -29,7 +29,9 @@ def kept(outcome: Outcome, slo: Objective) -> bool:
     return all(limit is None or value is None or value <= limit for value, limit in found)
 
 
-def block_values(offered: Offered, load: Load, role: Literal["baseline", "candidate"]) -> dict[str, float]:
+def block_values(
+    offered: OfferedBlock, load: Load, role: Literal["baseline", "candidate"]
+) -> dict[str, float]:
     """'ttft.p50', ..., 'e2e.p99' in seconds, 'goodput' and 'error_rate' as shares of the requests offered.
 
     A quantile that no request tells is absent. '....bound' only stands where a request failed.
@@ -45,7 +47,7 @@ def block_values(offered: Offered, load: Load, role: Literal["baseline", "candid
         "e2e": [o.ended for o in answered if o.ended is not None],
     }
     values = {
-        "goodput": sum(kept(o, load.slo) for o in outcomes) / len(outcomes),
+        "goodput": sum(kept_slo(o, load.slo) for o in outcomes) / len(outcomes),
         "error_rate": sum(map(is_error, outcomes)) / len(outcomes),
         "late_p99": _quantile(offered.lateness, 0.99) if offered.lateness else 0.0,
         "saturated": float(bool(offered.saturated)),
@@ -56,19 +58,21 @@ def block_values(offered: Offered, load: Load, role: Literal["baseline", "candid
             if told := seen + (given_up if metric == "e2e" else []):
                 values[f"{metric}.{name}"] = _quantile(told, q)
             if failed and len(seen):
-                values[f"{metric}.{name}.{BOUND}"] = _quantile(seen + [worst] * failed, q)
+                values[f"{metric}.{name}.{BOUND_SUFFIX}"] = _quantile(seen + [worst] * failed, q)
     return values
 
 
-def is_error(outcome: Outcome) -> bool:
+def is_error(outcome: RequestOutcome) -> bool:
     """Whether the request got no whole answer in its time. One that was never sent was not answered either."""
     return bool(outcome.failure)
 
 
-def unlike(baseline: Offered, candidate: Offered, load: Load) -> dict[str, tuple[int, int]]:
+def discordant_counts(
+    baseline: OfferedBlock, candidate: OfferedBlock, load: Load
+) -> dict[str, tuple[int, int]]:
     """Requests that are goodput, or errors, in one arm only: (baseline, candidate)."""
     pairs = list(zip(baseline.outcomes, candidate.outcomes, strict=True))
-    good = [(kept(b, load.slo), kept(c, load.slo)) for b, c in pairs]
+    good = [(kept_slo(b, load.slo), kept_slo(c, load.slo)) for b, c in pairs]
     bad = [(is_error(b), is_error(c)) for b, c in pairs]
     return {
         name: (sum(b and not c for b, c in found), sum(c and not b for b, c in found))
@@ -76,7 +80,7 @@ def unlike(baseline: Offered, candidate: Offered, load: Load) -> dict[str, tuple
     }
 
 
-def failures(outcomes: Sequence[Outcome]) -> str:
+def failures(outcomes: Sequence[RequestOutcome]) -> str:
     """The failures in words, commonest first; empty when there were none."""
     counts = Counter(o.failure.partition(":")[0] for o in outcomes if o.failure)
     return ", ".join(f"{count} {what}" for what, count in counts.most_common())

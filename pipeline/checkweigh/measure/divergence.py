@@ -16,14 +16,15 @@ import numpy as np
 from checkweigh import canonical
 from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest
 from checkweigh.measure.batching import Batch
-from checkweigh.measure.quality import Arm, failed, same_tokens
+from checkweigh.measure.quality import failed
+from checkweigh.measure.served_arm import ServedArm, same_tokens
 from checkweigh.records.evalset import Scorer, Text
 from checkweigh.records.measurement import Observation, Scored
 
 SCORER = Scorer(name="kl_divergence", version=1)
 
 
-def write_states(arm: Arm, batch: Batch, folder: Path) -> None:
+def write_states(arm: ServedArm, batch: Batch, folder: Path) -> None:
     """The hidden states of one batch, as the arm's engine has them."""
     requests = _requests(batch)
     results = arm.states(requests, folder)
@@ -33,7 +34,7 @@ def write_states(arm: Arm, batch: Batch, folder: Path) -> None:
 
 
 def compare_states(
-    arm: Arm, batch: Batch, theirs: Path, mine: Path, replicate: int
+    arm: ServedArm, batch: Batch, theirs: Path, mine: Path, replicate: int
 ) -> tuple[list[Observation], int]:
     """Observations of one batch in the batch's order, and the number of tokens compared."""
     requests = _requests(batch)

@@ -33,20 +33,20 @@ from checkweigh.engines.http.client import (
 from checkweigh.engines.protocol import Telemetry
 from checkweigh.engines.vllm.server_metrics import require_cold
 from checkweigh.errors import EngineError
-from checkweigh.measure.arrivals import Plan, Planned, Supply, plan_block
-from checkweigh.measure.block_metrics import block_values, failures, unlike
-from checkweigh.measure.open_loop import Offered, Outcome, offer
+from checkweigh.measure.arrivals import BlockPlan, PlannedRequest, PromptSupply, plan_block
+from checkweigh.measure.block_metrics import block_values, discordant_counts, failures
+from checkweigh.measure.open_loop import OfferedBlock, RequestOutcome, offer
 from checkweigh.measure.paired_blocks import (
     ARMS,
-    Collected,
+    ArmProvider,
+    CollectedBlocks,
     GivenUp,
     Role,
-    Rules,
-    Turn,
-    collect,
-    order_of,
+    StopRules,
+    arm_order,
+    collect_blocks,
 )
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.served_arm import ServedArm
 from checkweigh.measure.timing import acceptance, held, memory, paired_run
 from checkweigh.records.load_spec import Load, Poisson, Trace
 from checkweigh.records.measurement import Block, EngineIdentity, PairedRun
@@ -58,7 +58,7 @@ REDONE = 10  # one pair in so many may be measured again, and at least two
 
 
 @runtime_checkable
-class Served(Protocol):
+class HttpEngine(Protocol):
     """An engine that also answers over HTTP."""
 
     @property
@@ -67,24 +67,24 @@ class Served(Protocol):
 
 
 @dataclass(kw_only=True)
-class Loaded:
+class PairUnderLoad:
     """Both arms under one load. ``redone`` counts the pairs in which the sender was late."""
 
-    turn: Turn
-    supply: Supply
-    rules: Rules
+    arm_for: ArmProvider
+    supply: PromptSupply
+    rules: StopRules
     seed: int
     load: Load
     redone: int = 0
     why: str = ""
-    failed: dict[Role, list[Outcome]] = field(default_factory=lambda: {role: [] for role in ARMS})
+    failed: dict[Role, list[RequestOutcome]] = field(default_factory=lambda: {role: [] for role in ARMS})
 
     def pairs(self) -> Iterator[Block]:
         """Pairs of blocks, as many as are taken; they end early with a baseline that cannot carry the load."""
         warm = _Warm(self)
         for pair in range(self.rules.timing.looks[-1]):
             plan = plan_block(self.load, self.rules.timing, self.supply, pair, self.seed)
-            order = order_of(np.random.default_rng([self.seed, pair, 1]).random())
+            order = arm_order(np.random.default_rng([self.seed, pair, 1]).random())
             block = None
             while block is None:
                 block = self._pair(plan, (order[0], order[1]), warm)
@@ -92,9 +92,9 @@ class Loaded:
             if block.baseline["saturated"]:
                 return
 
-    def _pair(self, plan: Plan, order: tuple[Role, Role], warm: _Warm) -> Block | None:
+    def _pair(self, plan: BlockPlan, order: tuple[Role, Role], warm: _Warm) -> Block | None:
         """One pair; None when it has to be measured again. Raises GivenUp when that was too often."""
-        found: dict[Role, Offered] = {}
+        found: dict[Role, OfferedBlock] = {}
         values: dict[Role, dict[str, float]] = {}
         for role in order:
             found[role], values[role] = self.block(role, warm(role), plan)
@@ -109,10 +109,10 @@ class Loaded:
         return Block(
             pair=plan.pair, order=order, requests=len(plan.requests), plan=plan.digest,
             baseline=values["baseline"], candidate=values["candidate"],
-            unlike=unlike(found["baseline"], found["candidate"], self.load),
+            unlike=discordant_counts(found["baseline"], found["candidate"], self.load),
         )  # fmt: skip
 
-    def block(self, role: Role, arm: Arm, plan: Plan) -> tuple[Offered, dict[str, float]]:
+    def block(self, role: Role, arm: ServedArm, plan: BlockPlan) -> tuple[OfferedBlock, dict[str, float]]:
         """One block on one arm, after a silence; an engine that is gone is an error that names the arm."""
         time.sleep(self.load.washout)
         before = memory(role, arm, reset_peak=True)
@@ -130,35 +130,35 @@ class Loaded:
 class _Warm:
     """An arm that has answered part of a plan; again after each restart."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: PairUnderLoad) -> None:
         self.loaded = loaded
-        self.seen: dict[Role, Arm] = {}
+        self.seen: dict[Role, ServedArm] = {}
         whole = plan_block(loaded.load, loaded.rules.timing, loaded.supply, 0, loaded.seed)
         self.plan = replace(whole, requests=whole.requests[:WARM_UP])
 
-    def __call__(self, role: Role) -> Arm:
-        arm = self.loaded.turn(role)
+    def __call__(self, role: Role) -> ServedArm:
+        arm = self.loaded.arm_for(role)
         if self.seen.get(role) is not arm:
             self.loaded.block(role, arm, self.plan)
             self.seen[role] = arm
         return arm
 
 
-def run_load(loaded: Loaded) -> PairedRun:
+def run_load(loaded: PairUnderLoad) -> PairedRun:
     """Pairs of blocks until the rules say stop."""
     rules = loaded.rules
     started = time.monotonic()
-    found = Collected()
+    found = CollectedBlocks()
     try:
-        collect(loaded.pairs(), rules, found)
+        collect_blocks(loaded.pairs(), rules, found)
     except GivenUp as error:
         found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
         found.blocks.clear()
     notes = [*_notes(loaded, found), *acceptance(found.blocks, rules.timing.output_tokens)]
-    return paired_run(found, rules.timing, loaded.seed, started, notes, described(rules))
+    return paired_run(found, rules.timing, loaded.seed, started, notes, describe_load(rules))
 
 
-def described(rules: Rules) -> str:
+def describe_load(rules: StopRules) -> str:
     """The load in words."""
     load, timing = rules.timing.load, rules.timing
     if load is None:
@@ -171,14 +171,14 @@ def described(rules: Rules) -> str:
     return f"{how}, {timing.requests} requests a block"
 
 
-def _notes(loaded: Loaded, found: Collected) -> Iterator[str]:
+def _notes(loaded: PairUnderLoad, found: CollectedBlocks) -> Iterator[str]:
     if loaded.redone and found.blocks:
         yield f"{loaded.redone} pairs were measured again: {loaded.why}"
     for role in ARMS:
         values: list[Mapping[str, float]] = [getattr(block, role) for block in found.blocks]
         saturated = sum(bool(v["saturated"]) for v in values)
         if saturated:
-            yield f"the {role} was over-saturated in {saturated} of {len(values)} blocks: {described(loaded.rules)}"
+            yield f"the {role} was over-saturated in {saturated} of {len(values)} blocks: {describe_load(loaded.rules)}"
         if values and (failed := failures(loaded.failed[role])):
             yield f"the {role} left requests unanswered: {failed}"
 
@@ -192,15 +192,15 @@ def _counted(before: Telemetry, after: Telemetry) -> dict[str, float]:
     return values
 
 
-async def _offer(arm: Arm, plan: Plan, load: Load, *, salt: str) -> tuple[Offered, float]:
+async def _offer(arm: ServedArm, plan: BlockPlan, load: Load, *, salt: str) -> tuple[OfferedBlock, float]:
     """The plan, offered over connections of the block's own; and the most of its cache that the server had in use."""
-    if not isinstance(arm.engine, Served):
+    if not isinstance(arm.engine, HttpEngine):
         raise EngineError(f"{arm.manifest.name}: its engine has no address that a load could be sent to")
     exact = _is_vllm(arm.engine.identity)
     waits = Deadlines(connect=load.timeout, idle=load.timeout, total=2 * load.timeout)
     async with Client(arm.engine.endpoint, waits) as client:
 
-        async def stream(planned: Planned) -> Streamed:
+        async def stream(planned: PlannedRequest) -> Streamed:
             return await client.stream(_request(arm, planned, exact=exact, salt=salt))
 
         peak = [0.0]
@@ -232,7 +232,7 @@ async def _watch(client: Client, peak: list[float]) -> None:
             peak[0] = max(peak[0], *(float(value) for value in KV_USE.findall(text)), 0.0)
 
 
-def _request(arm: Arm, planned: Planned, *, exact: bool, salt: str) -> StreamRequest:
+def _request(arm: ServedArm, planned: PlannedRequest, *, exact: bool, salt: str) -> StreamRequest:
     sampling = arm.manifest.sampling
     extra: dict[str, Any] = {"cache_salt": f"{salt}-{planned.id}"} if exact else {}
     return StreamRequest(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from checkweigh.engines.http.client import Streamed
 from checkweigh.errors import EngineDied, EngineError, EngineRefused, EngineTimeout, EngineTruncated
-from checkweigh.measure.arrivals import Plan, Planned
+from checkweigh.measure.arrivals import BlockPlan, PlannedRequest
 from checkweigh.records.load_spec import Load
 
 LEAD_S = 0.05  # between the plan's start and now, so that the first request is no later than the others
@@ -28,11 +28,11 @@ FILLED = 10  # answers before the backlog is watched: until replies end as they 
 LEAST_ARRIVALS = 30  # after that, before a trend is looked at
 MOST_TIMEOUTS = 0.1  # share of requests; a server that answers fewer in time cannot carry the load, or hangs
 GROWTH = 3.0  # standard deviations of a backlog that neither grows nor shrinks
-Stream = Callable[[Planned], Awaitable[Streamed]]
+Stream = Callable[[PlannedRequest], Awaitable[Streamed]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RequestOutcome:
     """What became of one request. Seconds from the moment it was due; None where there was no such moment.
 
     ``failure`` is empty for a whole answer. ``ended``: last token, failure, or giving up; None if it was never sent.
@@ -55,10 +55,10 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offered:
+class OfferedBlock:
     """A block's outcomes, one for each planned request and in its order; ``saturated`` says why it was stopped."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[RequestOutcome, ...]
     saturated: str = ""
 
     @property
@@ -77,7 +77,7 @@ class Offered:
         )
 
 
-def growing(outstanding: Sequence[int]) -> bool:
+def backlog_grows(outstanding: Sequence[int]) -> bool:
     """Whether a backlog, seen by each arrival since the server was filled, grows without bound.
 
     Over the later half of n arrivals a queue that keeps up grows by less than a walk of as many steps up as down
@@ -94,19 +94,19 @@ def growing(outstanding: Sequence[int]) -> bool:
     return now - before > GROWTH * math.sqrt(2 * (count - count // 2)) and now >= 1.5 * before
 
 
-async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offered:
+async def offer(stream: Stream, plan: BlockPlan, load: Load, *, exact: bool) -> OfferedBlock:
     """Send the plan and wait for every answer, each at most ``load.timeout`` seconds from when it was due.
 
     ``exact``: a reply of another length than planned is a failure.
     """
     loop = asyncio.get_running_loop()
     start = loop.time() + LEAD_S
-    tasks: list[asyncio.Task[Outcome]] = []
+    tasks: list[asyncio.Task[RequestOutcome]] = []
     outstanding: list[int] = []
     ended = 0
     saturated = ""
 
-    def _closed(_: asyncio.Task[Outcome]) -> None:
+    def _closed(_: asyncio.Task[RequestOutcome]) -> None:
         nonlocal ended
         ended += 1
 
@@ -119,7 +119,7 @@ async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offer
             waiting = len(tasks) - ended
             if ended >= FILLED or waiting >= MOST_OUTSTANDING:
                 outstanding.append(waiting)
-            if growing(outstanding):
+            if backlog_grows(outstanding):
                 await asyncio.sleep(0)  # a task that never ran cannot say what became of it
                 saturated = (
                     f"over-saturated: after {len(tasks)} of {len(plan.requests)} requests {waiting} were waiting, "
@@ -138,24 +138,26 @@ async def offer(stream: Stream, plan: Plan, load: Load, *, exact: bool) -> Offer
         saturated = (
             f"over-saturated: {slow} of {len(outcomes)} requests had no answer within {load.timeout:g} s"
         )
-    unsent = tuple(Outcome(id=p.id, failure="not sent") for p in plan.requests[len(tasks) :])
-    return Offered(outcomes=(*outcomes, *unsent), saturated=saturated)
+    unsent = tuple(RequestOutcome(id=p.id, failure="not sent") for p in plan.requests[len(tasks) :])
+    return OfferedBlock(outcomes=(*outcomes, *unsent), saturated=saturated)
 
 
-async def _one(stream: Stream, planned: Planned, due: float, load: Load, exact: bool) -> Outcome:
+async def _one(
+    stream: Stream, planned: PlannedRequest, due: float, load: Load, exact: bool
+) -> RequestOutcome:
     """One request; a cancelled one is given up, with the time it had taken so far."""
     late = max(0.0, time.monotonic() - due)
     try:
         async with asyncio.timeout_at(due + load.timeout):
             reply = await stream(planned)
     except (EngineError, TimeoutError, asyncio.CancelledError) as error:
-        return Outcome(id=planned.id, late=late, ended=time.monotonic() - due, failure=_kind(error))
+        return RequestOutcome(id=planned.id, late=late, ended=time.monotonic() - due, failure=_kind(error))
     if not reply.events or (exact and reply.tokens != planned.output_tokens):
         wanted = f"{planned.output_tokens} tokens" if exact else "some tokens"
         failure = f"wrong length: {reply.tokens} tokens, {wanted} expected"
-        return Outcome(id=planned.id, late=late, ended=reply.ended - due, failure=failure)
+        return RequestOutcome(id=planned.id, late=late, ended=reply.ended - due, failure=failure)
     cached = 0 if reply.usage is None else reply.usage.cached_tokens or 0
-    return Outcome(
+    return RequestOutcome(
         id=planned.id, late=late, first=reply.events[0].at - due, ended=reply.events[-1].at - due,
         tokens=reply.tokens, cached=cached,
     )  # fmt: skip

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.served_arm import ServedArm
 from checkweigh.records.measurement import Block
 from checkweigh.records.policy import Timing
 
 Role = Literal["baseline", "candidate"]
 ARMS: tuple[Role, Role] = ("baseline", "candidate")
-Turn = Callable[[Role], Arm]  # the arm, running; where both do not fit, the other one is stopped for it
-Looks = tuple[float, ...]
-Settled = Callable[[tuple[Block, ...], Looks], bool]
+ArmProvider = Callable[
+    [Role], ServedArm
+]  # the arm, running; where both do not fit, the other one is stopped for it
+LookFractions = tuple[float, ...]
+Settled = Callable[[tuple[Block, ...], LookFractions], bool]
 
 
 class GivenUp(Exception):
@@ -29,7 +31,7 @@ class GivenUp(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class StopRules:
     """When to stop. ``deadline``: monotonic. ``settled``: whether the checks are, from the blocks and looks so far."""
 
     timing: Timing
@@ -39,7 +41,7 @@ class Rules:
 
 
 @dataclass(slots=True)
-class Collected:
+class CollectedBlocks:
     """Blocks in their order, the looks spent, and what there is to say."""
 
     blocks: list[Block] = field(default_factory=list)
@@ -47,7 +49,7 @@ class Collected:
     notes: list[str] = field(default_factory=list)
 
 
-def collect(blocks: Iterable[Block], rules: Rules, into: Collected) -> None:
+def collect_blocks(blocks: Iterable[Block], rules: StopRules, into: CollectedBlocks) -> None:
     """Fill ``into``; what it holds when an exception passes through is what there was."""
     most = rules.timing.looks[-1]
     for block in blocks:
@@ -67,6 +69,6 @@ def collect(blocks: Iterable[Block], rules: Rules, into: Collected) -> None:
     into.looks.append(1.0)
 
 
-def order_of(draw: float) -> Sequence[Role]:
+def arm_order(draw: float) -> Sequence[Role]:
     """The order of the arms in a pair, from a number drawn uniformly from [0, 1)."""
     return ARMS if draw < 0.5 else (ARMS[1], ARMS[0])

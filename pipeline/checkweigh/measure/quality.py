@@ -1,6 +1,6 @@
 """Quality of one arm on one set: batches through an engine, one observation for each item.
 
-Every number is checked where it enters: answers against their requests (``Arm``), token ids against the pinned
+Every number is checked where it enters: answers against their requests (``ServedArm``), token ids against the pinned
 rendering. What an engine cannot answer becomes a ``Failed`` observation; an engine that answers something else than it
 was asked is an error.
 """
@@ -8,78 +8,30 @@ was asked is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from checkweigh import canonical
-from checkweigh.engines import validation
-from checkweigh.engines.identity import identity_problems
 from checkweigh.engines.protocol import (
-    Divergence,
-    Engine,
     GenerateRequest,
     GenerateResult,
     ItemFailure,
-    Messages,
     ScoreRequest,
     ScoreResult,
-    States,
 )
-from checkweigh.errors import EngineError, PinMismatch, Problem
+from checkweigh.errors import EngineError
 from checkweigh.measure.batching import Batch
+from checkweigh.measure.served_arm import ServedArm, same_tokens
 from checkweigh.records.evalset import Choice, Generation, Item, Message, Text
-from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import Failed, Observation, Scored
 from checkweigh.scorers.score_items import ScoreItem, by_check
 from checkweigh.scoring.choices import choice_scores
 from checkweigh.scoring.replies import looping
 
-Render = Callable[[Sequence[Message]], tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One running engine with what its manifest pins. ``prefix_id`` starts raw text, ``encode`` gives its ids.
-
-    Whoever measures asks the engine through these methods and not by itself: they check every answer against its
-    request, whatever the kind of engine. Beside the engine's own errors they raise EngineError for an answer that does
-    not fit; numbers that are not finite come back as an ``ItemFailure``.
-    """
-
-    manifest: Manifest
-    engine: Engine
-    render: Render
-    encode: Callable[[str], tuple[int, ...]]
-    prefix_id: int
-
-    def engine_prompts(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
-        """Prompt ids as the engine itself renders them; ``render`` gives the pinned ones."""
-        return validation.prompts(self.engine.render(conversations), conversations)
-
-    def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
-        """Scores of one batch, in its order."""
-        return validation.scores(self.engine.score(batch), batch)
-
-    def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
-        """Replies to one batch, in its order."""
-        return validation.replies(self.engine.generate(batch), batch)
-
-    def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
-        """Write the hidden states of one batch of raw texts to ``folder``."""
-        return validation.states(self.engine.states(batch, folder), batch)
-
-    def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
-    ) -> list[Divergence | ItemFailure]:
-        """Divergences of one batch of raw texts, from the states that both engines wrote."""
-        return validation.divergences(self.engine.divergence(batch, theirs, mine), batch)
-
 
 def run_batch(
-    arm: Arm, batch: Batch, replicate: int, score: ScoreItem = by_check
+    arm: ServedArm, batch: Batch, replicate: int, score: ScoreItem = by_check
 ) -> tuple[list[Observation], int]:
     """Observations of one batch in the batch's order, and the number of tokens computed.
 
@@ -90,7 +42,7 @@ def run_batch(
     return _score(arm, batch, replicate)
 
 
-def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
+def _score(arm: ServedArm, batch: Batch, replicate: int) -> tuple[list[Observation], int]:
     requests = [_score_request(arm, item) for item in batch.items]
     results = arm.score(requests)
     observations, tokens = [], 0
@@ -106,7 +58,7 @@ def _score(arm: Arm, batch: Batch, replicate: int) -> tuple[list[Observation], i
     return observations, tokens
 
 
-def _score_request(arm: Arm, item: Item) -> ScoreRequest:
+def _score_request(arm: ServedArm, item: Item) -> ScoreRequest:
     if isinstance(item, Text):
         return ScoreRequest(id=item.id, messages=None, continuations=(item.text,))
     assert isinstance(item, Choice)
@@ -134,7 +86,9 @@ def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Ob
     )  # fmt: skip
 
 
-def _generate(arm: Arm, batch: Batch, replicate: int, score: ScoreItem) -> tuple[list[Observation], int]:
+def _generate(
+    arm: ServedArm, batch: Batch, replicate: int, score: ScoreItem
+) -> tuple[list[Observation], int]:
     items = [item for item in batch.items if isinstance(item, Generation)]
     prompts = arm.manifest.prompts
     requests = [GenerateRequest(id=item.id, messages=prompts.compose(item.messages)) for item in items]
@@ -183,29 +137,9 @@ def failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Ob
     )  # fmt: skip
 
 
-def _check_prompt(arm: Arm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]) -> None:
+def _check_prompt(
+    arm: ServedArm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]
+) -> None:
     """The ids the engine served must be those the pinned tokenizer and template give."""
     pinned = (arm.prefix_id,) if messages is None else arm.render(messages)
     same_tokens(arm, f"prompt of item {item.id}", pinned, found)
-
-
-def same_tokens(arm: Arm, what: str, pinned: tuple[int, ...], found: tuple[int, ...]) -> None:
-    if found == pinned:
-        return
-    shorter = min(len(pinned), len(found))
-    at = next((i for i, (a, b) in enumerate(zip(pinned, found, strict=False)) if a != b), shorter)
-    raise PinMismatch(
-        [
-            Problem(
-                file=arm.manifest.name, line=None, path=f"{what}, token {at}",
-                expected=f"{len(pinned)} pinned ids, here {pinned[at : at + 5]}",
-                found=f"{len(found)} ids, here {found[at : at + 5]}: the engine has other tokens",
-            )
-        ]
-    )  # fmt: skip
-
-
-def check_identity(arm: Arm) -> None:
-    """Compare what the engine reports with what its manifest declares; raises PinMismatch with all differences."""
-    if problems := identity_problems(arm.manifest, arm.engine.identity):
-        raise PinMismatch(problems)

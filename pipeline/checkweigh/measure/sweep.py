@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from checkweigh.measure.arrivals import plan_block
-from checkweigh.measure.load_pairs import Loaded
-from checkweigh.measure.paired_blocks import ARMS, Role, order_of
+from checkweigh.measure.load_pairs import PairUnderLoad
+from checkweigh.measure.paired_blocks import ARMS, Role, arm_order
 from checkweigh.records.load_spec import Load, Trace
 from checkweigh.records.measurement import KNEE, SweepPoint
 
@@ -26,12 +26,12 @@ SECONDS = 8.0  # a point lasts at least so long: a short one ends before its que
 FALLS = 2
 
 
-def sweep(loaded: Loaded, seconds: float) -> Iterator[SweepPoint]:
+def sweep(loaded: PairUnderLoad, seconds: float) -> Iterator[SweepPoint]:
     """Points of both arms, by rising rate; ends early after ``seconds``."""
     until = time.monotonic() + seconds
     fallen: dict[Role, int] = dict.fromkeys(ARMS, 0)
     for step, scale in enumerate(FIRST * FACTOR**i for i in range(STEPS)):
-        order = order_of(np.random.default_rng([loaded.seed, step, 2]).random())
+        order = arm_order(np.random.default_rng([loaded.seed, step, 2]).random())
         for role in order:
             if fallen[role] >= FALLS or time.monotonic() > until:
                 continue
@@ -42,7 +42,7 @@ def sweep(loaded: Loaded, seconds: float) -> Iterator[SweepPoint]:
             return
 
 
-def _point(loaded: Loaded, role: Role, step: int, scale: float) -> SweepPoint:
+def _point(loaded: PairUnderLoad, role: Role, step: int, scale: float) -> SweepPoint:
     timing = loaded.rules.timing
     load = scaled(loaded.load, scale)
     rate = _rate(load, loaded, timing.requests)
@@ -52,7 +52,7 @@ def _point(loaded: Loaded, role: Role, step: int, scale: float) -> SweepPoint:
     plan = plan_block(
         load, timing.model_copy(update={"requests": requests}), loaded.supply, 0, loaded.seed + step
     )
-    offered, values = replace(loaded, load=load).block(role, loaded.turn(role), plan)
+    offered, values = replace(loaded, load=load).block(role, loaded.arm_for(role), plan)
     return SweepPoint(
         arm=role, offered=rate, goodput=rate * values["goodput"], share=values["goodput"], requests=requests,
         saturated=bool(offered.saturated), late=bool(offered.too_late(load)),
@@ -60,7 +60,7 @@ def _point(loaded: Loaded, role: Role, step: int, scale: float) -> SweepPoint:
     )  # fmt: skip
 
 
-def _rate(load: Load, loaded: Loaded, requests: int) -> float:
+def _rate(load: Load, loaded: PairUnderLoad, requests: int) -> float:
     """Requests a second, on average; of a trace's first window."""
     arrivals = load.arrivals
     if not isinstance(arrivals, Trace):

@@ -28,15 +28,15 @@ from checkweigh.errors import EngineError
 from checkweigh.measure.block_metrics import QUANTILES
 from checkweigh.measure.paired_blocks import (
     ARMS,
-    Collected,
+    ArmProvider,
+    CollectedBlocks,
     GivenUp,
     Role,
-    Rules,
-    Turn,
-    collect,
-    order_of,
+    StopRules,
+    arm_order,
+    collect_blocks,
 )
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.served_arm import ServedArm
 from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, Speculated
 from checkweigh.records.policy import Timing
@@ -45,13 +45,15 @@ Requests = Sequence[tuple[str, tuple[Message, ...]]]
 T = TypeVar("T")
 
 
-def run_pairs(turn: Turn, conversations: Sequence[tuple[Message, ...]], rules: Rules, seed: int) -> PairedRun:
-    """Pairs of blocks until the rules say stop. ``turn`` gives an arm that runs."""
+def run_pairs(
+    arm_for: ArmProvider, conversations: Sequence[tuple[Message, ...]], rules: StopRules, seed: int
+) -> PairedRun:
+    """Pairs of blocks until the rules say stop. ``arm_for`` gives an arm that runs."""
     started = time.monotonic()
-    found = Collected()
+    found = CollectedBlocks()
     try:
-        collect(
-            _blocks(_warm(turn, conversations[0], rules.timing), conversations, rules.timing, seed),
+        collect_blocks(
+            _blocks(_warm(arm_for, conversations[0], rules.timing), conversations, rules.timing, seed),
             rules,
             found,
         )
@@ -64,7 +66,7 @@ def run_pairs(turn: Turn, conversations: Sequence[tuple[Message, ...]], rules: R
 
 
 def paired_run(
-    found: Collected, timing: Timing, seed: int, started: float, notes: Sequence[str], load: str = ""
+    found: CollectedBlocks, timing: Timing, seed: int, started: float, notes: Sequence[str], load: str = ""
 ) -> PairedRun:
     """The record of what was collected, with what it says about memory."""
     return PairedRun(
@@ -76,12 +78,12 @@ def paired_run(
     )  # fmt: skip
 
 
-def _warm(turn: Turn, conversation: tuple[Message, ...], timing: Timing) -> Turn:
-    """``turn``, with a block of one request on every engine that is new."""
-    warmed: dict[Role, Arm] = {}
+def _warm(arm_for: ArmProvider, conversation: tuple[Message, ...], timing: Timing) -> ArmProvider:
+    """``arm_for``, with a block of one request on every engine that is new."""
+    warmed: dict[Role, ServedArm] = {}
 
-    def warm(role: Role) -> Arm:
-        arm = turn(role)
+    def warm(role: Role) -> ServedArm:
+        arm = arm_for(role)
         if warmed.get(role) is not arm:
             _block(role, arm, [("warm-up", conversation)], timing.output_tokens)
             warmed[role] = arm
@@ -93,15 +95,15 @@ def _warm(turn: Turn, conversation: tuple[Message, ...], timing: Timing) -> Turn
 
 
 def _blocks(
-    turn: Turn, conversations: Sequence[tuple[Message, ...]], timing: Timing, seed: int
+    arm_for: ArmProvider, conversations: Sequence[tuple[Message, ...]], timing: Timing, seed: int
 ) -> Iterator[Block]:
     """All pairs of blocks: requests and the order of the arms drawn for each."""
     rng = np.random.default_rng(seed)
     for pair in range(timing.looks[-1]):
         picked = rng.integers(len(conversations), size=timing.requests)
         requests = [(f"{pair}-{i}", conversations[int(index)]) for i, index in enumerate(picked)]
-        order = order_of(rng.random())
-        values = {role: _block(role, turn(role), requests, timing.output_tokens) for role in order}
+        order = arm_order(rng.random())
+        values = {role: _block(role, arm_for(role), requests, timing.output_tokens) for role in order}
         yield Block(
             pair=pair, order=(order[0], order[1]), requests=timing.requests,
             baseline=values["baseline"], candidate=values["candidate"],
@@ -117,7 +119,7 @@ def named(role: Role, call: Callable[[], T]) -> T:
         raise
 
 
-def memory(role: Role, arm: Arm, *, reset_peak: bool = False) -> Resources:
+def memory(role: Role, arm: ServedArm, *, reset_peak: bool = False) -> Resources:
     """The engine's; an engine that is gone is an error that names the arm."""
     return named(role, lambda: arm.engine.resources(reset_peak=reset_peak))
 
@@ -126,7 +128,7 @@ def _most(blocks: Sequence[Block], arm: Role, name: str) -> float:
     return max((getattr(block, arm)[name] for block in blocks), default=0)
 
 
-def _block(role: Role, arm: Arm, requests: Requests, output_tokens: int) -> dict[str, float]:
+def _block(role: Role, arm: ServedArm, requests: Requests, output_tokens: int) -> dict[str, float]:
     """One block: requests one after the other; 'ttft.p50', ..., 'e2e.p99' in seconds, 'peak_memory' in bytes."""
     memory(role, arm, reset_peak=True)
     rows = [named(role, partial(_request, role, arm, *request, output_tokens)) for request in requests]
@@ -161,7 +163,7 @@ def acceptance(blocks: Sequence[Block], output_tokens: int) -> list[str]:
 
 
 def _request(
-    role: Role, arm: Arm, name: str, messages: tuple[Message, ...], output_tokens: int
+    role: Role, arm: ServedArm, name: str, messages: tuple[Message, ...], output_tokens: int
 ) -> tuple[float, float, float, Speculated | None]:
     """Seconds to the first token, seconds per token after it, seconds in all, and how drafts did."""
     request = GenerateRequest(

@@ -22,7 +22,7 @@ from checkweigh.decision.pairing import Floats, pair
 from checkweigh.decision.verdict import checks_of
 from checkweigh.errors import BadInput
 from checkweigh.measure import host_facts
-from checkweigh.measure.batching import plan
+from checkweigh.measure.batching import plan_batches
 from checkweigh.measure.divergence import compare_states, write_states
 from checkweigh.progress import Progress
 from checkweigh.records.calibration import Calibration, Execution, Floor
@@ -102,7 +102,7 @@ def _execute(run: ArmRun, policy: Policy, evalsets: Sequence[EvalSet], states: P
         run.measure_all(evalsets, records)
         states.mkdir()
         for evalset in _diverging(policy, evalsets):
-            batches = plan(evalset, run.resolved.manifest.engine, run.batches)
+            batches = plan_batches(evalset, run.resolved.manifest.engine, run.batches)
             for number, batch in enumerate(batches):
                 run.progress(f"{run.role}: states of {evalset.card.name}", number, len(batches))
                 run.survive(lambda arm, batch=batch: write_states(arm, batch, states))  # type: ignore[misc]
@@ -167,7 +167,7 @@ def _divergences(sets: Sequence[EvalSet], done: Sequence[_Executed]) -> list[dic
 
 def _contrast_kl(run: ArmRun, evalset: EvalSet, first: Path, second: Path) -> Floats:
     values = []
-    for batch in plan(evalset, run.resolved.manifest.engine):
+    for batch in plan_batches(evalset, run.resolved.manifest.engine):
         observations, _ = run.survive(lambda arm, batch=batch: compare_states(arm, batch, first, second, 0))  # type: ignore[misc]
         values += [o.outcome.values["kl"] if isinstance(o.outcome, Scored) else np.nan for o in observations]
     return np.array(values)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import listen
 from checkweigh.errors import BadDocument, BadInput, ExitCode, Problem
 from checkweigh.guard.banner import banner
@@ -171,7 +171,7 @@ def _source(resolved: Resolved, log: Path) -> Source:
         return plan
     if manifest.engine.kind == "fake":
         options = manifest.engine.options
-        knobs = Knobs(
+        knobs = MockKnobs(
             model=manifest.name, max_len=manifest.limits.max_sequence, slots=manifest.engine.max_batch,
             first_ms=1e3 * float(options.get("latency_s", 0.0)),
             token_ms=1e3 * float(options.get("token_latency_s", 0.0)),

@@ -21,7 +21,7 @@ from checkweigh.engines.protocol import GenerateRequest, GenerateResult, ScoreRe
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import BadInput, EngineDied, EngineRefused, EngineTimeout, PinMismatch
-from checkweigh.measure.quality import Arm, check_identity
+from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.records.manifest import Attached
 
 
@@ -77,7 +77,7 @@ def test_a_vllm_of_others_is_asked_like_ours(server: VllmEngine, key: str, tmp_p
         found = engine.resources()
         assert (found.resident, found.peak) == (0, 0)
         assert found.telemetry is not None
-        check_identity(Arm(spec.manifest, engine, lambda m: (), lambda t: (), 0))
+        check_identity(ServedArm(spec.manifest, engine, lambda m: (), lambda t: (), 0))
     assert server.render([HELLO])  # it was left running
     with pytest.raises(EngineDied, match="closed"):
         engine.render([HELLO])
@@ -88,7 +88,7 @@ def test_another_version_or_model_is_a_pin_mismatch(server: VllmEngine, key: str
     engine = spec.manifest.engine.model_copy(update={"version": "9.8.0"})
     other = replace(spec, manifest=spec.manifest.model_copy(update={"engine": engine}))
     with AttachedEngine(other) as running, pytest.raises(PinMismatch, match=r"engine\.version"):
-        check_identity(Arm(other.manifest, running, lambda m: (), lambda t: (), 0))
+        check_identity(ServedArm(other.manifest, running, lambda m: (), lambda t: (), 0))
     with (
         pytest.raises(PinMismatch, match="tiny"),
         AttachedEngine(attach(server.spec, server.endpoint.url, "huge", key)),
@@ -160,7 +160,7 @@ def test_a_server_that_only_chats_is_believed_in_little(server: VllmEngine) -> N
         (reply,) = engine.generate([GenerateRequest(id="x", messages=HELLO)])
         assert isinstance(reply, GenerateResult)
         assert (reply.text, reply.finish) == ("red blue green", "stop")
-        renderer = server._talk.renderer
+        renderer = server._batches.renderer
         assert reply.token_ids == renderer.encode("red blue green")
         assert reply.prompt_ids == renderer.render(HELLO)
         assert len(reply.times) == len(reply.token_ids)

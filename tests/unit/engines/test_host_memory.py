@@ -11,10 +11,10 @@ import pytest
 from tests.unit.engines.conftest import make_spec
 
 from checkweigh.engines import host_memory
-from checkweigh.engines.host_memory import Estimate, Shape
+from checkweigh.engines.host_memory import DecoderShape, MemoryEstimate
 from checkweigh.errors import BadInput, EngineOutOfMemory
 
-SHAPE = Shape(layers=2, hidden=8, intermediate=16, kv_heads=1, head_dim=4, vocabulary=100)
+SHAPE = DecoderShape(layers=2, hidden=8, intermediate=16, kv_heads=1, head_dim=4, vocabulary=100)
 GIB = 1 << 30
 
 
@@ -24,8 +24,8 @@ def manifest(**sections: Any) -> Any:
 
 def test_weights_are_scaled_to_the_dtype_they_are_held_in() -> None:
     elements = {"F32": 1000, "BF16": 500, "I64": 10}
-    whole = host_memory.estimate(manifest(), SHAPE, elements)
-    half = host_memory.estimate(manifest(engine={"dtype": "bfloat16"}), SHAPE, elements)
+    whole = host_memory.estimate_memory(manifest(), SHAPE, elements)
+    half = host_memory.estimate_memory(manifest(engine={"dtype": "bfloat16"}), SHAPE, elements)
     assert whole.weights == 1500 * 4 + 80
     assert half.weights == 1500 * 2 + 80
 
@@ -33,14 +33,14 @@ def test_weights_are_scaled_to_the_dtype_they_are_held_in() -> None:
 @pytest.mark.parametrize(("bits", "kind", "extra"), [(8, "int8", 1000), (4, "nf4", 500)])
 def test_quantized_weights_stand_beside_the_whole_ones(bits: int, kind: str, extra: int) -> None:
     quantization = {"method": "bitsandbytes", "bits": bits, "type": kind}
-    found = host_memory.estimate(manifest(quantization=quantization), SHAPE, {"BF16": 1000})
+    found = host_memory.estimate_memory(manifest(quantization=quantization), SHAPE, {"BF16": 1000})
     assert found.weights == 4000 + extra
 
 
 def test_cache_activations_and_logits() -> None:
     one = manifest(engine={"max_batch": 4, "max_batch_tokens": 100}, sampling={"max_tokens": 44})
     assert host_memory.kv_budget(one) == 4 * (256 + 44)
-    found = host_memory.estimate(one, SHAPE, {})
+    found = host_memory.estimate_memory(one, SHAPE, {})
     assert (
         found.kv_cache == 1200 * (2 * 1 * 4 * 4) * 3
     )  # tokens x bytes a layer x (layers + the one being copied)
@@ -54,8 +54,8 @@ def test_cache_activations_and_logits() -> None:
 def test_int8_keeps_the_inputs_of_its_layers() -> None:
     batch = {"max_batch_tokens": 1000}
     quantization = {"method": "bitsandbytes", "bits": 8, "type": "int8"}
-    plain = host_memory.estimate(manifest(engine=batch), SHAPE, {})
-    found = host_memory.estimate(manifest(engine=batch, quantization=quantization), SHAPE, {})
+    plain = host_memory.estimate_memory(manifest(engine=batch), SHAPE, {})
+    found = host_memory.estimate_memory(manifest(engine=batch, quantization=quantization), SHAPE, {})
     assert found.activations - plain.activations == 3 * 1000 * 2 * (6 * 8 + 16)
 
 
@@ -65,10 +65,12 @@ def test_the_cache_budget_covers_one_longest_sequence() -> None:
 
 
 def test_the_headroom_is_kept_and_every_number_named() -> None:
-    need = Estimate(weights=2 * GIB, kv_cache=GIB, activations=GIB // 2, logits=GIB // 4, runtime=GIB // 4)
-    host_memory.require(need, 8 * GIB, 0.5)
+    need = MemoryEstimate(
+        weights=2 * GIB, kv_cache=GIB, activations=GIB // 2, logits=GIB // 4, runtime=GIB // 4
+    )
+    host_memory.require_fit(need, 8 * GIB, 0.5)
     with pytest.raises(EngineOutOfMemory) as caught:
-        host_memory.require(need, 8 * GIB - 2, 0.5)
+        host_memory.require_fit(need, 8 * GIB - 2, 0.5)
     assert str(caught.value) == (
         "the model needs about 4.00 GiB "
         "(weights 2.00, kv_cache 1.00, activations 0.50, logits 0.25, runtime 0.25), "
@@ -78,7 +80,7 @@ def test_the_headroom_is_kept_and_every_number_named() -> None:
 
 def test_shapes_from_configs() -> None:
     config = {"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 9}
-    wanted = Shape(layers=3, hidden=64, intermediate=256, kv_heads=4, head_dim=16, vocabulary=9)
+    wanted = DecoderShape(layers=3, hidden=64, intermediate=256, kv_heads=4, head_dim=16, vocabulary=9)
     assert host_memory.shape_of(config) == host_memory.shape_of({"text_config": config}) == wanted
     with pytest.raises(BadInput, match="hidden_size is missing"):
         host_memory.shape_of({"num_attention_heads": 4})
@@ -113,13 +115,13 @@ def test_directories_without_a_model_are_bad_input(tmp_path: Path) -> None:
 
 
 def test_a_control_groups_limit_is_a_room_and_its_idle_files_are_free(tmp_path: Path) -> None:
-    host = host_memory.rooms(tmp_path)
+    host = host_memory.memory_limits(tmp_path)
     assert len(host) == 1
     (tmp_path / "memory.max").write_text(f"{8 << 20}\n")
     (tmp_path / "memory.current").write_text(f"{7 << 20}\n")
     (tmp_path / "memory.stat").write_text(f"anon 1\nactive_file 7\ninactive_file {2 << 20}\nfile 9\n")
-    assert host_memory.rooms(tmp_path)[1:] == [(3 << 20, 8 << 20)]
+    assert host_memory.memory_limits(tmp_path)[1:] == [(3 << 20, 8 << 20)]
     (tmp_path / "memory.current").write_text(f"{11 << 20}\n")
-    assert host_memory.rooms(tmp_path)[1:] == [(0, 8 << 20)]
+    assert host_memory.memory_limits(tmp_path)[1:] == [(0, 8 << 20)]
     (tmp_path / "memory.max").write_text("max\n")
-    assert len(host_memory.rooms(tmp_path)) == 1
+    assert len(host_memory.memory_limits(tmp_path)) == 1

@@ -21,9 +21,9 @@ import checkweigh
 from checkweigh.engines.attached import AttachedEngine
 from checkweigh.engines.protocol import Engine, GenerateRequest, ItemFailure, ScoreRequest
 from checkweigh.engines.vllm.engine import VllmEngine
-from checkweigh.engines.worker.engine import ChildEngine
+from checkweigh.engines.worker.engine import WorkerEngine
 from checkweigh.errors import EngineError
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.served_arm import ServedArm
 
 ASKED = [ScoreRequest(id="a", messages=None, continuations=("red blue",))]
 TIMED = [GenerateRequest(id="a", messages=user("say blue"), exact_tokens=5)]
@@ -91,16 +91,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def liar(
     fake: MakeSpec, environment: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str, str], Arm]]:
+) -> Iterator[Callable[[str, str], ServedArm]]:
     """``liar(path, lie)``: an arm whose engine, reached by that path, tells that lie."""
     with ExitStack() as stack:
 
-        def start(path: str, lie: str) -> Arm:
+        def start(path: str, lie: str) -> ServedArm:
             spec = fake(**WORKER[lie])
             if path == "in process":
                 engine: Engine = Liar(lie)
             elif path == "worker":
-                engine = stack.enter_context(ChildEngine(spec, log=tmp_path / "log"))
+                engine = stack.enter_context(WorkerEngine(spec, log=tmp_path / "log"))
             else:
                 write_script(environment, **SERVER[lie])
                 spec = make(environment, tiny_model_dir)
@@ -110,13 +110,15 @@ def liar(
                     monkeypatch.setenv("THE_KEY", str(server.endpoint.key))
                     spec = attach(spec, server.endpoint.url, key_env="THE_KEY")
                     engine = stack.enter_context(AttachedEngine(spec))
-            return Arm(spec.manifest, engine, lambda messages: (), lambda text: (), 0)
+            return ServedArm(spec.manifest, engine, lambda messages: (), lambda text: (), 0)
 
         yield start
 
 
 @pytest.mark.parametrize(("path", "lie"), PATHS)
-def test_a_lie_is_refused_whoever_tells_it(liar: Callable[[str, str], Arm], path: str, lie: str) -> None:
+def test_a_lie_is_refused_whoever_tells_it(
+    liar: Callable[[str, str], ServedArm], path: str, lie: str
+) -> None:
     arm = liar(path, lie)
     if lie == "non_finite":
         (result,) = arm.score(ASKED)
@@ -127,7 +129,7 @@ def test_a_lie_is_refused_whoever_tells_it(liar: Callable[[str, str], Arm], path
         arm.generate(TIMED) if lie == "fewer_tokens" else arm.score(ASKED)
 
 
-def test_a_server_that_lies_writes_no_states(liar: Callable[[str, str], Arm], tmp_path: Path) -> None:
+def test_a_server_that_lies_writes_no_states(liar: Callable[[str, str], ServedArm], tmp_path: Path) -> None:
     arm = liar("vllm", "positive")
     with pytest.raises(EngineError, match="a probability above 1"):
         arm.states(ASKED, tmp_path)
@@ -135,9 +137,9 @@ def test_a_server_that_lies_writes_no_states(liar: Callable[[str, str], Arm], tm
 
 
 def test_only_the_checked_calls_ask_an_engine() -> None:
-    """Outside the engines nobody calls what a measurement rests on but ``Arm``, and what hands it on unread."""
+    """Outside the engines nobody calls what a measurement rests on but ``ServedArm``, and what hands it on unread."""
     root = Path(checkweigh.__file__).parent
-    allowed = {root / "measure" / "quality.py", root / "guard" / "admission" / "guarded_engine.py"}
+    allowed = {root / "measure" / "served_arm.py", root / "guard" / "admission" / "guarded_engine.py"}
     callers = set()
     for path in root.rglob("*.py"):
         if path.is_relative_to(root / "engines"):

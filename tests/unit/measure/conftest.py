@@ -22,7 +22,7 @@ from checkweigh.engines.protocol import (
     ScoreRequest,
     ScoreResult,
 )
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.served_arm import ServedArm
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
 from checkweigh.records.measurement import EngineIdentity
@@ -94,12 +94,12 @@ class InProcess:
         return Resources(resident=self.peak, peak=self.peak, swapped=7)
 
 
-def make_arm(engine: InProcess) -> Arm:
+def make_arm(engine: InProcess) -> ServedArm:
     """The engine with the pinned rendering it should have."""
     import json
 
     manifest = Manifest.model_validate_json(json.dumps(MANIFEST | {"name": engine.name}))
-    return Arm(manifest, engine, render, encode, 0)
+    return ServedArm(manifest, engine, render, encode, 0)
 
 
 @pytest.fixture

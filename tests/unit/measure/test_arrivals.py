@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from checkweigh.measure.arrivals import Plan, Supply, arrival_times, gaps, plan_block
+from checkweigh.measure.arrivals import BlockPlan, PromptSupply, arrival_times, gaps, plan_block
 from checkweigh.records.evalset import Message
 from checkweigh.records.load_spec import (
     Arrivals,
@@ -26,7 +26,7 @@ from checkweigh.sources.load_trace import Row
 CONVERSATIONS = [(Message(role="user", content=f"question {i} of several words"),) for i in range(7)]
 TRACE = Trace(kind="trace", file="t.csv", speed=4.0, max_prompt_tokens=30, max_output_tokens=9)
 ROWS = [Row(at=float(i * i), prompt_tokens=3 + 10 * i, output_tokens=1 + i) for i in range(40)]
-SUPPLY = Supply(conversations=CONVERSATIONS, rows=ROWS)
+SUPPLY = PromptSupply(conversations=CONVERSATIONS, rows=ROWS)
 
 
 def load(arrivals: Any, requests: int = 12) -> tuple[Load, Timing]:
@@ -34,7 +34,7 @@ def load(arrivals: Any, requests: int = 12) -> tuple[Load, Timing]:
     return found, Timing(requests=requests, output_tokens=5, load=found)
 
 
-def plan(arrivals: Any, pair: int = 0, seed: int = 1, requests: int = 12) -> Plan:
+def plan(arrivals: Any, pair: int = 0, seed: int = 1, requests: int = 12) -> BlockPlan:
     return plan_block(*load(arrivals, requests), SUPPLY, pair, seed)
 
 
@@ -112,7 +112,7 @@ def test_prompts_of_a_trace_are_as_long_in_tokens_as_the_trace_says() -> None:
     def encode(text: str) -> tuple[int, ...]:
         return tuple(range(3 * len(text.split())))  # three tokens a word
 
-    supply = Supply.of(CONVERSATIONS, ROWS, encode)
+    supply = PromptSupply.of(CONVERSATIONS, ROWS, encode)
     found = plan_block(*load(TRACE), supply, 0, 1)
     for request, row in zip(found.requests, ROWS, strict=False):
         wanted = min(row.prompt_tokens, 30)

@@ -16,20 +16,20 @@ from checkweigh.engines.http.client import (
     Streamed,
     StreamRequest,
 )
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_process, in_thread
-from checkweigh.measure.arrivals import Plan, Planned
+from checkweigh.measure.arrivals import BlockPlan, PlannedRequest
 from checkweigh.measure.block_metrics import (
     block_values,
+    discordant_counts,
     failures,
-    kept,
-    unlike,
+    kept_slo,
 )
 from checkweigh.measure.open_loop import (
     MOST_OUTSTANDING,
-    Offered,
-    Outcome,
-    growing,
+    OfferedBlock,
+    RequestOutcome,
+    backlog_grows,
     offer,
 )
 from checkweigh.records.evalset import Message
@@ -43,16 +43,18 @@ def load(**changes: Any) -> Load:
     return Load(arrivals=Poisson(kind="poisson", rate=50.0), slo=SLO, timeout=5.0, washout=0.0, **changes)
 
 
-def steady(count: int, gap: float, tokens: int = 4) -> Plan:
-    requests = [Planned(id=f"r{i}", at=i * gap, messages=HELLO, output_tokens=tokens) for i in range(count)]
-    return Plan(pair=0, requests=tuple(requests))
+def steady(count: int, gap: float, tokens: int = 4) -> BlockPlan:
+    requests = [
+        PlannedRequest(id=f"r{i}", at=i * gap, messages=HELLO, output_tokens=tokens) for i in range(count)
+    ]
+    return BlockPlan(pair=0, requests=tuple(requests))
 
 
-def offered(endpoint: Endpoint, plan: Plan, rules: Load, *, exact: bool = False) -> Offered:
-    async def work() -> Offered:
+def offered(endpoint: Endpoint, plan: BlockPlan, rules: Load, *, exact: bool = False) -> OfferedBlock:
+    async def work() -> OfferedBlock:
         async with Client(endpoint, Deadlines(connect=2, idle=20, total=20)) as client:
 
-            async def stream(planned: Planned) -> Streamed:
+            async def stream(planned: PlannedRequest) -> Streamed:
                 return await client.stream(
                     StreamRequest(id=planned.id, messages=planned.messages, max_tokens=planned.output_tokens)
                 )
@@ -65,7 +67,7 @@ def offered(endpoint: Endpoint, plan: Plan, rules: Load, *, exact: bool = False)
 def test_every_request_is_sent_when_it_is_due_however_slow_the_answers_are() -> None:
     """40 requests in .4 s, each answered after .5 s: a loop that waits for answers would take 20 s."""
     started = time.monotonic()
-    with in_thread(Knobs(first_ms=500.0)) as (endpoint, _):
+    with in_thread(MockKnobs(first_ms=500.0)) as (endpoint, _):
         found = offered(endpoint, steady(40, 0.01), load())
     assert time.monotonic() - started < 8
     assert len(found.outcomes) == 40
@@ -76,7 +78,7 @@ def test_every_request_is_sent_when_it_is_due_however_slow_the_answers_are() -> 
 
 def test_waiting_in_a_queue_counts_from_the_scheduled_moment() -> None:
     """One slot: each request waits for all before it, and its time says so."""
-    with in_thread(Knobs(slots=1, first_ms=60.0)) as (endpoint, _):
+    with in_thread(MockKnobs(slots=1, first_ms=60.0)) as (endpoint, _):
         found = offered(endpoint, steady(12, 0.01), load())
     first = [o.first for o in found.outcomes if o.first is not None]
     assert len(first) == 12
@@ -85,9 +87,9 @@ def test_waiting_in_a_queue_counts_from_the_scheduled_moment() -> None:
 
 
 def test_known_delays_come_back_in_the_right_metric() -> None:
-    with in_thread(Knobs(first_ms=120.0, token_ms=30.0)) as (endpoint, _):
+    with in_thread(MockKnobs(first_ms=120.0, token_ms=30.0)) as (endpoint, _):
         slow_first = block_values(offered(endpoint, steady(10, 0.05, 6), load()), load(), "baseline")
-    with in_thread(Knobs(first_ms=10.0, token_ms=60.0)) as (endpoint, _):
+    with in_thread(MockKnobs(first_ms=10.0, token_ms=60.0)) as (endpoint, _):
         slow_token = block_values(offered(endpoint, steady(10, 0.05, 6), load()), load(), "baseline")
     assert slow_first["ttft.p50"] > 2 * slow_token["ttft.p50"]
     assert 1.3 * slow_first["tpot.p50"] < slow_token["tpot.p50"]
@@ -98,9 +100,9 @@ def test_known_delays_come_back_in_the_right_metric() -> None:
 
 
 def test_several_tokens_an_update_are_counted_one_by_one() -> None:
-    with in_thread(Knobs(token_ms=40.0, acceptance=3.0, drafted=4)) as (endpoint, _):
+    with in_thread(MockKnobs(token_ms=40.0, acceptance=3.0, drafted=4)) as (endpoint, _):
         drafted = block_values(offered(endpoint, steady(8, 0.05, 12), load()), load(), "candidate")
-    with in_thread(Knobs(token_ms=40.0)) as (endpoint, _):
+    with in_thread(MockKnobs(token_ms=40.0)) as (endpoint, _):
         plain = block_values(offered(endpoint, steady(8, 0.05, 12), load()), load(), "candidate")
     assert drafted["tpot.p50"] < 0.75 * plain["tpot.p50"]
 
@@ -108,14 +110,14 @@ def test_several_tokens_an_update_are_counted_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("knobs", "failure"),
     [
-        (Knobs(error_share=1.0), "refused with 500"),
-        (Knobs(truncate_share=1.0), "broken off"),
-        (Knobs(reset_share=1.0), "broken off"),
-        (Knobs(max_len=1), "refused with 400"),
+        (MockKnobs(error_share=1.0), "refused with 500"),
+        (MockKnobs(truncate_share=1.0), "broken off"),
+        (MockKnobs(reset_share=1.0), "broken off"),
+        (MockKnobs(max_len=1), "refused with 400"),
     ],
     ids=["500", "truncated", "reset", "400"],
 )
-def test_an_answer_that_is_none_is_an_error_with_a_name(knobs: Knobs, failure: str) -> None:
+def test_an_answer_that_is_none_is_an_error_with_a_name(knobs: MockKnobs, failure: str) -> None:
     with in_thread(knobs) as (endpoint, _):
         found = offered(endpoint, steady(5, 0.01), load())
     assert {o.failure for o in found.outcomes} == {failure}
@@ -128,7 +130,7 @@ def test_an_answer_that_is_none_is_an_error_with_a_name(knobs: Knobs, failure: s
 
 def test_a_hanging_server_is_left_after_the_timeout() -> None:
     rules = load().model_copy(update={"timeout": 0.4})
-    with in_thread(Knobs(hang=True)) as (endpoint, _):
+    with in_thread(MockKnobs(hang=True)) as (endpoint, _):
         found = offered(endpoint, steady(4, 0.01), rules)
     assert {o.failure for o in found.outcomes} == {"timeout"}
     assert all(o.ended is not None and 0.35 < o.ended < 3 for o in found.outcomes)
@@ -140,7 +142,7 @@ def test_a_server_that_is_not_there_refuses_every_request() -> None:
 
 
 def test_a_server_that_dies_half_way_leaves_the_rest_without_an_answer() -> None:
-    with in_process(Knobs(crash_after=6, first_ms=20.0)) as mock:
+    with in_process(MockKnobs(crash_after=6, first_ms=20.0)) as mock:
         found = offered(mock.endpoint, steady(12, 0.05), load())
     assert 0 < sum(not o.failure for o in found.outcomes) < 12
     assert found.outcomes[-1].failure
@@ -148,7 +150,7 @@ def test_a_server_that_dies_half_way_leaves_the_rest_without_an_answer() -> None
 
 
 def test_a_reply_of_another_length_fails_where_the_length_was_asked_for() -> None:
-    with in_thread(Knobs(reply_tokens=3)) as (endpoint, _):
+    with in_thread(MockKnobs(reply_tokens=3)) as (endpoint, _):
         found = offered(endpoint, steady(3, 0.0, 8), load(), exact=True)
         allowed = offered(endpoint, steady(3, 0.0, 8), load())
     assert {o.failure for o in found.outcomes} == {"wrong length: 3 tokens, 8 tokens expected"}
@@ -156,7 +158,7 @@ def test_a_reply_of_another_length_fails_where_the_length_was_asked_for() -> Non
 
 
 def test_a_backlog_without_bound_stops_the_block_and_names_it() -> None:
-    with in_thread(Knobs(slots=1, first_ms=40.0)) as (endpoint, _):
+    with in_thread(MockKnobs(slots=1, first_ms=40.0)) as (endpoint, _):
         found = offered(endpoint, steady(400, 0.005), load())
     assert found.saturated.startswith("over-saturated: after ")
     sent = [o for o in found.outcomes if o.late is not None]
@@ -178,7 +180,7 @@ def test_a_queue_that_keeps_up_is_not_called_growing(count: int) -> None:
         for _ in range(count):
             backlog = max(0, backlog - int(rng.poisson(1.25))) + 1  # 80% of what the server can do
             seen.append(backlog)
-        stopped += any(growing(seen[: k + 1]) for k in range(count))
+        stopped += any(backlog_grows(seen[: k + 1]) for k in range(count))
     assert stopped <= 1
 
 
@@ -190,24 +192,24 @@ def test_a_backlog_that_grows_is_noticed(served: float) -> None:
         for _ in range(600):
             backlog = max(0, backlog - int(rng.poisson(served))) + 1
             seen.append(backlog)
-        assert any(growing(seen[: k + 1]) for k in range(len(seen)))
+        assert any(backlog_grows(seen[: k + 1]) for k in range(len(seen)))
 
 
 def test_too_many_open_connections_are_a_backlog_whatever_the_trend() -> None:
-    assert growing([MOST_OUTSTANDING])
-    assert not growing([])
-    assert not growing([5] * 29)
+    assert backlog_grows([MOST_OUTSTANDING])
+    assert not backlog_grows([])
+    assert not backlog_grows([5] * 29)
 
 
-def outcome(**values: Any) -> Outcome:
-    return Outcome(**{"id": "r", "late": 0.0, "first": 0.1, "ended": 0.4, "tokens": 4} | values)
+def outcome(**values: Any) -> RequestOutcome:
+    return RequestOutcome(**{"id": "r", "late": 0.0, "first": 0.1, "ended": 0.4, "tokens": 4} | values)
 
 
 def test_a_late_sender_is_named_and_a_punctual_one_is_not() -> None:
     rules = load(max_late=0.05)
-    punctual = Offered(outcomes=tuple(outcome(late=0.01) for _ in range(100)))
-    once = Offered(outcomes=(*punctual.outcomes[1:], outcome(late=0.2)))
-    twice = Offered(outcomes=(*punctual.outcomes[2:], outcome(late=0.2), outcome(late=0.3)))
+    punctual = OfferedBlock(outcomes=tuple(outcome(late=0.01) for _ in range(100)))
+    once = OfferedBlock(outcomes=(*punctual.outcomes[1:], outcome(late=0.2)))
+    twice = OfferedBlock(outcomes=(*punctual.outcomes[2:], outcome(late=0.2), outcome(late=0.3)))
     assert punctual.too_late(rules) == once.too_late(rules) == ""
     assert twice.too_late(rules) == (
         "the sender was late: 2 of 100 requests went out more than 50 ms after their time, up to 300 ms"
@@ -217,7 +219,7 @@ def test_a_late_sender_is_named_and_a_punctual_one_is_not() -> None:
 def test_a_blocked_sender_says_how_late_it_was() -> None:
     """Nothing else may run while this process sleeps: what was due then is late, and slow by as much."""
 
-    async def answer(planned: Planned) -> Streamed:
+    async def answer(planned: PlannedRequest) -> Streamed:
         if planned.id == "r1":
             time.sleep(0.3)  # noqa: ASYNC251: that it blocks the loop is the point
         from checkweigh.engines.http.client import Event
@@ -236,11 +238,11 @@ def test_a_blocked_sender_says_how_late_it_was() -> None:
 
 def test_goodput_asks_for_every_limit_and_counts_all_that_was_offered() -> None:
     slo = Objective(ttft=0.2, tpot=0.11, e2e=0.5)
-    assert kept(outcome(), slo)
+    assert kept_slo(outcome(), slo)
     for bad in ({"first": 0.3}, {"ended": 0.45}, {"ended": 0.6, "tokens": 50}, {"failure": "timeout"}):
-        assert not kept(outcome(**bad), slo), bad
-    assert kept(outcome(ended=0.1, tokens=1), slo), "one token has no time per token"
-    block = Offered(
+        assert not kept_slo(outcome(**bad), slo), bad
+    assert kept_slo(outcome(ended=0.1, tokens=1), slo), "one token has no time per token"
+    block = OfferedBlock(
         outcomes=(
             outcome(),
             outcome(),
@@ -253,27 +255,32 @@ def test_goodput_asks_for_every_limit_and_counts_all_that_was_offered() -> None:
 
 def test_failures_count_against_the_candidate_and_for_the_baseline() -> None:
     rows = tuple(outcome(first=0.1 * (i + 1), ended=1.0 + i) for i in range(9))
-    block = Offered(outcomes=(*rows, outcome(failure="timeout", first=None, ended=5.0, tokens=0)))
+    block = OfferedBlock(outcomes=(*rows, outcome(failure="timeout", first=None, ended=5.0, tokens=0)))
     rules = load().model_copy(update={"timeout": 60.0})
     one, other = (block_values(block, rules, role) for role in ("baseline", "candidate"))
     assert one["e2e.p50"] == other["e2e.p50"] == 5.0, "quantiles are those of answers"
     assert one["e2e.p99.bound"] < one["e2e.p99"] < other["e2e.p99.bound"]
     assert other["e2e.p99.bound"] > 50
     assert not any(
-        name.endswith("bound") for name in block_values(Offered(outcomes=rows), load(), "candidate")
+        name.endswith("bound") for name in block_values(OfferedBlock(outcomes=rows), load(), "candidate")
     )
 
 
 def test_a_request_given_up_counts_for_as_long_as_it_took() -> None:
-    block = Offered(outcomes=(outcome(), outcome(failure="given up", first=None, ended=3.0)), saturated="yes")
+    block = OfferedBlock(
+        outcomes=(outcome(), outcome(failure="given up", first=None, ended=3.0)), saturated="yes"
+    )
     assert block_values(block, load(), "candidate")["e2e.p99"] > 2.9
 
 
 def test_what_is_unlike_is_counted_request_by_request() -> None:
     good, slow, bad = outcome(), outcome(ended=2.0), outcome(failure="timeout", first=None)
-    one, other = Offered(outcomes=(good, good, slow, bad)), Offered(outcomes=(good, slow, good, bad))
-    assert unlike(one, other, load()) == {"goodput": (1, 1), "error_rate": (0, 0)}
-    assert unlike(one, Offered(outcomes=(bad, bad, bad, bad)), load()) == {
+    one, other = (
+        OfferedBlock(outcomes=(good, good, slow, bad)),
+        OfferedBlock(outcomes=(good, slow, good, bad)),
+    )
+    assert discordant_counts(one, other, load()) == {"goodput": (1, 1), "error_rate": (0, 0)}
+    assert discordant_counts(one, OfferedBlock(outcomes=(bad, bad, bad, bad)), load()) == {
         "goodput": (2, 0),
         "error_rate": (0, 3),
     }

@@ -15,14 +15,14 @@ from tests.unit.measure.conftest import InProcess, encode, make_arm
 from checkweigh.decision.compare import compare_blocks
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.engines.protocol import Messages, Resources, Telemetry
 from checkweigh.errors import BadInput, EngineDied, EngineError
-from checkweigh.measure.arrivals import Supply, plan_block
-from checkweigh.measure.load_pairs import Loaded, run_load
-from checkweigh.measure.paired_blocks import ARMS, Rules
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.arrivals import PromptSupply, plan_block
+from checkweigh.measure.load_pairs import PairUnderLoad, run_load
+from checkweigh.measure.paired_blocks import ARMS, StopRules
+from checkweigh.measure.served_arm import ServedArm
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.load_spec import Load, Objective, Poisson
 from checkweigh.records.measurement import PairedRun
@@ -53,30 +53,32 @@ def timing(
 
 
 @contextmanager
-def mocks(**knobs: Knobs) -> Iterator[tuple[dict[str, Serving], dict[str, MockApp]]]:
+def mocks(**knobs: MockKnobs) -> Iterator[tuple[dict[str, Serving], dict[str, MockApp]]]:
     with ExitStack() as stack:
         arms, apps = {}, {}
         for role in ARMS:
             endpoint, app = stack.enter_context(
-                in_thread(knobs.get(role, Knobs(first_ms=20.0, token_ms=2.0)))
+                in_thread(knobs.get(role, MockKnobs(first_ms=20.0, token_ms=2.0)))
             )
             arms[str(role)], apps[str(role)] = Serving(name=role, endpoint=endpoint), app
         yield arms, apps
 
 
 def timed(
-    arms: dict[str, Serving], conversations: list[Messages], rules: Timing | Rules, seed: int = 1
+    arms: dict[str, Serving], conversations: list[Messages], rules: Timing | StopRules, seed: int = 1
 ) -> PairedRun:
     running = {role: make_arm(engine) for role, engine in arms.items()}
     if isinstance(rules, Timing):
-        rules = Rules(timing=rules, deadline=time.monotonic() + 60)
+        rules = StopRules(timing=rules, deadline=time.monotonic() + 60)
     return run_load(loaded(running, conversations, rules, seed))
 
 
-def loaded(running: dict[str, Arm], conversations: list[Messages], rules: Rules, seed: int = 1) -> Loaded:
+def loaded(
+    running: dict[str, ServedArm], conversations: list[Messages], rules: StopRules, seed: int = 1
+) -> PairUnderLoad:
     assert rules.timing.load is not None
-    return Loaded(
-        turn=running.__getitem__, supply=Supply.of(conversations, (), encode), rules=rules, seed=seed,
+    return PairUnderLoad(
+        arm_for=running.__getitem__, supply=PromptSupply.of(conversations, (), encode), rules=rules, seed=seed,
         load=rules.timing.load,
     )  # fmt: skip
 
@@ -96,7 +98,7 @@ def test_both_arms_get_one_frozen_plan_a_pair_in_a_drawn_order(conversations: li
     with mocks() as (arms, _):
         run = timed(arms, conversations, rules)
     assert rules.load is not None
-    supply = Supply.of(conversations, (), encode)
+    supply = PromptSupply.of(conversations, (), encode)
     assert [b.plan for b in run.blocks] == [
         plan_block(rules.load, rules, supply, pair, 1).digest for pair in range(12)
     ]
@@ -118,7 +120,7 @@ def test_the_idle_arm_is_asked_nothing(conversations: list[Messages]) -> None:
 
 
 def test_a_slower_candidate_is_slower_in_every_pair(conversations: list[Messages]) -> None:
-    with mocks(candidate=Knobs(first_ms=90.0, token_ms=2.0)) as (arms, _):
+    with mocks(candidate=MockKnobs(first_ms=90.0, token_ms=2.0)) as (arms, _):
         run = timed(arms, conversations, timing(10))
     found = compare_blocks(a_check("ttft"), run, alpha=0.05)
     assert isinstance(found, Estimate)
@@ -129,7 +131,7 @@ def test_a_slower_candidate_is_slower_in_every_pair(conversations: list[Messages
 
 def test_goodput_counts_what_kept_the_promise(conversations: list[Messages]) -> None:
     rules = timing(8, slo=Objective(ttft=0.3))
-    slow = Knobs(first_ms=20.0, tail_share=0.5, tail_ms=600.0)
+    slow = MockKnobs(first_ms=20.0, tail_share=0.5, tail_ms=600.0)
     with mocks(candidate=slow) as (arms, _):
         run = timed(arms, conversations, rules)
     shares = [b.candidate["goodput"] for b in run.blocks]
@@ -144,7 +146,7 @@ def test_goodput_counts_what_kept_the_promise(conversations: list[Messages]) -> 
 
 
 def test_errors_of_the_candidate_forbid_a_pass_where_they_reach(conversations: list[Messages]) -> None:
-    with mocks(candidate=Knobs(first_ms=20.0, token_ms=2.0, error_share=0.3)) as (arms, _):
+    with mocks(candidate=MockKnobs(first_ms=20.0, token_ms=2.0, error_share=0.3)) as (arms, _):
         run = timed(arms, conversations, timing(10))
     found = compare_blocks(a_check("e2e", "p90", margin=0.5), run, alpha=0.05)
     assert isinstance(found, Estimate)
@@ -158,7 +160,7 @@ def test_errors_of_the_candidate_forbid_a_pass_where_they_reach(conversations: l
 
 def test_an_over_saturated_candidate_is_named_and_cannot_pass(conversations: list[Messages]) -> None:
     rules = timing(6, rate=130.0, requests=60, timeout=1.0)
-    with mocks(candidate=Knobs(slots=1, first_ms=40.0)) as (arms, _):
+    with mocks(candidate=MockKnobs(slots=1, first_ms=40.0)) as (arms, _):
         run = timed(arms, conversations, rules)
     assert len(run.blocks) == 6
     assert any("the candidate was over-saturated in" in note for note in run.notes)
@@ -175,7 +177,7 @@ def test_an_over_saturated_candidate_is_named_and_cannot_pass(conversations: lis
 
 def test_an_over_saturated_baseline_ends_the_timing_and_nothing_passes(conversations: list[Messages]) -> None:
     rules = timing(6, rate=130.0, requests=60, timeout=1.0)
-    with mocks(baseline=Knobs(slots=1, first_ms=40.0)) as (arms, _):
+    with mocks(baseline=MockKnobs(slots=1, first_ms=40.0)) as (arms, _):
         run = timed(arms, conversations, rules)
     assert len(run.blocks) == 1
     assert any("the baseline was over-saturated in 1 of 1 blocks" in note for note in run.notes)
@@ -224,7 +226,7 @@ def test_an_engine_that_is_gone_names_its_arm(conversations: list[Messages]) -> 
 
 def test_an_engine_without_an_address_is_an_error(conversations: list[Messages]) -> None:
     arms = {role: make_arm(InProcess(name=role)) for role in ARMS}
-    rules = Rules(timing=timing(6), deadline=time.monotonic() + 9)
+    rules = StopRules(timing=timing(6), deadline=time.monotonic() + 9)
     with pytest.raises(EngineError, match="no address that a load could be sent to"):
         run_load(loaded(arms, conversations, rules))
 
@@ -239,7 +241,7 @@ def test_a_late_sender_makes_the_timing_unusable(conversations: list[Messages]) 
 
 def test_the_time_allowed_ends_it_and_says_so(conversations: list[Messages]) -> None:
     with mocks() as (arms, _):
-        run = timed(arms, conversations, Rules(timing=timing(50), deadline=time.monotonic() + 1.5))
+        run = timed(arms, conversations, StopRules(timing=timing(50), deadline=time.monotonic() + 1.5))
     assert 0 < len(run.blocks) < 50
     assert run.notes == (f"stopped after {len(run.blocks)} of 50 pairs: the time for it was over",)
     found = compare_blocks(a_check("ttft", min_clusters=50), run, alpha=0.05)
@@ -253,7 +255,7 @@ def test_pairs_grow_look_by_look_until_they_are_settled(conversations: list[Mess
         asked.append((len(blocks), looks))
         return len(asked) == 2
 
-    rules = Rules(timing=timing(6, grow_to=24), deadline=time.monotonic() + 60, settled=settled)
+    rules = StopRules(timing=timing(6, grow_to=24), deadline=time.monotonic() + 60, settled=settled)
     with mocks() as (arms, _):
         run = timed(arms, conversations, rules)
     assert asked == [(6, (0.25,)), (12, (0.25, 0.5))]
@@ -264,7 +266,7 @@ def test_pairs_grow_look_by_look_until_they_are_settled(conversations: list[Mess
 
 
 def test_a_last_look_spends_what_is_left_however_it_came(conversations: list[Messages]) -> None:
-    rules = Rules(timing=timing(6, grow_to=12), deadline=time.monotonic() + 60)
+    rules = StopRules(timing=timing(6, grow_to=12), deadline=time.monotonic() + 60)
     with mocks() as (arms, _):
         run = timed(arms, conversations, rules)
     assert len(run.blocks) == 12
@@ -303,7 +305,7 @@ def test_vllm_is_asked_for_the_exact_length(
     conversations: list[Messages], kind: str, unverified: str, exact: bool
 ) -> None:
     identity = IDENTITY.model_copy(update={"kind": kind, "settings": {"unverified": unverified}})
-    with mocks(baseline=Knobs(reply_tokens=2, token_ms=5.0)) as (arms, _):
+    with mocks(baseline=MockKnobs(reply_tokens=2, token_ms=5.0)) as (arms, _):
         for engine in arms.values():
             engine.identity = identity
         run = timed(arms, conversations, timing(6))

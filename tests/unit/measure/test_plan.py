@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.builders import evalset
 
-from checkweigh.measure.batching import BYTES_PER_TOKEN, plan
+from checkweigh.measure.batching import BYTES_PER_TOKEN, plan_batches
 from checkweigh.records.evalset import EvalSet, Text
 from checkweigh.records.manifest import Engine
 
@@ -32,7 +32,7 @@ def texts(lengths: list[int]) -> EvalSet:
 @settings(max_examples=60, deadline=None)
 def test_every_item_once_and_within_the_limits(lengths: list[int], most: int, tokens: int) -> None:
     source, settings = texts(lengths), engine(max_batch=most, max_batch_tokens=tokens)
-    batches = plan(source, settings)
+    batches = plan_batches(source, settings)
     assert sorted(item.id for batch in batches for item in batch.items) == sorted(i.id for i in source.items)
     assert [batch.index for batch in batches] == list(range(len(batches)))
     for batch in batches:
@@ -46,12 +46,16 @@ def test_a_pure_function_of_set_and_limits(kind: str) -> None:
     source = evalset(kind, 100)
     shuffled = source.model_copy(update={"items": source.items[::-1]})
     settings = engine()
-    assert plan(source, settings) == plan(source, settings) == plan(shuffled, settings)
+    assert (
+        plan_batches(source, settings) == plan_batches(source, settings) == plan_batches(shuffled, settings)
+    )
     other_arm = engine(options={"seed": 3}, threads=7, dtype="float32", device="cuda")
-    assert plan(source, settings) == plan(source, other_arm)
-    assert [b.digest for b in plan(source, settings)] != [b.digest for b in plan(source, engine(max_batch=3))]
+    assert plan_batches(source, settings) == plan_batches(source, other_arm)
+    assert [b.digest for b in plan_batches(source, settings)] != [
+        b.digest for b in plan_batches(source, engine(max_batch=3))
+    ]
 
 
 def test_a_batch_digest_names_its_items_in_order() -> None:
-    batches = plan(evalset("choice", 40), engine(max_batch=10))
+    batches = plan_batches(evalset("choice", 40), engine(max_batch=10))
     assert len({batch.digest for batch in batches}) == len(batches) == 4

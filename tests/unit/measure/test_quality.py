@@ -13,7 +13,8 @@ from tests.unit.measure.conftest import InProcess, make_arm
 from checkweigh.engines.protocol import Continuation, ItemFailure
 from checkweigh.errors import EngineError, PinMismatch
 from checkweigh.measure.batching import Batch
-from checkweigh.measure.quality import check_identity, run_batch
+from checkweigh.measure.quality import run_batch
+from checkweigh.measure.served_arm import check_identity
 from checkweigh.records.evalset import EvalSet, Generation
 from checkweigh.records.manifest import PromptLookup
 from checkweigh.records.measurement import Failed, Observation, Scored, Speculated

@@ -8,10 +8,10 @@ import pytest
 from tests.unit.measure.conftest import make_arm
 from tests.unit.measure.test_load_pairs import loaded, mocks, timing
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.protocol import Messages
 from checkweigh.measure import sweep as module
-from checkweigh.measure.paired_blocks import ARMS, Rules
+from checkweigh.measure.paired_blocks import ARMS, StopRules
 from checkweigh.measure.sweep import FACTOR, knees, scaled, sweep
 from checkweigh.records.load_spec import (
     Load,
@@ -31,10 +31,10 @@ def point(arm: str, offered: float, share: float, *, saturated: bool = False) ->
 
 def test_the_slower_arm_falls_first(conversations: list[Messages], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS", 0.8)
-    slots = {"baseline": Knobs(slots=3, first_ms=60.0), "candidate": Knobs(slots=1, first_ms=60.0)}
+    slots = {"baseline": MockKnobs(slots=3, first_ms=60.0), "candidate": MockKnobs(slots=1, first_ms=60.0)}
     with mocks(**slots) as (arms, _):
         running = {role: make_arm(engine) for role, engine in arms.items()}
-        rules = Rules(timing=timing(6, rate=20.0, slo=Objective(e2e=0.3)), deadline=time.monotonic() + 60)
+        rules = StopRules(timing=timing(6, rate=20.0, slo=Objective(e2e=0.3)), deadline=time.monotonic() + 60)
         points = list(sweep(loaded(running, conversations, rules), 60.0))
     by_arm = {role: [p for p in points if p.arm == role] for role in ARMS}
     rates = [p.offered for p in by_arm["candidate"]]
@@ -51,7 +51,7 @@ def test_the_slower_arm_falls_first(conversations: list[Messages], monkeypatch: 
 def test_it_ends_when_its_time_is_over(conversations: list[Messages]) -> None:
     with mocks() as (arms, _):
         running = {role: make_arm(engine) for role, engine in arms.items()}
-        rules = Rules(timing=timing(6), deadline=time.monotonic() + 60)
+        rules = StopRules(timing=timing(6), deadline=time.monotonic() + 60)
         assert list(sweep(loaded(running, conversations, rules), 0.0)) == []
 
 

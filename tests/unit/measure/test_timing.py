@@ -11,7 +11,7 @@ from tests.unit.measure.conftest import InProcess, make_arm
 
 from checkweigh.engines.protocol import GenerateResult, ItemFailure, Messages
 from checkweigh.errors import EngineDied, EngineError
-from checkweigh.measure.paired_blocks import Rules
+from checkweigh.measure.paired_blocks import StopRules
 from checkweigh.measure.timing import run_pairs
 from checkweigh.records.measurement import PairedRun, Speculated
 from checkweigh.records.policy import Timing
@@ -27,7 +27,7 @@ def timed(
     conversations: list[Messages], seed: int = 1, timing: Timing = TIMING, **engines: InProcess
 ) -> PairedRun:
     arms = {name: make_arm(engines.get(name, InProcess(name=name))) for name in ("baseline", "candidate")}
-    rules = Rules(timing=timing, deadline=time.monotonic() + timing.max_seconds)
+    rules = StopRules(timing=timing, deadline=time.monotonic() + timing.max_seconds)
     return run_pairs(arms.__getitem__, conversations, rules, seed)
 
 

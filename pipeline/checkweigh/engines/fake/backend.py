@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from checkweigh.engines.backend import states_file, too_long
-from checkweigh.engines.fake.knobs import Knobs, read_knobs
+from checkweigh.engines.fake.knobs import FakeKnobs, read_knobs
 from checkweigh.engines.host_memory import process_memory
 from checkweigh.engines.protocol import (
     Continuation,
@@ -80,7 +80,7 @@ class FakeBackend:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.knobs: Knobs = read_knobs(spec.manifest.engine.options)
+        self.knobs: FakeKnobs = read_knobs(spec.manifest.engine.options)
         self.text = Renderer(spec.tokenizer_dir, spec.chat_template)
         self.vocabulary_size, self.eos = _vocabulary(spec.tokenizer_dir)
         self.calls = 0

@@ -15,7 +15,7 @@ SHARES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Knobs:
+class FakeKnobs:
     """What a fake engine does.
 
     The names ending in ``_at`` count calls of score and generate from 1; 0 means at the start of the process,
@@ -58,10 +58,10 @@ class Knobs:
     diary: str = ""  # a file that gets a line for every call: the call, and the ids of its items
 
 
-KNOBS = {field.name: field for field in fields(Knobs)}
+KNOBS = {field.name: field for field in fields(FakeKnobs)}
 
 
-def read_knobs(options: Mapping[str, bool | int | float | str]) -> Knobs:
+def read_knobs(options: Mapping[str, bool | int | float | str]) -> FakeKnobs:
     """Knobs from ``engine.options``. BadInput: an unknown knob (the known ones are listed), a wrong value."""
     problems: list[str] = []
     values: dict[str, bool | int | float | str] = {}
@@ -81,14 +81,14 @@ def read_knobs(options: Mapping[str, bool | int | float | str]) -> Knobs:
             continue
         values[name] = value
     if not problems:
-        knobs = Knobs(**values)  # type: ignore[arg-type]
+        knobs = FakeKnobs(**values)  # type: ignore[arg-type]
         problems = _wrong_values(knobs)
     if problems:
         raise BadInput("\n".join(problems))
     return knobs
 
 
-def _wrong_values(knobs: Knobs) -> list[str]:
+def _wrong_values(knobs: FakeKnobs) -> list[str]:
     problems = []
     for name in SHARES:
         share = getattr(knobs, name)

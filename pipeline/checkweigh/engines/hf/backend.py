@@ -73,11 +73,12 @@ class TransformersBackend:
             prompts = [
                 tuple(int(t) for t in rng.integers(0, self.identity.vocabulary_size, length)) for _ in "ab"
             ]
-            tasks = [hf_score.Task(p, (p[:4], p[4:8])) for p in prompts] + [
-                hf_score.Task(p[:1], (p,)) for p in prompts
+            tasks = [hf_score.ScoreTask(p, (p[:4], p[4:8])) for p in prompts] + [
+                hf_score.ScoreTask(p[:1], (p,)) for p in prompts
             ]
             replies = [
-                hf_generate.Reply(id=str(i), prompt=p, room=3, exact=True) for i, p in enumerate(prompts)
+                hf_generate.GrowingReply(id=str(i), prompt=p, room=3, exact=True)
+                for i, p in enumerate(prompts)
             ]
             with torch.inference_mode():
                 hf_score.score(self.loaded, tasks, self.manifest.engine.max_batch_tokens)
@@ -107,7 +108,7 @@ class TransformersBackend:
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """One batch, split where ``engine.max_batch_tokens`` demands it."""
         prepared = [self._task(request) for request in batch]
-        tasks = [task for task in prepared if isinstance(task, hf_score.Task)]
+        tasks = [task for task in prepared if isinstance(task, hf_score.ScoreTask)]
         windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
         with torch.inference_mode():
             parts = [window.task for cut in windows for window in cut]
@@ -126,7 +127,7 @@ class TransformersBackend:
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
         """Hidden states of one batch of raw texts, and the head, on disk."""
         prepared = [self._task(request) for request in batch]
-        tasks = {r.id: t for r, t in zip(batch, prepared, strict=True) if isinstance(t, hf_score.Task)}
+        tasks = {r.id: t for r, t in zip(batch, prepared, strict=True) if isinstance(t, hf_score.ScoreTask)}
         with torch.inference_mode():
             hidden = self._hidden(list(tasks.values()))
             exact_kl.write_states(self.loaded, dict(zip(tasks, hidden, strict=True)), folder)
@@ -135,7 +136,7 @@ class TransformersBackend:
             for r, task in zip(batch, prepared, strict=True)
         ]
 
-    def _hidden(self, tasks: Sequence[hf_score.Task]) -> list[load_model.Tensor]:
+    def _hidden(self, tasks: Sequence[hf_score.ScoreTask]) -> list[load_model.Tensor]:
         """(T, hidden) of each raw text, from its windows where it is long."""
         windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
         parts = [window.task for cut in windows for window in cut]
@@ -156,30 +157,30 @@ class TransformersBackend:
                 for r, task in zip(batch, prepared, strict=True)
             ]
 
-    def _task(self, request: ScoreRequest) -> hf_score.Task | ItemFailure:
+    def _task(self, request: ScoreRequest) -> hf_score.ScoreTask | ItemFailure:
         prompt = (self.loaded.prefix_id,) if request.messages is None else self._render(request.messages)
         tokens = tuple(self._encode(c) for c in request.continuations)
         if not tokens or not all(tokens):
             return ItemFailure(id=request.id, reason="engine", detail="a continuation has no tokens")
         longest = len(prompt) + max(map(len, tokens))
         if request.messages is None and len(tokens) == 1 and self.manifest.engine.stride is not None:
-            return hf_score.Task(prompt, tokens, request.top_k)  # of any length: in windows
+            return hf_score.ScoreTask(prompt, tokens, request.top_k)  # of any length: in windows
         if failure := too_long(request.id, longest, self.limit, "prompt and longest continuation"):
             return failure
-        return hf_score.Task(prompt, tokens, request.top_k)
+        return hf_score.ScoreTask(prompt, tokens, request.top_k)
 
     def generate(
         self, batch: Sequence[GenerateRequest], *, sent: float
     ) -> list[GenerateResult | ItemFailure]:
         """One batch, split where ``engine.max_batch`` or the cache's budget demands it."""
         prepared = [self._new_reply(request) for request in batch]
-        replies = [reply for reply in prepared if isinstance(reply, hf_generate.Reply)]
+        replies = [reply for reply in prepared if isinstance(reply, hf_generate.GrowingReply)]
         with torch.inference_mode():
             for part in hf_generate.split(replies, self.manifest.engine.max_batch, kv_budget(self.manifest)):
                 self._complete(part, self.manifest.sampling, sent)
         return [r if isinstance(r, ItemFailure) else self._result(r) for r in prepared]
 
-    def _complete(self, replies: Sequence[hf_generate.Reply], sampling: Sampling, sent: float) -> None:
+    def _complete(self, replies: Sequence[hf_generate.GrowingReply], sampling: Sampling, sent: float) -> None:
         """Together, in pages or in a static batch, or one by one where tokens are drafted."""
         engine = self.manifest.engine
         if engine.continuous:
@@ -192,15 +193,15 @@ class TransformersBackend:
         else:
             speculative.generate(self.loaded, self.speculator, replies, sampling.stop, sent)
 
-    def _new_reply(self, request: GenerateRequest) -> hf_generate.Reply | ItemFailure:
+    def _new_reply(self, request: GenerateRequest) -> hf_generate.GrowingReply | ItemFailure:
         prompt = self._render(request.messages)
         exact = request.exact_tokens is not None
         room = self.manifest.sampling.max_tokens if request.exact_tokens is None else request.exact_tokens
         if failure := too_long(request.id, len(prompt) + room, self.limit, "prompt and new tokens"):
             return failure
-        return hf_generate.Reply(id=request.id, prompt=prompt, room=room, exact=exact)
+        return hf_generate.GrowingReply(id=request.id, prompt=prompt, room=room, exact=exact)
 
-    def _result(self, reply: hf_generate.Reply) -> GenerateResult | ItemFailure:
+    def _result(self, reply: hf_generate.GrowingReply) -> GenerateResult | ItemFailure:
         if reply.finish is None or reply.finish == "non_finite":
             detail = f"the logits after {len(reply.tokens)} tokens are not finite"
             return ItemFailure(id=reply.id, reason="non_finite", detail=detail)

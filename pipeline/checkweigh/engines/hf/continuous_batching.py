@@ -14,16 +14,16 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from checkweigh.engines.hf.generate import Reply, append
-from checkweigh.engines.hf.load_model import Loaded
+from checkweigh.engines.hf.generate import GrowingReply, append
+from checkweigh.engines.hf.load_model import LoadedModel
 from checkweigh.errors import EngineError
 
 PAGE = 32  # tokens a page
 
 
 def generate(
-    loaded: Loaded,
-    replies: Sequence[Reply],
+    loaded: LoadedModel,
+    replies: Sequence[GrowingReply],
     stops: Sequence[str],
     sent: float,
     pages: ContinuousBatchingConfig,
@@ -44,7 +44,11 @@ def pages_for(budget: int, max_batch: int, max_batch_tokens: int) -> ContinuousB
 
 
 def _run(
-    loaded: Loaded, replies: Sequence[Reply], exact: bool, room: int, pages: ContinuousBatchingConfig
+    loaded: LoadedModel,
+    replies: Sequence[GrowingReply],
+    exact: bool,
+    room: int,
+    pages: ContinuousBatchingConfig,
 ) -> list[Any]:
     """One finished output for each reply, in their order."""
     config = GenerationConfig(
@@ -66,7 +70,7 @@ def _run(
     return outputs
 
 
-def _take(loaded: Loaded, reply: Reply, output: Any, stops: Sequence[str], sent: float) -> None:
+def _take(loaded: LoadedModel, reply: GrowingReply, output: Any, stops: Sequence[str], sent: float) -> None:
     """The reply's tokens up to where it ends."""
     offset = time.monotonic() - time.perf_counter() - sent
     tokens, times = output.generated_tokens, output.timestamps or []

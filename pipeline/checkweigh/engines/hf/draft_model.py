@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from checkweigh.engines.hf.load_model import (
     DTYPES,
-    Loaded,
+    LoadedModel,
     found_dtype,
     found_quantization,
 )
@@ -16,7 +16,7 @@ from checkweigh.errors import BadInput, EngineError
 from checkweigh.records.manifest import Draft
 
 
-def load(spec: EngineSpec, loaded: Loaded) -> Speculator | None:
+def load(spec: EngineSpec, loaded: LoadedModel) -> Speculator | None:
     """None without speculation. From here on the model's own generation config is empty.
 
     Raises BadInput (a drafting model that does not fit the model) and EngineError (not what was asked for).

@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from checkweigh.engines.backend import states_file
 from checkweigh.engines.hf.load_model import (
     Head,
-    Loaded,
+    LoadedModel,
     Tensor,
     head_of,
 )
 from checkweigh.engines.hf.score import (
     Ids,
-    Task,
+    ScoreTask,
     hidden_states,
     parts_of,
     rows_of,
@@ -42,7 +42,7 @@ BEFORE = 24  # tokens of context shown before one of them
 HEAD_FILE = "head.safetensors"
 
 
-def hidden_of(loaded: Loaded, tasks: Sequence[Task], max_tokens: int) -> list[Tensor]:
+def hidden_of(loaded: LoadedModel, tasks: Sequence[ScoreTask], max_tokens: int) -> list[Tensor]:
     """(T, hidden) of each task, which is one raw text; row t predicts token t. Must run in inference mode."""
     found: dict[int, Tensor] = {}
     rows = [row for i, task in enumerate(tasks) for row in rows_of(loaded, i, task, max_tokens)]
@@ -56,7 +56,7 @@ def hidden_of(loaded: Loaded, tasks: Sequence[Task], max_tokens: int) -> list[Te
     return [found[i] for i in range(len(tasks))]
 
 
-def write_states(loaded: Loaded, hidden: Mapping[str, Tensor], folder: Path) -> None:
+def write_states(loaded: LoadedModel, hidden: Mapping[str, Tensor], folder: Path) -> None:
     """Write the states of each request to a file of its own, and the head beside them unless it is there.
 
     BadInput: a head of a kind that cannot be written down.
@@ -99,7 +99,7 @@ def _read_states(folder: Path, request: str, device: Any) -> Tensor | None:
 
 
 def compare(
-    loaded: Loaded, other: Head, theirs: Path, mine: Path, request: str, ids: Ids
+    loaded: LoadedModel, other: Head, theirs: Path, mine: Path, request: str, ids: Ids
 ) -> Divergence | ItemFailure:
     """KL(other || this) at every position of one text; a failure where either engine wrote no states.
 
@@ -135,7 +135,7 @@ def compare(
     )
 
 
-def _worst(loaded: Loaded, ids: Ids, kl: Any, best: Any, sure: Any) -> tuple[WorstToken, ...]:
+def _worst(loaded: LoadedModel, ids: Ids, kl: Any, best: Any, sure: Any) -> tuple[WorstToken, ...]:
     decode = loaded.tokenizer.decode
     places = [int(i) for i in np.argsort(-kl, kind="stable")[:WORST] if np.isfinite(kl[i]) and kl[i] > 0]
     return tuple(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from checkweigh.engines.hf.load_model import Loaded, Tensor
+from checkweigh.engines.hf.load_model import LoadedModel, Tensor
 from checkweigh.engines.hf.shared_prefix import expanded, run_prefix, shared_length
 from checkweigh.records.manifest import Sampling
 from checkweigh.records.measurement import Speculated
@@ -25,7 +25,7 @@ STOP_WINDOW = 16  # tokens more than a stop string has characters: enough to see
 
 
 @dataclass(slots=True, kw_only=True)
-class Reply:
+class GrowingReply:
     """One row of a batch and its reply so far."""
 
     id: str
@@ -40,9 +40,9 @@ class Reply:
     speculated: Speculated | None = None
 
 
-def split(replies: Sequence[Reply], max_batch: int, budget: int) -> list[list[Reply]]:
+def split(replies: Sequence[GrowingReply], max_batch: int, budget: int) -> list[list[GrowingReply]]:
     """Batches of at most ``max_batch`` rows whose caches hold at most ``budget`` tokens, or of one row."""
-    parts: list[list[Reply]] = []
+    parts: list[list[GrowingReply]] = []
     prompt = room = 0
     for reply in replies:
         longer, more = max(prompt, len(reply.prompt)), max(room, reply.room)
@@ -55,7 +55,7 @@ def split(replies: Sequence[Reply], max_batch: int, budget: int) -> list[list[Re
     return parts
 
 
-def generate(loaded: Loaded, replies: Sequence[Reply], sampling: Sampling, sent: float) -> None:
+def generate(loaded: LoadedModel, replies: Sequence[GrowingReply], sampling: Sampling, sent: float) -> None:
     """Complete the replies, which form one batch. Must run in inference mode."""
     for reply in replies:
         reply.draws = _draws(sampling.seed, reply)
@@ -80,7 +80,7 @@ def generate(loaded: Loaded, replies: Sequence[Reply], sampling: Sampling, sent:
         hidden, mask = _step(loaded, chosen, cache, mask)
 
 
-def _draws(seed: int, reply: Reply) -> np.random.Generator:
+def _draws(seed: int, reply: GrowingReply) -> np.random.Generator:
     """Numbers that depend on the pinned seed, the item and its prompt, not on the batch around it."""
     text = repr((seed, reply.id, reply.prompt)).encode("utf-8", "surrogatepass")
     return np.random.Generator(
@@ -88,7 +88,7 @@ def _draws(seed: int, reply: Reply) -> np.random.Generator:
     )
 
 
-def _prefill(loaded: Loaded, live: Sequence[Reply]) -> tuple[Tensor, Any, Tensor]:
+def _prefill(loaded: LoadedModel, live: Sequence[GrowingReply]) -> tuple[Tensor, Any, Tensor]:
     """Hidden states of the prompts' last tokens (B, hidden), the cache, its mask (B, K): 1 for tokens."""
     shared = shared_length(loaded, [reply.prompt for reply in live])
     width = max(len(reply.prompt) for reply in live) - shared
@@ -114,7 +114,7 @@ def _prefill(loaded: Loaded, live: Sequence[Reply]) -> tuple[Tensor, Any, Tensor
     return out.last_hidden_state[:, -1], cache, known
 
 
-def _step(loaded: Loaded, chosen: Sequence[int], cache: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _step(loaded: LoadedModel, chosen: Sequence[int], cache: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Feed one token a row; hidden states (B, hidden) and the mask with one column more."""
     positions = mask.sum(1, keepdim=True)
     mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -133,7 +133,7 @@ def _keep(cache: Any, rows: Tensor) -> None:
         layer.reorder_cache(rows)
 
 
-def choose(logits: Tensor, sampling: Sampling, live: Sequence[Reply]) -> list[int]:
+def choose(logits: Tensor, sampling: Sampling, live: Sequence[GrowingReply]) -> list[int]:
     """One token id a row from (B, vocabulary) float32 logits: the best, or drawn from the nucleus."""
     best = logits.argmax(-1)
     if sampling.temperature == 0:
@@ -148,7 +148,7 @@ def choose(logits: Tensor, sampling: Sampling, live: Sequence[Reply]) -> list[in
     return [int(token) for token in order.gather(1, place).squeeze(1).tolist()]
 
 
-def append(loaded: Loaded, reply: Reply, token: int, now: float, stops: Sequence[str]) -> None:
+def append(loaded: LoadedModel, reply: GrowingReply, token: int, now: float, stops: Sequence[str]) -> None:
     """Take one token into a reply and see whether that ends it."""
     if token in loaded.eos and not reply.exact:
         reply.finish = "stop"
@@ -161,20 +161,20 @@ def append(loaded: Loaded, reply: Reply, token: int, now: float, stops: Sequence
         reply.finish = "length"
 
 
-def _stopped(loaded: Loaded, reply: Reply, stops: Sequence[str]) -> bool:
+def _stopped(loaded: LoadedModel, reply: GrowingReply, stops: Sequence[str]) -> bool:
     window = max(map(len, stops)) + STOP_WINDOW
     tail = decode(loaded, reply.tokens[-window:])
     return any(stop in tail for stop in stops)
 
 
-def decode(loaded: Loaded, tokens: Sequence[int]) -> str:
+def decode(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     """Text of the tokens, special ones left out."""
     return str(
         loaded.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
 
 
-def text_of(loaded: Loaded, reply: Reply, stops: Sequence[str]) -> str:
+def text_of(loaded: LoadedModel, reply: GrowingReply, stops: Sequence[str]) -> str:
     """The reply's text, ended before its first stop string. Its token ids keep the stop's own tokens."""
     text = decode(loaded, reply.tokens)
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]

@@ -25,7 +25,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedModel:
     """A model that is ready, and what scoring and generation need to know of it."""
 
     model: Any
@@ -42,7 +42,7 @@ class Loaded:
     identity: EngineIdentity
 
 
-def load(spec: EngineSpec) -> Loaded:
+def load(spec: EngineSpec) -> LoadedModel:
     """Load ``spec`` from its local directories.
 
     Raises BadInput (adapters, no such device) and EngineError (what was loaded is not what was asked for).
@@ -83,7 +83,7 @@ def load(spec: EngineSpec) -> Loaded:
     device = next(model.parameters()).device
     base = model.base_model
     head, scale, softcap = _head(model, base, device)
-    return Loaded(
+    return LoadedModel(
         model=model,
         base=base,
         head=head,

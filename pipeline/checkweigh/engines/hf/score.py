@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkweigh.engines.hf.load_model import Loaded, Tensor
+from checkweigh.engines.hf.load_model import LoadedModel, Tensor
 from checkweigh.engines.hf.shared_prefix import expanded, run_prefix, shared_length
 from checkweigh.engines.host_memory import HEAD_ROWS
 from checkweigh.engines.protocol import Continuation
@@ -25,7 +25,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenRow:
     """A prompt and some of its request's continuations, as (index, ids)."""
 
     request: int
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ScoreTask:
     """A request, tokenized. Every continuation has at least one token."""
 
     prompt: Ids
@@ -47,7 +47,7 @@ class Task:
     top_k: int = 0
 
 
-def score(loaded: Loaded, tasks: Sequence[Task], max_tokens: int) -> list[list[Continuation]]:
+def score(loaded: LoadedModel, tasks: Sequence[ScoreTask], max_tokens: int) -> list[list[Continuation]]:
     """Scores of each task's continuations. At most ``max_tokens`` padded tokens are computed together.
 
     Must run in inference mode.
@@ -64,21 +64,23 @@ def score(loaded: Loaded, tasks: Sequence[Task], max_tokens: int) -> list[list[C
     return [[found[i, j] for j in range(len(task.continuations))] for i, task in enumerate(tasks)]
 
 
-def rows_of(loaded: Loaded, index: int, task: Task, max_tokens: int) -> list[Row]:
+def rows_of(loaded: LoadedModel, index: int, task: ScoreTask, max_tokens: int) -> list[TokenRow]:
     """One row, or several when the model cannot share or the row would be too long."""
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     for branch in enumerate(task.continuations):
-        joined = Row(index, task.prompt, (*rows[-1].branches, branch)) if rows and loaded.shares else None
+        joined = (
+            TokenRow(index, task.prompt, (*rows[-1].branches, branch)) if rows and loaded.shares else None
+        )
         if joined is not None and joined.length <= max_tokens:
             rows[-1] = joined
         else:
-            rows.append(Row(index, task.prompt, (branch,)))
+            rows.append(TokenRow(index, task.prompt, (branch,)))
     return rows
 
 
-def parts_of(rows: list[Row], shared: int, max_tokens: int) -> list[list[Row]]:
+def parts_of(rows: list[TokenRow], shared: int, max_tokens: int) -> list[list[TokenRow]]:
     """Rows of similar length, longest first, at most ``max_tokens`` padded tokens a part, or one row."""
-    parts: list[list[Row]] = []
+    parts: list[list[TokenRow]] = []
     for row in sorted(rows, key=lambda row: -row.length):
         if parts and (parts[-1][0].length - shared) * (len(parts[-1]) + 1) <= max_tokens:
             parts[-1].append(row)
@@ -99,7 +101,7 @@ class Layout:
     spans: list[tuple[int, int, Ids]]  # (request, continuation, ids), in the order of the N
 
 
-def _lay_out(rows: Sequence[Row], shared: int, pad: int) -> Layout:
+def _lay_out(rows: Sequence[TokenRow], shared: int, pad: int) -> Layout:
     width = max(row.length for row in rows) - shared
     ids = np.full((len(rows), width), pad, np.int64)
     positions = np.zeros_like(ids)
@@ -136,7 +138,7 @@ def _mask(branch: Tensor, shared: int, dtype: Any) -> Tensor:
 
 
 def _score_part(
-    loaded: Loaded, rows: Sequence[Row], tasks: Sequence[Task], shared: int, cache: Any
+    loaded: LoadedModel, rows: Sequence[TokenRow], tasks: Sequence[ScoreTask], shared: int, cache: Any
 ) -> dict[tuple[int, int], Continuation]:
     layout, hidden = hidden_states(loaded, rows, shared, cache)
     top_k = max(tasks[row.request].top_k for row in rows)
@@ -157,7 +159,7 @@ def _score_part(
 
 
 def hidden_states(
-    loaded: Loaded, rows: Sequence[Row], shared: int = 0, cache: Any = None
+    loaded: LoadedModel, rows: Sequence[TokenRow], shared: int = 0, cache: Any = None
 ) -> tuple[Layout, Tensor]:
     """The part's layout and its hidden states after the last norm, (B * Q, hidden)."""
     layout = _lay_out(rows, shared, loaded.pad)
@@ -175,7 +177,7 @@ def hidden_states(
 
 
 def _head_scores(
-    loaded: Loaded, hidden: Tensor, layout: Layout, top_k: int
+    loaded: LoadedModel, hidden: Tensor, layout: Layout, top_k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """(N,), (N, k), (N, k).
 

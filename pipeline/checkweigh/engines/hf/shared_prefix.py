@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from checkweigh.engines.hf.load_model import Loaded
+from checkweigh.engines.hf.load_model import LoadedModel
 
 SHORTEST = 8  # tokens; below it, sharing costs more than it saves
 
 
-def shared_length(loaded: Loaded, prompts: Sequence[tuple[int, ...]]) -> int:
+def shared_length(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens every prompt begins with, fewer than the shortest prompt has; 0 when sharing does not pay."""
     if not loaded.shares or len(prompts) < 2:
         return 0
@@ -25,7 +25,7 @@ def shared_length(loaded: Loaded, prompts: Sequence[tuple[int, ...]]) -> int:
     return common if common >= SHORTEST else 0
 
 
-def run_prefix(loaded: Loaded, ids: tuple[int, ...]) -> Any:
+def run_prefix(loaded: LoadedModel, ids: tuple[int, ...]) -> Any:
     """The cache of one row after ``ids``."""
     cache = DynamicCache(config=loaded.model.config)
     loaded.base(

@@ -16,8 +16,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from checkweigh.engines.hf.generate import Reply, append
-from checkweigh.engines.hf.load_model import Loaded, Tensor
+from checkweigh.engines.hf.generate import GrowingReply, append
+from checkweigh.engines.hf.load_model import LoadedModel, Tensor
 from checkweigh.records.manifest import PromptLookup, Speculative
 from checkweigh.records.measurement import Speculated
 
@@ -33,7 +33,7 @@ class Speculator:
 class _Watch(BaseStreamer):  # type: ignore[misc]
     """Takes the tokens of one reply as they are accepted, and counts the model's forwards."""
 
-    def __init__(self, loaded: Loaded, reply: Reply, stops: Sequence[str], sent: float) -> None:
+    def __init__(self, loaded: LoadedModel, reply: GrowingReply, stops: Sequence[str], sent: float) -> None:
         self.loaded, self.reply, self.stops, self.sent = loaded, reply, stops, sent
         self.prompt_seen = False
         self.forwards = self.drafted = self.accepted = 0
@@ -67,14 +67,20 @@ class _Watch(BaseStreamer):  # type: ignore[misc]
 
 
 def generate(
-    loaded: Loaded, speculator: Speculator, replies: Sequence[Reply], stops: Sequence[str], sent: float
+    loaded: LoadedModel,
+    speculator: Speculator,
+    replies: Sequence[GrowingReply],
+    stops: Sequence[str],
+    sent: float,
 ) -> None:
     """Complete the replies one after the other, greedily. Must run in inference mode."""
     for reply in replies:
         _one(loaded, speculator, reply, stops, sent)
 
 
-def _one(loaded: Loaded, speculator: Speculator, reply: Reply, stops: Sequence[str], sent: float) -> None:
+def _one(
+    loaded: LoadedModel, speculator: Speculator, reply: GrowingReply, stops: Sequence[str], sent: float
+) -> None:
     watch = _Watch(loaded, reply, stops, sent)
     ids = torch.tensor([reply.prompt], device=loaded.device)
     ends: list[Callable[..., Tensor]] = [watch.ended]
@@ -93,7 +99,7 @@ def _one(loaded: Loaded, speculator: Speculator, reply: Reply, stops: Sequence[s
     reply.speculated = Speculated(forwards=watch.forwards, drafted=watch.drafted, accepted=watch.accepted)
 
 
-def _config(loaded: Loaded, setting: Speculative, reply: Reply) -> GenerationConfig:
+def _config(loaded: LoadedModel, setting: Speculative, reply: GrowingReply) -> GenerationConfig:
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=reply.room,

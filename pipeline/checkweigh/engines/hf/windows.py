@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from checkweigh.engines.hf.score import Task
+from checkweigh.engines.hf.score import ScoreTask
 from checkweigh.engines.protocol import Continuation
 
 
@@ -22,27 +22,27 @@ from checkweigh.engines.protocol import Continuation
 class Window:
     """One window; its first ``seen`` tokens were scored in earlier ones."""
 
-    task: Task
+    task: ScoreTask
     seen: int
 
 
-def windows(task: Task, limit: int, stride: int | None) -> list[Window]:
+def windows(task: ScoreTask, limit: int, stride: int | None) -> list[Window]:
     """The task itself when it fits into ``limit`` tokens or no stride is given; else it is one raw text."""
     if stride is None or len(task.prompt) != 1 or len(task.continuations[0]) < limit:
         return [Window(task, 0)]
     return list(_cut(task, limit - 1, stride))
 
 
-def _cut(task: Task, room: int, stride: int) -> Iterator[Window]:
+def _cut(task: ScoreTask, room: int, stride: int) -> Iterator[Window]:
     (ids,) = task.continuations
     done = start = 0
     while done < len(ids):
         end = min(start + room, len(ids))
-        yield Window(Task(task.prompt, (ids[start:end],), task.top_k), done - start)
+        yield Window(ScoreTask(task.prompt, (ids[start:end],), task.top_k), done - start)
         done, start = end, start + stride
 
 
-def joined(task: Task, parts: Sequence[tuple[Window, list[Continuation]]]) -> list[Continuation]:
+def joined(task: ScoreTask, parts: Sequence[tuple[Window, list[Continuation]]]) -> list[Continuation]:
     """The continuations of a task from those of its windows."""
     if len(parts) == 1:
         return parts[0][1]

@@ -48,29 +48,34 @@ TINY = -9000.0  # vLLM's number for minus infinity is -9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
+class ServerCapabilities:
     """What a server can do beyond OpenAI's own: say token ids, score prompts, salt its cache."""
 
     ids: bool
     scores: bool
 
 
-class Talk:
+class BatchClient:
     """One conversation with one server: the asynchronous half of an engine."""
 
     def __init__(
-        self, client: Client, manifest: Manifest, renderer: Renderer, dialect: Dialect, eos: Ids
+        self,
+        client: Client,
+        manifest: Manifest,
+        renderer: Renderer,
+        capabilities: ServerCapabilities,
+        eos: Ids,
     ) -> None:
         self.client = client
         self.manifest = manifest
         self.renderer = renderer
-        self.dialect = dialect
+        self.capabilities = capabilities
         self.eos = eos
         self._tokens: dict[str, Ids] = {}
 
     async def render(self, conversations: Sequence[Messages]) -> list[Ids]:
         """Prompt ids as the server renders them."""
-        return await together([self._render(messages) for messages in conversations])
+        return await gather_all([self._render(messages) for messages in conversations])
 
     async def _render(self, messages: Messages) -> Ids:
         body = {
@@ -104,16 +109,18 @@ class Talk:
 
     async def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """One result for each request, in order."""
-        if not self.dialect.scores:
+        if not self.capabilities.scores:
             raise BadInput(
                 f"{self.client.endpoint.url}: expected a server that scores prompts (prompt_logprobs, as vLLM's); "
                 "this one cannot be asked for perplexity or choices"
             )
-        room = Room(self.manifest.engine.max_batch_tokens)
+        room = SizedSemaphore(self.manifest.engine.max_batch_tokens)
         salt = secrets.token_hex(16)
-        return await together([self._score(request, room, salt) for request in batch])
+        return await gather_all([self._score(request, room, salt) for request in batch])
 
-    async def _score(self, request: ScoreRequest, room: Room, salt: str) -> ScoreResult | ItemFailure:
+    async def _score(
+        self, request: ScoreRequest, room: SizedSemaphore, salt: str
+    ) -> ScoreResult | ItemFailure:
         raw = request.messages is None
         prompt = (self.renderer.prefix_id,) if raw else await self._render(request.messages or ())
         tokens = [await self._encode(text) for text in request.continuations]
@@ -124,7 +131,7 @@ class Talk:
         limit = self.manifest.limits.max_sequence
         if failure := too_long(request.id, longest + 1, limit, "prompt, longest continuation and one more"):
             return failure
-        continuations = await together(
+        continuations = await gather_all(
             [
                 self._continuation(f"{request.id}[{i}]", prompt, ids, request.top_k, room, salt)
                 for i, ids in enumerate(tokens)
@@ -133,7 +140,7 @@ class Talk:
         return ScoreResult(id=request.id, prompt_ids=prompt, continuations=tuple(continuations))
 
     async def _continuation(
-        self, name: str, prompt: Ids, ids: Ids, top_k: int, room: Room, salt: str
+        self, name: str, prompt: Ids, ids: Ids, top_k: int, room: SizedSemaphore, salt: str
     ) -> Continuation:
         body = {
             "model": self.client.endpoint.model, "prompt": [*prompt, *ids], "max_tokens": 1, "temperature": 0.0,
@@ -141,25 +148,25 @@ class Talk:
         }  # fmt: skip
         async with room.take(len(prompt) + len(ids)):
             answer = await self.client.post(f"{self.client.endpoint.url.rstrip('/')}/completions", body)
-        rows = read_rows(answer, name, len(prompt) + len(ids))
+        rows = prompt_logprob_rows(answer, name, len(prompt) + len(ids))
         return continuation_of(name, rows[len(prompt) :], ids, top_k)
 
     async def generate(
         self, batch: Sequence[GenerateRequest], sent: float
     ) -> list[GenerateResult | ItemFailure]:
         """One result for each request, in order; at most ``engine.max_batch`` run together."""
-        room = Room(self.manifest.engine.max_batch)
+        room = SizedSemaphore(self.manifest.engine.max_batch)
         salt = secrets.token_hex(16)
-        return await together([self._generate(request, room, salt, sent) for request in batch])
+        return await gather_all([self._generate(request, room, salt, sent) for request in batch])
 
     async def _generate(
-        self, request: GenerateRequest, room: Room, salt: str, sent: float
+        self, request: GenerateRequest, room: SizedSemaphore, salt: str, sent: float
     ) -> GenerateResult | ItemFailure:
         sampling, exact = self.manifest.sampling, request.exact_tokens
         most = sampling.max_tokens if exact is None else exact
         asked = StreamRequest(
             id=request.id, messages=request.messages, max_tokens=most, temperature=sampling.temperature,
-            top_p=sampling.top_p, seed=None if sampling.temperature == 0 else draw(sampling.seed, request.id),
+            top_p=sampling.top_p, seed=None if sampling.temperature == 0 else reply_seed(sampling.seed, request.id),
             stop=sampling.stop, exact=exact is not None,
             extra=self._extra(salt if exact is None else secrets.token_hex(16), exact),
         )  # fmt: skip
@@ -172,7 +179,7 @@ class Talk:
         return self._result(request, reply, pinned, sent)
 
     def _extra(self, salt: str, exact: int | None) -> dict[str, Any]:
-        if not self.dialect.ids:
+        if not self.capabilities.ids:
             return {}
         stops = {} if exact is not None else {"stop_token_ids": list(self.eos)}
         return {**VLLM_IDS, "cache_salt": salt, **stops}
@@ -183,14 +190,14 @@ class Talk:
         """Without ids from the server, those of the pinned tokenizer stand for them (the attached engine says so)."""
         name = request.id
         check(reply.finish in ("stop", "length"), f"{name}: finish reason {reply.finish}")
-        if self.dialect.ids:
+        if self.capabilities.ids:
             check(reply.prompt_ids is not None, f"{name}: the server does not say its prompt ids")
             ids, times = timed_ids(reply.events, sent)
             check(reply.usage is None or reply.usage.completion_tokens == len(ids),
                   f"{name}: {len(ids)} tokens came, another number was counted")  # fmt: skip
         else:
             ids = self.renderer.encode(reply.text)
-            times = spread(reply.events, len(ids), sent)
+            times = spread_times(reply.events, len(ids), sent)
         if reply.finish == "stop" and ids and ids[-1] in self.eos:
             ids, times = ids[:-1], times[:-1]
         return GenerateResult(
@@ -199,7 +206,7 @@ class Talk:
         )  # fmt: skip
 
 
-class Room:
+class SizedSemaphore:
     """Lets callers in, in their order, while their sizes fit together; one larger than all of it goes alone."""
 
     def __init__(self, size: int) -> None:
@@ -213,7 +220,7 @@ class Room:
 
 
 class _Taken:
-    def __init__(self, room: Room, size: int) -> None:
+    def __init__(self, room: SizedSemaphore, size: int) -> None:
         self.room, self.size = room, size
 
     async def __aenter__(self) -> None:
@@ -227,7 +234,7 @@ class _Taken:
             self.room._change.notify_all()
 
 
-async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; when one fails or this is cancelled, the others are cancelled and waited for."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
@@ -238,13 +245,13 @@ async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def within(seconds: float, call: Callable[[], Awaitable[T]]) -> T:
+async def with_timeout(seconds: float, call: Callable[[], Awaitable[T]]) -> T:
     """The call's result; TimeoutError after ``seconds``."""
     async with asyncio.timeout(seconds):
         return await call()
 
 
-def read_rows(answer: dict[str, Any], name: str, count: int) -> list[Any]:
+def prompt_logprob_rows(answer: dict[str, Any], name: str, count: int) -> list[Any]:
     """``prompt_logprobs`` of ``count`` tokens; the first one has none. EngineError: another number came."""
     choices = answer.get("choices")
     check(
@@ -285,14 +292,14 @@ def timed_ids(events: Sequence[Event], sent: float) -> tuple[Ids, tuple[float, .
     return tuple(token for token, _ in pairs), tuple(at for _, at in pairs)
 
 
-def spread(events: Sequence[Event], tokens: int, sent: float) -> tuple[float, ...]:
+def spread_times(events: Sequence[Event], tokens: int, sent: float) -> tuple[float, ...]:
     """A time for each of ``tokens`` tokens that nobody counted: those of the events, in proportion."""
     if not events:
         return ()
     return tuple(events[min(len(events) - 1, i * len(events) // tokens)].at - sent for i in range(tokens))
 
 
-def draw(seed: int, name: str) -> int:
+def reply_seed(seed: int, name: str) -> int:
     """A seed for one reply: of the pinned seed and the item, not of what runs beside it."""
     data = json.dumps([seed, name]).encode()
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") % 2**63

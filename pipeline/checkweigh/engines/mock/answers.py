@@ -8,16 +8,16 @@ from itertools import count
 from typing import Any
 
 from checkweigh.engines.mock import texts
-from checkweigh.engines.mock.requests import Ask
+from checkweigh.engines.mock.requests import MockRequest
 
 _NUMBERS = count(1)
 DONE = b"data: [DONE]\n\n"
 
 
-class Answer:
+class MockAnswer:
     """One reply as it grows."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: MockRequest) -> None:
         self._ask = ask
         self._made = 0
         kind = "chat.completion" if ask.chat else "text_completion"

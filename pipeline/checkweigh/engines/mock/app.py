@@ -19,9 +19,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from checkweigh.engines.mock import requests
-from checkweigh.engines.mock.answers import Answer
-from checkweigh.engines.mock.mock_knobs import Knobs
-from checkweigh.engines.mock.requests import Ask, Refused
+from checkweigh.engines.mock.answers import MockAnswer
+from checkweigh.engines.mock.mock_knobs import MockKnobs
+from checkweigh.engines.mock.requests import MockRequest, RefusedRequest
 from checkweigh.engines.mock.schedule import Fate, Schedule, Sequence
 
 Scope = MutableMapping[str, Any]
@@ -39,7 +39,7 @@ _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 class MockApp:
     """One mock engine. ``die`` ends its process with a code; in a test's own process it ends the server."""
 
-    def __init__(self, knobs: Knobs, *, key: str | None, die: Callable[[int], None]) -> None:
+    def __init__(self, knobs: MockKnobs, *, key: str | None, die: Callable[[int], None]) -> None:
         self.schedule = Schedule(knobs, die)
         self._key = None if key is None else f"Bearer {key}".encode()
         self._die = die
@@ -66,7 +66,7 @@ class MockApp:
                 await _until_gone(asyncio.ensure_future(work), receive)
             else:
                 await work
-        except Refused as error:
+        except RefusedRequest as error:
             await _answer(send, json.dumps(error.body).encode(), status=error.status)
 
     def _admitted(self, scope: Scope) -> Callable[[bytes, Send], Awaitable[None]]:
@@ -75,12 +75,12 @@ class MockApp:
         given = dict(scope["headers"]).get(b"authorization", b"")
         guarded = self._key is not None and path.startswith(("/v1/", "/mock/"))
         if guarded and not hmac.compare_digest(given, self._key or b""):
-            raise Refused(401, "Unauthorized", "AuthenticationError")
+            raise RefusedRequest(401, "Unauthorized", "AuthenticationError")
         if time.monotonic() < self._ready_at and not path.startswith("/mock/"):
-            raise Refused(503, "loading", "ServiceUnavailableError")
+            raise RefusedRequest(503, "loading", "ServiceUnavailableError")
         handler = self._paths.get((scope["method"], path))
         if handler is None:
-            raise Refused(404, "Not Found", "NotFoundError")
+            raise RefusedRequest(404, "Not Found", "NotFoundError")
         return handler
 
     async def _health(self, body: bytes, send: Send) -> None:
@@ -115,9 +115,9 @@ class MockApp:
     async def _turn(self, body: bytes, send: Send) -> None:
         changed = requests.decode(body)
         try:
-            knobs = Knobs.model_validate(self.schedule.knobs.model_dump() | changed)
+            knobs = MockKnobs.model_validate(self.schedule.knobs.model_dump() | changed)
         except ValidationError as error:
-            raise Refused(400, str(error)) from error
+            raise RefusedRequest(400, str(error)) from error
         self.schedule.turn(knobs)
         await _answer(send, knobs.model_dump_json().encode())
 
@@ -125,16 +125,20 @@ class MockApp:
         self._die(int(requests.decode(body or b"{}").get("code", self.schedule.knobs.crash_code)))
 
     async def _chat(self, body: bytes, send: Send) -> None:
-        await self._reply(requests.ask_of(requests.decode(body), chat=True, knobs=self.schedule.knobs), send)
+        await self._reply(
+            requests.read_request(requests.decode(body), chat=True, knobs=self.schedule.knobs), send
+        )
 
     async def _complete(self, body: bytes, send: Send) -> None:
-        await self._reply(requests.ask_of(requests.decode(body), chat=False, knobs=self.schedule.knobs), send)
+        await self._reply(
+            requests.read_request(requests.decode(body), chat=False, knobs=self.schedule.knobs), send
+        )
 
-    async def _reply(self, ask: Ask, send: Send) -> None:
+    async def _reply(self, ask: MockRequest, send: Send) -> None:
         fate = self.schedule.fate()
         if fate is Fate.ERROR:
-            raise Refused(self.schedule.knobs.error_code, "the engine failed", "InternalServerError")
-        sequence, answer = Sequence(len(ask.prompt), ask.wanted), Answer(ask)
+            raise RefusedRequest(self.schedule.knobs.error_code, "the engine failed", "InternalServerError")
+        sequence, answer = Sequence(len(ask.prompt), ask.wanted), MockAnswer(ask)
         sent = False
         async with aclosing(self.schedule.run(sequence)) as updates:
             async for step in updates:
@@ -152,7 +156,7 @@ class MockApp:
                     return
         if fate is Fate.ERROR:
             if not sent:
-                raise Refused(500, "the engine failed", "InternalServerError")
+                raise RefusedRequest(500, "the engine failed", "InternalServerError")
             await send({"type": "http.response.body", "body": _DEAD, "more_body": False})
             return
         self.schedule.metrics.succeeded(ask.finish)
@@ -161,7 +165,7 @@ class MockApp:
         else:
             await _answer(send, answer.whole())
 
-    async def _break(self, fate: Fate, ask: Ask, send: Send) -> None:
+    async def _break(self, fate: Fate, ask: MockRequest, send: Send) -> None:
         if fate is Fate.TRUNCATED and ask.stream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
@@ -204,7 +208,7 @@ async def _body(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "the client left")
+            raise RefusedRequest(400, "the client left")
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts)

@@ -7,7 +7,7 @@ from pydantic import Field
 from checkweigh.records.base import Record
 
 
-class Knobs(Record):
+class MockKnobs(Record):
     """All of them, with the defaults of a fast and healthy engine. Shares are of requests, drawn by ``seed``."""
 
     model: str = Field(default="mock", min_length=1)

@@ -27,7 +27,7 @@ _SECONDS = (
 _TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
-class Metrics:
+class MockMetrics:
     """One registry for each mock; every series carries ``model_name`` and ``engine`` as vLLM's do."""
 
     def __init__(self, model: str, kv_tokens: int) -> None:

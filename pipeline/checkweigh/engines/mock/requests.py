@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkweigh.engines.mock import texts
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
     """An answer of 4xx or 5xx."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError") -> None:
@@ -21,7 +21,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class MockRequest:
     """One completion or chat completion."""
 
     chat: bool
@@ -41,9 +41,9 @@ def decode(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {error}") from error
+        raise RefusedRequest(400, f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise Refused(400, "the body is not a JSON object")
+        raise RefusedRequest(400, "the body is not a JSON object")
     return body
 
 
@@ -58,21 +58,21 @@ def prompt_ids(body: dict[str, Any]) -> tuple[int, ...]:
         return texts.tokenize(prompt)
     if isinstance(prompt, list) and prompt and all(type(i) is int and i >= 0 for i in prompt):
         return tuple(prompt)
-    raise Refused(400, "expected messages, or a prompt of text or token ids")
+    raise RefusedRequest(400, "expected messages, or a prompt of text or token ids")
 
 
-def ask_of(body: dict[str, Any], *, chat: bool, knobs: Knobs) -> Ask:
+def read_request(body: dict[str, Any], *, chat: bool, knobs: MockKnobs) -> MockRequest:
     """The request. Raises Refused: another model, no prompt, too long, max_tokens that is no positive integer."""
     if body.get("model") not in (knobs.model, None):
-        raise Refused(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")
+        raise RefusedRequest(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")
     ids = prompt_ids(body)
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
     if limit is None:
         limit = knobs.max_len - len(ids) if chat else 16
     if type(limit) is not int or limit < 1:
-        raise Refused(400, f"max_tokens must be at least 1, got {limit!r}.")
+        raise RefusedRequest(400, f"max_tokens must be at least 1, got {limit!r}.")
     if len(ids) + limit > knobs.max_len:
-        raise Refused(
+        raise RefusedRequest(
             400,
             f"This model's maximum context length is {knobs.max_len} tokens. However, you requested "
             f"{len(ids) + limit} tokens ({len(ids)} in the messages, {limit} in the completion).",
@@ -81,7 +81,7 @@ def ask_of(body: dict[str, Any], *, chat: bool, knobs: Knobs) -> Ask:
     wanted = max(least, min(limit, knobs.reply_tokens))
     options = body.get("stream_options") or {}
     top = body.get("prompt_logprobs")
-    return Ask(
+    return MockRequest(
         chat=chat,
         model=knobs.model,
         prompt=ids,

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from checkweigh.engines.mock.mock_knobs import Knobs
-from checkweigh.engines.mock.mock_metrics import Metrics
+from checkweigh.engines.mock.mock_knobs import MockKnobs
+from checkweigh.engines.mock.mock_metrics import MockMetrics
 
 
 class Fate(Enum):
@@ -42,9 +42,9 @@ class Sequence:
 class Schedule:
     """First come, first served, up to ``slots`` at once and as far as the KV cache reaches."""
 
-    def __init__(self, knobs: Knobs, die: Callable[[int], None]) -> None:
+    def __init__(self, knobs: MockKnobs, die: Callable[[int], None]) -> None:
         self.knobs = knobs
-        self.metrics = Metrics(knobs.model, knobs.kv_tokens)
+        self.metrics = MockMetrics(knobs.model, knobs.kv_tokens)
         self.seen = 0
         self.aborted = 0
         self._die = die
@@ -55,7 +55,7 @@ class Schedule:
         self._frozen: bytes | None = None
         self.turn(knobs)
 
-    def turn(self, knobs: Knobs) -> None:
+    def turn(self, knobs: MockKnobs) -> None:
         """Take new knobs while running; the size of the cache and the model's name stay as they were."""
         self.knobs = knobs
         if knobs.hang:

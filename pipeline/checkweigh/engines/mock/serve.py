@@ -19,7 +19,7 @@ import uvicorn
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.errors import EngineDied
 
 HOST = "127.0.0.1"
@@ -50,7 +50,7 @@ def server(app: object) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-async def serve(knobs: Knobs, *, port: int, key: str | None) -> None:
+async def serve(knobs: MockKnobs, *, port: int, key: str | None) -> None:
     """Serve until interrupted; says on stdout, as one line of JSON, where."""
     with listen(port) as bound:
         app = MockApp(knobs, key=key, die=os._exit)
@@ -64,9 +64,11 @@ async def serve(knobs: Knobs, *, port: int, key: str | None) -> None:
 
 
 @contextmanager
-def in_thread(knobs: Knobs | None = None, *, key: str | None = None) -> Iterator[tuple[Endpoint, MockApp]]:
+def in_thread(
+    knobs: MockKnobs | None = None, *, key: str | None = None
+) -> Iterator[tuple[Endpoint, MockApp]]:
     """A mock in a thread of this process, for tests. A crash closes its socket and every connection."""
-    found = knobs or Knobs()
+    found = knobs or MockKnobs()
     bound = listen()
     box: list[tuple[MockApp, uvicorn.Server]] = []
     ready = threading.Event()
@@ -114,7 +116,7 @@ class MockProcess:
         self.process.send_signal(number)
 
 
-def command(knobs: Knobs, *, port: int = 0) -> list[str]:
+def command(knobs: MockKnobs, *, port: int = 0) -> list[str]:
     """The command line that starts a mock with these knobs; its key comes from CHECKWEIGH_MOCK_KEY."""
     given = knobs.model_dump(exclude_defaults=True)
     sets = [word for name, value in given.items() for word in ("--set", f"{name}={json.dumps(value)}")]
@@ -122,9 +124,9 @@ def command(knobs: Knobs, *, port: int = 0) -> list[str]:
 
 
 @contextmanager
-def in_process(knobs: Knobs | None = None, *, key: str | None = None) -> Iterator[MockProcess]:
+def in_process(knobs: MockKnobs | None = None, *, key: str | None = None) -> Iterator[MockProcess]:
     """A mock in a process of its own, killed when the block ends."""
-    found = knobs or Knobs()
+    found = knobs or MockKnobs()
     environment = dict(os.environ) | ({} if key is None else {"CHECKWEIGH_MOCK_KEY": key})
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[3])
     child = subprocess.Popen(

@@ -22,7 +22,7 @@ from typing import Self, TypeVar
 
 from checkweigh.engines import gpu
 from checkweigh.engines.host_memory import available
-from checkweigh.engines.http.batches import Dialect, Talk, within
+from checkweigh.engines.http.batches import BatchClient, ServerCapabilities, with_timeout
 from checkweigh.engines.http.client import Client, Deadlines, Endpoint
 from checkweigh.engines.protocol import (
     Divergence,
@@ -63,7 +63,7 @@ _TIMEOUTS = Timeouts()
 class VllmEngine:
     """An ``Engine``. Entering starts the server, leaving ends it; ``endpoint`` is where it listens meanwhile.
 
-    Raises on any call: EngineDied, EngineTimeout, EngineOutOfMemory, EngineError as ``ChildEngine`` does; BadInput when
+    Raises on any call: EngineDied, EngineTimeout, EngineOutOfMemory, EngineError as ``WorkerEngine`` does; BadInput when
     a setting is refused or the prefix cache cannot be kept cold; PinMismatch when it serves something else.
     """
 
@@ -128,7 +128,7 @@ class VllmEngine:
                 raise self._died("start")
             self._server.stop(grace=0)
         self._call("start", max(1.0, until - time.monotonic()), self._introduce)
-        warm = partial(warm_up, self._talk, self.identity.vocabulary_size)
+        warm = partial(warm_up, self._batches, self.identity.vocabulary_size)
         self._call("warm-up", max(1.0, until - time.monotonic()), warm)
 
     def _close(self, client: Client) -> None:
@@ -139,7 +139,7 @@ class VllmEngine:
         assert self._server is not None
         while not self._server.ended(wait_s=0.2):
             with suppress(EngineError, TimeoutError):
-                self._runner.run(within(5.0, lambda: self._client.get_text(f"{self.endpoint.root}/health")))
+                self._runner.run(with_timeout(5.0, lambda: self._client.get_text(f"{self.endpoint.root}/health")))
                 return True
             if time.monotonic() > until:
                 raise self._slow("start", self.timeouts.start)
@@ -151,16 +151,16 @@ class VllmEngine:
         report, self._identity = await identify(self._client, self.spec, self._server.text())
         self._kv_tokens = report.kv_tokens
         renderer = Renderer(self.spec.tokenizer_dir, self.spec.chat_template)
-        dialect = Dialect(ids=True, scores=True)
-        self._talk = Talk(self._client, self.spec.manifest, renderer, dialect, self._identity.eos)
+        capabilities = ServerCapabilities(ids=True, scores=True)
+        self._batches = BatchClient(self._client, self.spec.manifest, renderer, capabilities, self._identity.eos)
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt token ids as the server itself renders them, generation prompt included."""
-        return self._call("render", self.timeouts.render, lambda: self._talk.render(conversations))
+        return self._call("render", self.timeouts.render, lambda: self._batches.render(conversations))
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """Score one batch."""
-        return self._call("score", self.timeouts.call, lambda: self._watched(self._talk.score(batch)))
+        return self._call("score", self.timeouts.call, lambda: self._watched(self._batches.score(batch)))
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:
         """Generate one batch of replies with the pinned sampling."""
@@ -169,8 +169,8 @@ class VllmEngine:
             if self._timed is None:
                 self._timed = self._call("metrics", self.timeouts.render, self._counters)
                 sent = time.monotonic()
-            return self._call("generate", self.timeouts.call, lambda: self._talk.generate(batch, sent))
-        work = self._talk.generate
+            return self._call("generate", self.timeouts.call, lambda: self._batches.generate(batch, sent))
+        work = self._batches.generate
         return self._call("generate", self.timeouts.call, lambda: self._watched(work(batch, sent)))
 
     def states(self, batch: Sequence[ScoreRequest], folder: Path) -> list[States | ItemFailure]:
@@ -181,7 +181,7 @@ class VllmEngine:
         self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
     ) -> list[Divergence | ItemFailure]:
         """Lower bounds on the divergence, from what both servers wrote."""
-        decode = self._talk.renderer.decode
+        decode = self._batches.renderer.decode
         return [topk_kl.compare(request.id, theirs, mine, decode) for request in batch]
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
@@ -239,7 +239,7 @@ class VllmEngine:
         if threading.current_thread() is not threading.main_thread() and self._runner.get_loop().is_running():
             raise EngineError(f"{call}: the engine is in use")
         try:
-            return self._runner.run(within(seconds, work))
+            return self._runner.run(with_timeout(seconds, work))
         except BadInput:
             raise
         except TimeoutError:

@@ -10,7 +10,7 @@ import secrets
 
 import numpy as np
 
-from checkweigh.engines.http.batches import Talk, together
+from checkweigh.engines.http.batches import BatchClient, gather_all
 from checkweigh.engines.http.client import VLLM_IDS, StreamRequest
 from checkweigh.engines.protocol import ScoreRequest
 
@@ -18,7 +18,7 @@ LENGTHS = (6, 48, 160, 400)  # of prompts, in tokens
 TOGETHER = 4  # prompts of each length
 
 
-async def warm_up(talk: Talk, vocabulary_size: int) -> None:
+async def warm_up(talk: BatchClient, vocabulary_size: int) -> None:
     """Send distinct prompts of several lengths, alone and together, and one that is scored."""
     rng = np.random.default_rng(0)
     longest = talk.manifest.limits.max_sequence - 16
@@ -32,7 +32,7 @@ async def warm_up(talk: Talk, vocabulary_size: int) -> None:
             for i, ids in enumerate(prompts)
         ]  # fmt: skip
         await talk.client.stream(requests[0])
-        await together([talk.client.stream(request) for request in requests[1:]])
+        await gather_all([talk.client.stream(request) for request in requests[1:]])
     text = "The box is weighed against a standard. " * 4
     await talk.score(
         [ScoreRequest(id="warm-up", messages=None, continuations=(text,), top_k=k) for k in (0, 1)]

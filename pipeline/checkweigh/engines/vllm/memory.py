@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh.engines.host_memory import GIB, estimate_of
+from checkweigh.engines.host_memory import GIB, estimate_model
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import EngineOutOfMemory
 from checkweigh.records.manifest import Quantization, VllmArgs
@@ -14,9 +14,9 @@ def require_server_room(spec: EngineSpec, free: int) -> int:
     """Bytes the server is expected to need. EngineOutOfMemory, with all numbers: more than may be used."""
     manifest = spec.manifest
     plain = manifest.model_copy(update={"quantization": Quantization()})
-    weights = estimate_of(plain, spec.model_dir).weights
+    weights = estimate_model(plain, spec.model_dir).weights
     if spec.draft_dir is not None:
-        weights += estimate_of(plain, spec.draft_dir).weights
+        weights += estimate_model(plain, spec.draft_dir).weights
     cache = cache_bytes(spec)
     need = weights + cache + RUNTIME
     usable = int(free * (1 - manifest.limits.memory_headroom))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 
+from checkweigh.engines.host_memory import GIB
 from checkweigh.engines.processes import container, keeper
 from checkweigh.engines.processes.kept_process import RunLog, exit_cause
 from checkweigh.engines.protocol import Resources
 from checkweigh.engines.vllm.server_launch import LaunchPlan
-from checkweigh.engines.worker.process import GIB
 from checkweigh.errors import EngineDied, EngineError
 
 GRACE_S = 20.0  # that a server has to drain and leave

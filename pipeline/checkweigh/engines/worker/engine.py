@@ -1,4 +1,4 @@
-"""``ChildEngine``: an engine in a process of its own, behind the ``Engine`` protocol."""
+"""``WorkerEngine``: an engine in a process of its own, behind the ``Engine`` protocol."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DEFAULT = Timeouts()
 T = TypeVar("T")
 
 
-class ChildEngine:
+class WorkerEngine:
     """Starts ``checkweigh.engines.worker.main`` on entering and ends it on leaving.
 
     Raises on any call:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 import checkweigh
+from checkweigh.engines.host_memory import GIB
 from checkweigh.engines.worker import wire
 
 PASSED = (
@@ -31,7 +32,6 @@ PASSED = (
 )  # fmt: skip
 GRACE = 3.0  # seconds a worker has to leave by itself
 TAIL_LINES = 20
-GIB = 1 << 30
 
 
 class WorkerGone(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import command as mock_command
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.server_launch import (
@@ -19,7 +19,7 @@ from checkweigh.engines.vllm.server_launch import (
 from checkweigh.engines.worker.process import environment as worker_environment
 
 
-def mock_plan(knobs: Knobs, log: Path) -> Callable[[], LaunchPlan]:
+def mock_plan(knobs: MockKnobs, log: Path) -> Callable[[], LaunchPlan]:
     """Plans of the mock engine, each with a port and a key of its own."""
 
     def plan() -> LaunchPlan:

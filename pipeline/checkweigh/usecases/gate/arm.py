@@ -14,8 +14,9 @@ from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, HostBusy, PinMismatch, Problem
 from checkweigh.measure import host_facts
-from checkweigh.measure.batching import Batch, plan
-from checkweigh.measure.quality import Arm, check_identity, run_batch
+from checkweigh.measure.batching import Batch, plan_batches
+from checkweigh.measure.quality import run_batch
+from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.progress import Progress
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import EngineIdentity, MeasurementKey, MeasurementSet, Observation, Stage
@@ -54,7 +55,7 @@ class ArmRun:
     late: bool = False
     unfit: bool = False
     identity: EngineIdentity | None = None
-    arm: Arm | None = None
+    arm: ServedArm | None = None
     stages: list[Stage] = field(default_factory=list)
     counted: list[Telemetry] = field(default_factory=list)
     swap_before: int = 0
@@ -65,7 +66,7 @@ class ArmRun:
         """Digest of everything that is pinned."""
         return self.resolved.pins.record_digest()
 
-    def running(self) -> Arm:
+    def running(self) -> ServedArm:
         """The arm with a started and checked engine."""
         if self.arm is None:
             self.arm = self._start()
@@ -84,7 +85,7 @@ class ArmRun:
             finally:
                 engine.__exit__(None, None, None)
 
-    def survive(self, work: Callable[[Arm], T]) -> T:
+    def survive(self, work: Callable[[ServedArm], T]) -> T:
         """``work`` on the running arm, tried again on a new engine when the first one fails.
 
         Raises the EngineError of the last attempt with ``arm`` set. An engine that does not fit into the
@@ -178,7 +179,7 @@ class ArmRun:
 
     def _measure(self, part: Part, key: MeasurementKey) -> MeasurementSet | None:
         started, evalset = host_facts.now(), part.evalset
-        batches = plan(evalset, self.resolved.manifest.engine, self.batches)
+        batches = plan_batches(evalset, self.resolved.manifest.engine, self.batches)
         score = item_scorer(evalset)
         label = f"{self.role}: {part.label}"
         observations: list[Observation] = []
@@ -204,19 +205,19 @@ class ArmRun:
         self.stages.append(stage)
         return record
 
-    def _run(self, arm: Arm, batch: Batch, score: ScoreItem) -> Kept:
+    def _run(self, arm: ServedArm, batch: Batch, score: ScoreItem) -> Kept:
         started = time.monotonic()
         observations, tokens = run_batch(arm, batch, self.replicate, score)
         return observations, tokens, time.monotonic() - started
 
-    def _start(self) -> Arm:
+    def _start(self) -> ServedArm:
         self.progress(f"{self.role}: starting the engine", 0, 1)
         self.swap_before = host_facts.swap_activity()
         resolved = self.resolved
         spec = spec_of(resolved)
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)
         engine = self.launch(spec, log=self.logs / f"{self.role}.log", timeouts=self.timeouts).__enter__()
-        arm = Arm(resolved.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
+        arm = ServedArm(resolved.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
         try:
             check_identity(arm)
             _check_probes(engine, resolved)

@@ -10,7 +10,7 @@ from pathlib import Path
 from checkweigh.decision.looks import Part, merged
 from checkweigh.errors import BadInput, EngineError, PinMismatch
 from checkweigh.measure import host_facts
-from checkweigh.measure.batching import Batch, plan
+from checkweigh.measure.batching import Batch, plan_batches
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.usecases.gate.arm import ArmRun, Kept
@@ -90,7 +90,7 @@ def _stored_or_measured(part: Part, key: MeasurementKey, runs: Mapping[str, ArmR
 
 def _measure(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
     started, store, evalset = host_facts.now(), runs["candidate"].store, part.evalset
-    batches = plan(evalset, runs["candidate"].resolved.manifest.engine)
+    batches = plan_batches(evalset, runs["candidate"].resolved.manifest.engine)
     kept: dict[int, Kept] = {}
     for batch in batches:
         done = store.read_batch(key, batch.index, batch.digest)

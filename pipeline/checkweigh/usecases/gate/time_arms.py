@@ -13,16 +13,16 @@ from checkweigh.decision.verdict import decide, only_look
 from checkweigh.errors import EngineError, EngineOutOfMemory
 from checkweigh.files import lock
 from checkweigh.measure import host_facts
-from checkweigh.measure.arrivals import Supply
-from checkweigh.measure.load_pairs import Loaded, run_load
+from checkweigh.measure.arrivals import PromptSupply
+from checkweigh.measure.load_pairs import PairUnderLoad, run_load
 from checkweigh.measure.paired_blocks import (
     ARMS,
-    Looks,
+    ArmProvider,
+    LookFractions,
     Role,
-    Rules,
-    Turn,
+    StopRules,
 )
-from checkweigh.measure.quality import Arm
+from checkweigh.measure.served_arm import ServedArm
 from checkweigh.measure.sweep import knees, sweep
 from checkweigh.measure.timing import run_pairs
 from checkweigh.progress import Progress
@@ -65,7 +65,7 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
         while True:
             turn, alone = _turns(runs)
             over = min(runs[role].deadline for role in ARMS)
-            rules = Rules(  # after the starts: a server on a GPU compiles for longer than it is timed
+            rules = StopRules(  # after the starts: a server on a GPU compiles for longer than it is timed
                 timing=policy.timing,
                 deadline=min(time.monotonic() + policy.timing.max_seconds, over),
                 settled=lambda blocks, looks: settled(policy, blocks, looks),
@@ -102,12 +102,12 @@ def short_tails(policy: Policy) -> Iterator[str]:
             yield f"{check.id} informs only: {gates}; {more} would do"
 
 
-def _run(turn: Turn, prompts: Prompts, rules: Rules, seed: int) -> PairedRun:
+def _run(turn: ArmProvider, prompts: Prompts, rules: StopRules, seed: int) -> PairedRun:
     load = rules.timing.load
     if load is None:
         return run_pairs(turn, prompts.conversations, rules, seed)
-    supply = Supply.of(prompts.conversations, prompts.rows, turn("baseline").encode)
-    loaded = Loaded(turn=turn, supply=supply, rules=rules, seed=seed, load=load)
+    supply = PromptSupply.of(prompts.conversations, prompts.rows, turn("baseline").encode)
+    loaded = PairUnderLoad(arm_for=turn, supply=supply, rules=rules, seed=seed, load=load)
     run = run_load(loaded)
     if not prompts.sweep or not run.blocks:
         return run
@@ -120,7 +120,7 @@ def _run(turn: Turn, prompts: Prompts, rules: Rules, seed: int) -> PairedRun:
     return run.model_copy(update={"sweep": tuple(points), "notes": (*run.notes, *knees(points), *notes)})
 
 
-def _turns(runs: Mapping[str, ArmRun]) -> tuple[Turn, bool]:
+def _turns(runs: Mapping[str, ArmRun]) -> tuple[ArmProvider, bool]:
     """How an arm's turn comes, and whether the arms take turns in memory as well.
 
     Both run where both fit. Otherwise an arm is started when its turn comes, after the other one was stopped; each
@@ -138,8 +138,8 @@ def _turns(runs: Mapping[str, ArmRun]) -> tuple[Turn, bool]:
     return lambda role: runs[role].running(), False
 
 
-def _alone(runs: Mapping[str, ArmRun]) -> Callable[[Role], Arm]:
-    def turn(role: Role) -> Arm:
+def _alone(runs: Mapping[str, ArmRun]) -> Callable[[Role], ServedArm]:
+    def turn(role: Role) -> ServedArm:
         for other in ARMS:
             if other != role:
                 runs[other].close()
@@ -148,7 +148,7 @@ def _alone(runs: Mapping[str, ArmRun]) -> Callable[[Role], Arm]:
     return turn
 
 
-def settled(policy: Policy, blocks: tuple[Block, ...], looks: Looks) -> bool:
+def settled(policy: Policy, blocks: tuple[Block, ...], looks: LookFractions) -> bool:
     """Whether the timing checks need no more pairs: one of them blocks, or all critical ones pass.
 
     Judged as the gate will be, over all of its checks; those that are not timed count as saying nothing.

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.engines.conftest import MakeSpec, user
 
 from checkweigh.engines.fake.backend import FakeBackend
-from checkweigh.engines.fake.knobs import KNOBS, Knobs, read_knobs
+from checkweigh.engines.fake.knobs import KNOBS, FakeKnobs, read_knobs
 from checkweigh.engines.protocol import (
     GenerateRequest,
     GenerateResult,
@@ -199,6 +199,6 @@ def test_all_problems_at_once_and_all_knobs_are_read() -> None:
     with pytest.raises(BadInput) as caught:
         read_knobs({"seeds": 1, "bias": 1})
     assert len(str(caught.value).splitlines()) == 2
-    assert read_knobs({}) == Knobs()
-    assert read_knobs({name: field.default for name, field in KNOBS.items()}) == Knobs()
+    assert read_knobs({}) == FakeKnobs()
+    assert read_knobs({name: field.default for name, field in KNOBS.items()}) == FakeKnobs()
     assert read_knobs({"bias_nats": 1}).bias_nats == 1.0

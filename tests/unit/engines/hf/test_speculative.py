@@ -153,10 +153,10 @@ def test_a_drafting_model_with_more_tokens_is_refused(tiny_dir: Path, tmp_path: 
 
 
 def test_the_drafting_model_is_counted_in_memory(tiny_dir: Path, other_dir: Path) -> None:
-    from checkweigh.engines.host_memory import estimate_of, require_room
+    from checkweigh.engines.host_memory import estimate_model, require_room
 
     manifest = make_spec(tiny_dir, "transformers").manifest
-    alone, draft = estimate_of(manifest, tiny_dir), estimate_of(manifest, other_dir)
+    alone, draft = estimate_model(manifest, tiny_dir), estimate_model(manifest, other_dir)
     both = require_room(manifest, tiny_dir, 1 << 40, other_dir)
     assert both.weights == alone.weights + draft.weights > alone.weights
     assert both.kv_cache == alone.kv_cache + draft.kv_cache

@@ -114,7 +114,7 @@ def test_every_split_and_every_way_gives_the_same(
     tasks = []
     for request in [*choices(), ScoreRequest(id="raw", messages=None, continuations=tuple(TEXTS))]:
         task = backend._task(request)
-        assert isinstance(task, hf_score.Task)
+        assert isinstance(task, hf_score.ScoreTask)
         tasks.append(task)
     with torch.inference_mode():
         found = hf_score.score(loaded, tasks, max_tokens)
@@ -216,7 +216,9 @@ def test_rows_that_end_are_dropped_without_changing_the_others(
     prompts = [r.prompt_ids for r in generated(backend, asks(8))]
     eos = {greedy(reference, p, 20, ())[i + 1] for i, p in enumerate(prompts)}
     loaded = replace(backend.loaded, eos=tuple(sorted(eos)))
-    replies = [generate.Reply(id=str(i), prompt=p, room=20, exact=False) for i, p in enumerate(prompts)]
+    replies = [
+        generate.GrowingReply(id=str(i), prompt=p, room=20, exact=False) for i, p in enumerate(prompts)
+    ]
     with torch.inference_mode():
         generate.generate(loaded, replies, Sampling(max_tokens=20), time.monotonic())
     lengths = {len(reply.tokens) for reply in replies}
@@ -264,7 +266,7 @@ def test_sampling_is_decided_by_the_seed_and_the_item_alone(tiny_dir: Path) -> N
 def test_sampling_follows_the_distribution() -> None:
     """Draws of one token: frequencies within 4 standard errors; outside the nucleus nothing is drawn."""
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
-    live = [generate.Reply(id=str(i), prompt=(1,), room=1, exact=True) for i in range(4000)]
+    live = [generate.GrowingReply(id=str(i), prompt=(1,), room=1, exact=True) for i in range(4000)]
 
     def shares(**sampling: float) -> np.ndarray:
         for reply in live:
@@ -279,7 +281,7 @@ def test_sampling_follows_the_distribution() -> None:
 
 
 def test_splitting_a_batch() -> None:
-    replies = [generate.Reply(id=str(i), prompt=(1,) * 10, room=10, exact=True) for i in range(10)]
+    replies = [generate.GrowingReply(id=str(i), prompt=(1,) * 10, room=10, exact=True) for i in range(10)]
     assert [len(p) for p in generate.split(replies, 4, 10_000)] == [4, 4, 2]
     assert [len(p) for p in generate.split(replies, 16, 60)] == [3, 3, 3, 1]
     assert [len(p) for p in generate.split(replies[:2], 16, 5)] == [1, 1]

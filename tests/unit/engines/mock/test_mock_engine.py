@@ -24,7 +24,7 @@ from checkweigh.engines.http.client import (
     StreamRequest,
 )
 from checkweigh.engines.mock.app import MockApp
-from checkweigh.engines.mock.mock_knobs import Knobs
+from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.errors import EngineDied, EngineError, EngineRefused, EngineTruncated
 from checkweigh.records.evalset import Message
@@ -57,7 +57,7 @@ async def stream_all(endpoint: Endpoint, requests: list[StreamRequest]) -> list[
 def test_a_stock_client_chats_streams_and_completes() -> None:
     import openai
 
-    with in_thread(Knobs(reply_tokens=5), key="k") as (endpoint, _):
+    with in_thread(MockKnobs(reply_tokens=5), key="k") as (endpoint, _):
         client = openai.OpenAI(base_url=endpoint.url, api_key="k", max_retries=0)
         whole = client.chat.completions.create(model="mock", messages=[{"role": "user", "content": "hi"}])
         assert whole.choices[0].finish_reason == "stop"
@@ -85,7 +85,7 @@ def test_a_stock_client_chats_streams_and_completes() -> None:
 
 
 def test_ids_acceptance_and_times_are_as_told() -> None:
-    knobs = Knobs(first_ms=60, token_ms=20, acceptance=2.0, drafted=3, reply_tokens=100)
+    knobs = MockKnobs(first_ms=60, token_ms=20, acceptance=2.0, drafted=3, reply_tokens=100)
     with in_thread(knobs) as (endpoint, _):
         (found,) = run(stream_all(endpoint, [chat(tokens=8, exact=True, extra=VLLM_IDS)]))
         assert len(found.token_ids) == 8
@@ -104,7 +104,7 @@ def test_beyond_its_slots_and_its_cache_requests_wait() -> None:
     prompt = tuple(range(40))
     work = [StreamRequest(id=str(i), max_tokens=2, prompt_ids=prompt, exact=True) for i in range(6)]
     for limit in ({"slots": 2}, {"kv_tokens": 100}):
-        with in_thread(Knobs(first_ms=100, **limit)) as (endpoint, _):
+        with in_thread(MockKnobs(first_ms=100, **limit)) as (endpoint, _):
             found = run(stream_all(endpoint, work))
             firsts = sorted(f.events[0].at - f.sent for f in found)
             assert firsts[1] < 0.19, "two at once"
@@ -122,9 +122,9 @@ def test_an_answer_without_latency_takes_no_delayed_acknowledgement() -> None:
 
 def test_faults_reach_the_client_as_what_they_are() -> None:
     for knobs, expected in (
-        (Knobs(error_share=1), EngineRefused),
-        (Knobs(truncate_share=1), EngineTruncated),
-        (Knobs(reset_share=1), EngineTruncated),
+        (MockKnobs(error_share=1), EngineRefused),
+        (MockKnobs(truncate_share=1), EngineTruncated),
+        (MockKnobs(reset_share=1), EngineTruncated),
     ):
         with in_thread(knobs) as (endpoint, _):
             (found,) = run(stream_all(endpoint, [chat()]))
@@ -140,7 +140,7 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    with in_thread(Knobs(token_ms=20)) as (endpoint, app):
+    with in_thread(MockKnobs(token_ms=20)) as (endpoint, app):
         run(leave(endpoint, app))
         until(lambda: app.schedule.inside == 0, 2)
         assert json.loads(get(endpoint, "/mock/seen")) == {"requests": 1, "aborted": 1, "inside": 0}
@@ -163,21 +163,21 @@ def test_a_hang_keeps_health_green_and_ends_when_told() -> None:
 
 
 def test_frozen_metrics_repeat_themselves() -> None:
-    with in_thread(Knobs(frozen_metrics=True)) as (endpoint, app):
+    with in_thread(MockKnobs(frozen_metrics=True)) as (endpoint, app):
         before = get(endpoint, "/metrics")
         run(stream_all(endpoint, [chat()]))
         assert get(endpoint, "/metrics") == before
-        app.schedule.turn(Knobs(kv_floor=0.95))
+        app.schedule.turn(MockKnobs(kv_floor=0.95))
         assert b'kv_cache_usage_perc{engine="0",model_name="mock"} 0.95' in get(endpoint, "/metrics")
 
 
 def test_a_process_of_its_own_crashes_with_the_code_it_was_told() -> None:
-    with in_process(Knobs(crash_after=2, crash_code=0, token_ms=5), key="k") as mock:
+    with in_process(MockKnobs(crash_after=2, crash_code=0, token_ms=5), key="k") as mock:
         first, second = (run(stream_all(mock.endpoint, [chat()]))[0] for _ in range(2))
         assert first.tokens == 8
         assert isinstance(second, EngineError | EngineDied)
         assert mock.process.wait(5) == 0
-    with in_process(Knobs(oom_tokens=60, token_ms=20)) as mock:
+    with in_process(MockKnobs(oom_tokens=60, token_ms=20)) as mock:
         prompt = tuple(range(50))
         work = [StreamRequest(id=str(i), max_tokens=8, prompt_ids=prompt) for i in range(2)]
         run(stream_all(mock.endpoint, work))
@@ -185,7 +185,7 @@ def test_a_process_of_its_own_crashes_with_the_code_it_was_told() -> None:
 
 
 def test_a_stopped_process_goes_on() -> None:
-    with in_process(Knobs()) as mock:
+    with in_process(MockKnobs()) as mock:
         mock.signal(signal.SIGSTOP)
         with pytest.raises((TimeoutError, urllib.error.URLError)):
             urllib.request.urlopen(mock.endpoint.root + "/health", timeout=0.3)
@@ -203,7 +203,7 @@ def test_a_wrong_knob_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_knob_is_documented_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[4] / "docs/serving.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, re.M))
-    assert {name: rows.get(name) for name in Knobs.model_fields} == {
+    assert {name: rows.get(name) for name in MockKnobs.model_fields} == {
         name: str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-        for name, field in Knobs.model_fields.items()
+        for name, field in MockKnobs.model_fields.items()
     }

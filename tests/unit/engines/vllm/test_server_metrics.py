@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from checkweigh.engines.mock.mock_metrics import Metrics
+from checkweigh.engines.mock.mock_metrics import MockMetrics
 from checkweigh.engines.vllm.server_metrics import (
     parse_metrics,
     read_cache_settings,
@@ -56,7 +56,7 @@ def test_a_server_without_counters_is_an_engine_error() -> None:
 
 
 def test_the_load_of_the_mock_is_read_and_a_missing_metric_is_an_error() -> None:
-    metrics = Metrics("m", 5000)
+    metrics = MockMetrics("m", 5000)
     metrics.kv.set(0.25)
     metrics.waiting.set(3)
     metrics.iterations.observe(4)

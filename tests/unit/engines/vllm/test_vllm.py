@@ -114,7 +114,7 @@ def test_it_serves(start: Start) -> None:
         assert identity.eos == (2, 5)
         assert identity.settings["prefix_caching"] == "True"
         assert engine.pid is not None
-        renderer = engine._talk.renderer
+        renderer = engine._batches.renderer
         assert engine.render([HELLO]) == [renderer.render(HELLO)]
         requests = [
             ScoreRequest(id="a", messages=HELLO, continuations=("red blue", " green")),
@@ -159,7 +159,7 @@ def test_scores_are_those_of_the_server_for_each_token(start: Start) -> None:
 
     with start() as engine:
         (found,) = engine.score([raw("red blue green one two")])
-        renderer = engine._talk.renderer
+        renderer = engine._batches.renderer
     assert isinstance(found, ScoreResult)
     model = Model.__new__(Model)
     ids = [renderer.prefix_id, *found.continuations[0].token_ids]

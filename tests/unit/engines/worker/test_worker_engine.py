@@ -23,7 +23,7 @@ from checkweigh.engines.protocol import (
     ScoreResult,
 )
 from checkweigh.engines.spec import Timeouts
-from checkweigh.engines.worker.engine import ChildEngine
+from checkweigh.engines.worker.engine import WorkerEngine
 from checkweigh.engines.worker.process import environment
 from checkweigh.errors import (
     BadInput,
@@ -61,7 +61,7 @@ def ended(pid: int, seconds: float = 10.0) -> bool:
 
 
 def test_a_whole_life(fake: MakeSpec, log: Path) -> None:
-    with ChildEngine(fake(), log=log) as engine:
+    with WorkerEngine(fake(), log=log) as engine:
         pid = engine.pid
         assert pid is not None
         assert os.getpgid(pid) == pid  # a group of its own
@@ -83,7 +83,7 @@ def test_a_whole_life(fake: MakeSpec, log: Path) -> None:
 
 
 def test_use_before_the_start(fake: MakeSpec, log: Path) -> None:
-    engine = ChildEngine(fake(), log=log)
+    engine = WorkerEngine(fake(), log=log)
     for call in (lambda: engine.identity, lambda: engine.score(SCORE)):
         with pytest.raises(EngineDied, match="it was not started"):
             call()
@@ -103,7 +103,7 @@ def test_use_before_the_start(fake: MakeSpec, log: Path) -> None:
 def test_deaths_name_their_cause(
     fake: MakeSpec, log: Path, knob: str, error: type[EngineError], cause: str, at: int
 ) -> None:
-    engine = ChildEngine(fake(**{knob: at}), log=log)
+    engine = WorkerEngine(fake(**{knob: at}), log=log)
 
     def live() -> None:
         with engine:
@@ -124,7 +124,7 @@ def test_deaths_name_their_cause(
 
 def test_the_log_tail_shows_the_last_lines(fake: MakeSpec, log: Path) -> None:
     log.write_text("from an earlier engine\n")
-    with ChildEngine(fake(crash_at=1), log=log) as engine, pytest.raises(EngineDied) as caught:
+    with WorkerEngine(fake(crash_at=1), log=log) as engine, pytest.raises(EngineDied) as caught:
         engine.score(SCORE)
     assert "Fatal Python error: Aborted" in caught.value.log_tail
     assert "earlier" not in caught.value.log_tail
@@ -135,7 +135,7 @@ def test_the_log_tail_shows_the_last_lines(fake: MakeSpec, log: Path) -> None:
 @pytest.mark.parametrize(("at", "name"), [(0, "start"), (1, "call")])
 def test_a_hang_is_killed_and_the_timeout_named(fake: MakeSpec, log: Path, at: int, name: str) -> None:
     timeouts = Timeouts(start=2 if at == 0 else 20, call=0.5, render=20)
-    engine = ChildEngine(fake(hang_at=at), log=log, timeouts=timeouts)
+    engine = WorkerEngine(fake(hang_at=at), log=log, timeouts=timeouts)
     with pytest.raises(EngineTimeout, match=f"timeout '{name}'"), engine:
         engine.score(SCORE)
     assert engine.pid is None
@@ -145,28 +145,28 @@ def test_a_hang_is_killed_and_the_timeout_named(fake: MakeSpec, log: Path, at: i
 
 def test_an_answer_that_is_no_message(fake: MakeSpec, log: Path) -> None:
     with (
-        ChildEngine(fake(lie_at=1, lie="garbage"), log=log) as engine,
+        WorkerEngine(fake(lie_at=1, lie="garbage"), log=log) as engine,
         pytest.raises(EngineError, match=r"does not fit the request.*a frame of 4294967295 bytes"),
     ):
         engine.score(SCORE)
 
 
 def test_prints_do_not_disturb_the_protocol(fake: MakeSpec, log: Path) -> None:
-    with ChildEngine(fake(prints=True), log=log) as engine:
+    with WorkerEngine(fake(prints=True), log=log) as engine:
         assert isinstance(engine.score(SCORE)[0], ScoreResult)
     assert "a library speaks on stdout" in log.read_text()
     assert "descriptor 1" in log.read_text()
 
 
 def test_not_a_number_passes_the_pipe(fake: MakeSpec, log: Path) -> None:
-    with ChildEngine(fake(nan_share=1.0), log=log) as engine:
+    with WorkerEngine(fake(nan_share=1.0), log=log) as engine:
         (result,) = engine.score(SCORE)
     assert isinstance(result, ScoreResult)
     assert all(np.isnan(c.logprobs).all() for c in result.continuations)
 
 
 def test_bad_input_leaves_the_engine_alive(fake: MakeSpec, log: Path) -> None:
-    with ChildEngine(fake(), log=log) as engine:
+    with WorkerEngine(fake(), log=log) as engine:
         with pytest.raises(BadInput, match="the user speaks first"):
             engine.render([(Message(role="assistant", content="hello"),)])
         assert engine.render([user("hello")])
@@ -174,7 +174,7 @@ def test_bad_input_leaves_the_engine_alive(fake: MakeSpec, log: Path) -> None:
 
 def test_bad_knobs_are_bad_input(fake: MakeSpec, log: Path) -> None:
     with pytest.raises(BadInput, match=r"did you mean 'bias_nats'\?.*known are.*wrong_share"):
-        ChildEngine(fake(bias_nat=1.0), log=log).__enter__()
+        WorkerEngine(fake(bias_nat=1.0), log=log).__enter__()
 
 
 def test_a_broken_start_of_python_is_a_death(
@@ -185,12 +185,12 @@ def test_a_broken_start_of_python_is_a_death(
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(EngineDied, match="exited with code 3") as caught:
-        ChildEngine(fake(), log=log).__enter__()
+        WorkerEngine(fake(), log=log).__enter__()
     assert caught.value.log_tail == "no such module\n"
 
 
 def test_an_interrupt_ends_the_process(fake: MakeSpec, log: Path) -> None:
-    engine = ChildEngine(fake(hang_at=1), log=log)
+    engine = WorkerEngine(fake(hang_at=1), log=log)
     main, pids = threading.get_ident(), []
 
     def interrupt() -> None:
@@ -217,10 +217,10 @@ def test_the_child_dies_with_its_parent(tokenizer_dir: Path, tmp_path: Path, thr
         from pathlib import Path
         from tests.unit.engines.conftest import make_spec
         from tests.unit.engines.worker.test_worker_engine import SCORE
-        from checkweigh.engines.worker.engine import ChildEngine
+        from checkweigh.engines.worker.engine import WorkerEngine
         def run():
             spec = make_spec(Path({str(tokenizer_dir)!r}), "fake", engine={{"options": {{"hang_at": 1}}}})
-            with ChildEngine(spec, log=Path({str(tmp_path / "log")!r})) as engine:
+            with WorkerEngine(spec, log=Path({str(tmp_path / "log")!r})) as engine:
                 print(engine.pid, flush=True)
                 engine.score(SCORE)
         if {thread!r} == "main":
@@ -256,14 +256,14 @@ def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_large_message_passes_the_pipe(fake: MakeSpec, log: Path) -> None:
     text = "quick brown fox " * 40_000
-    with ChildEngine(fake({"limits": {"max_sequence": 1_000_000}}), log=log) as engine:
+    with WorkerEngine(fake({"limits": {"max_sequence": 1_000_000}}), log=log) as engine:
         (result,) = engine.score([ScoreRequest(id="big", messages=None, continuations=(text,))])
     assert isinstance(result, ScoreResult)
     assert len(result.continuations[0].token_ids) > 100_000
 
 
 def test_starting_twice_is_refused(fake: MakeSpec, log: Path) -> None:
-    with ChildEngine(fake(), log=log) as engine, pytest.raises(EngineError, match="running already"):
+    with WorkerEngine(fake(), log=log) as engine, pytest.raises(EngineError, match="running already"):
         engine.__enter__()
 
 
@@ -271,5 +271,5 @@ def test_memory_is_checked_before_anything_is_loaded(tiny_dir: Path, log: Path) 
     spec = make_spec(tiny_dir, "transformers", limits={"max_sequence": 256, "memory_headroom": 0.999})
     started = time.monotonic()
     with pytest.raises(EngineOutOfMemory, match=r"needs about .* GiB .*memory_headroom keeps 100%"):
-        ChildEngine(spec, log=log).__enter__()
+        WorkerEngine(spec, log=log).__enter__()
     assert time.monotonic() - started < 5

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkweigh.measure.served_arm import ServedArm
 from tests.builders import IDENTITY
 from tests.conftest import WriteManifest
 
@@ -25,7 +26,6 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, PinMismatch
-from checkweigh.measure.quality import Arm
 from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, quiet, verify
@@ -101,11 +101,11 @@ def make_run(tmp_path: Path, write_manifest: WriteManifest) -> MakeRun:
     return make
 
 
-def failing(times: int, error: EngineError) -> Callable[[Arm], str]:
+def failing(times: int, error: EngineError) -> Callable[[ServedArm], str]:
     """Work that fails so many times and then answers."""
     left = [error] * times
 
-    def work(arm: Arm) -> str:
+    def work(arm: ServedArm) -> str:
         if left:
             raise left.pop()
         return "done"

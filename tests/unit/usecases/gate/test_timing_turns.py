@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkweigh.measure.served_arm import ServedArm
 from tests.unit.measure.conftest import InProcess, make_arm
 from tests.unit.usecases.gate_bench import SCORE, GateBench
 
 from checkweigh.engines.protocol import Messages
 from checkweigh.errors import EngineDied, EngineOutOfMemory
 from checkweigh.measure.paired_blocks import ARMS
-from checkweigh.measure.quality import Arm
 from checkweigh.records.policy import Policy
 from checkweigh.usecases.gate.arm import ArmRun
 from checkweigh.usecases.gate.time_arms import (
@@ -40,7 +40,7 @@ class Memory:
         self.room, self.fails, self.up, self.starts = room, fails, 0, 0
         self.most = 0
 
-    def start(self) -> Arm:
+    def start(self) -> ServedArm:
         if self.up >= self.room:
             raise EngineOutOfMemory("does not fit")
         self.up, self.starts = self.up + 1, self.starts + 1
@@ -65,14 +65,14 @@ class _Counted(InProcess):
 class Run(ArmRun):
     """An arm whose engines are started by a test."""
 
-    def __init__(self, role: str, start: Callable[[], Arm]) -> None:
+    def __init__(self, role: str, start: Callable[[], ServedArm]) -> None:
         super().__init__(
             role=role, resolved=None, store=None, logs=Path(), progress=lambda *_: None,  # type: ignore[arg-type]
             deadline=time.monotonic() + 60,
         )  # fmt: skip
         self.begin = start
 
-    def _start(self) -> Arm:
+    def _start(self) -> ServedArm:
         return self.begin()
 
 
@@ -84,7 +84,7 @@ def rules(max_seconds: float = 60) -> Policy:
 def test_the_time_for_timing_is_not_spent_on_starting_engines(conversations: list[Messages]) -> None:
     host = Memory(2)
 
-    def slowly() -> Arm:
+    def slowly() -> ServedArm:
         time.sleep(2.0)
         return host.start()
 
