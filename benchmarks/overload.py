@@ -36,7 +36,7 @@ from checkweigh.report.html.svg import (
     path,
 )
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.gate.arm import spec_of
+from checkweigh.usecases.gate.open_engine import engine_spec
 
 HERE = Path(__file__).resolve().parent
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
@@ -199,7 +199,7 @@ def on_mock(seconds: float, folder: Path) -> dict[str, Any]:
 
 def on_vllm(manifest: Path, seconds: float, folder: Path) -> dict[str, Any]:
     """Capacity: what 16 clients without pause get; the SLO: four times a reply's time then."""
-    with open_engine(spec_of(verify(manifest)), log=folder / "engine.log") as engine:
+    with open_engine(engine_spec(verify(manifest)), log=folder / "engine.log") as engine:
         endpoint = engine.endpoint  # type: ignore[attr-defined]
         os.environ["OVERLOAD_KEY"] = endpoint.key
         point = asyncio.run(offer(endpoint.url, endpoint.model, 16.0, 5.0, 16, 60.0))

@@ -37,13 +37,18 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from checkweigh import canonical
+from checkweigh.decision.looks import Part
 from checkweigh.engines.protocol import Engine, ItemFailure, ScoreRequest, ScoreResult
+from checkweigh.engines.spec import EngineSpec
 from checkweigh.measure import host_facts
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import Choice, EvalSet, Item
 from checkweigh.sources.evalsets.load_evalset import find_evalset
-from checkweigh.sources.pin import Resolved, quiet, verify
+from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.open_engine import open_protected
 
 HERE = Path(__file__).resolve().parent
 TASKS = {"prose": "checkweigh_prose", "choices": "checkweigh_choices"}
@@ -101,6 +106,10 @@ class Recorder:
     engine: Engine
     results: dict[str, ScoreResult] = field(default_factory=dict)
 
+    def __enter__(self) -> Recorder:
+        self.engine = self.engine.__enter__()
+        return self
+
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResult | ItemFailure]:
         """As the engine."""
         found = self.engine.score(batch)
@@ -115,7 +124,7 @@ class Recorder:
 class Here:
     """Checkweigh: one arm of a gate, its engine started, with a new store for each repeat."""
 
-    run: ArmRun
+    session: EngineSession
     recorder: Recorder
     folder: Path
     load_seconds: float
@@ -124,17 +133,18 @@ class Here:
     def measure(self, evalset: EvalSet) -> tuple[float, Scores]:
         """Seconds and scores of a set that is not stored yet."""
         self.stores += 1
-        self.run.store = Store(self.folder / f"store{self.stores}")
         self.recorder.results.clear()
         seconds = self.stored(evalset)
         return seconds, [_of(self.recorder.results[item.id]) for item in evalset.items]
 
     def stored(self, evalset: EvalSet) -> float:
         """Seconds until the set's record is there: read, when it is in the store."""
+        store = Store(self.folder / f"store{self.stores}")
+        arm = ArmMeasurement(session=self.session, store=store, deadline=float("inf"))
         started = time.perf_counter()
-        record = self.run.measure(evalset)
+        record = arm.measure(Part(evalset=evalset, look=1, of=1))
         seconds = time.perf_counter() - started
-        if record is None or self.run.failures:
+        if record is None or self.session.failures:
             raise SystemExit("quality_vs_lm_eval: the engine died; see the message above")
         return seconds
 
@@ -148,16 +158,17 @@ def _of(result: ScoreResult) -> list[Scored]:
 
 def start_here(resolved: Resolved, folder: Path) -> Here:
     """Checkweigh's arm, its engine loaded and warm."""
-    run = ArmRun(
-        role="baseline", resolved=resolved, store=Store(folder / "store"), logs=folder,
-        progress=quiet, deadline=float("inf"),
-    )  # fmt: skip
+    recorders: list[Recorder] = []
+
+    def launch(spec: EngineSpec, **options: Any) -> Engine:
+        recorders.append(Recorder(open_protected(spec, **options)))
+        return cast(Engine, recorders[-1])
+
+    session = EngineSession(role="baseline", resolved=resolved, logs=folder, progress=no_progress, launch=launch)
     started = time.perf_counter()
-    arm = run.running()
+    session.running()
     seconds = time.perf_counter() - started
-    recorder = Recorder(arm.engine)
-    run.arm = replace(arm, engine=cast(Engine, recorder))
-    return Here(run, recorder, folder, seconds)
+    return Here(session, recorders[-1], folder, seconds)
 
 
 @dataclass
@@ -363,7 +374,7 @@ def report(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for name in arguments.sets
         }
     finally:
-        here.run.close()
+        here.session.close()
     engine = resolved.manifest.engine
     return {
         "date": host_facts.now(), "hardware": host_facts.hardware(), "load_average": [load_before, os.getloadavg()],

@@ -24,15 +24,14 @@ from checkweigh.measure import host_facts
 from checkweigh.measure.arrivals import PromptSupply
 from checkweigh.measure.load_pairs import PairUnderLoad, run_load
 from checkweigh.measure.paired_blocks import ARMS, StopRules
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import Generation
 from checkweigh.records.measurement import PairedRun
-from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import verify
 from checkweigh.stats import block_log_ratio
-from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.engine_session import EngineSession
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGINS = [round(0.01 * i, 2) for i in range(1, 101)]
@@ -46,15 +45,12 @@ def measure(manifest: Path, policy: Path, pairs: int | None, seed: int) -> Paire
     timing = read_policy(policy).timing
     if pairs:
         timing = timing.model_copy(update={"pairs": pairs, "grow_to": None})
-    resolved, store = verify(manifest), Store(cache_root() / "store")
+    resolved = verify(manifest)
     deadline = time.monotonic() + 3600
-    runs = {
-        role: ArmRun(
-            role=role, resolved=resolved, store=store, logs=Path("runs/serving-aa"), deadline=deadline,
-            progress=lambda *_: None,
-        )
+    sessions = {
+        role: EngineSession(role=role, resolved=resolved, logs=Path("runs/serving-aa"), progress=no_progress)
         for role in ARMS
-    }  # fmt: skip
+    }
     answers = load_evalset(ROOT / "evalsets" / "answers")
     prompts = [item.messages for item in answers.items if isinstance(item, Generation)]
     rules = StopRules(
@@ -62,11 +58,11 @@ def measure(manifest: Path, policy: Path, pairs: int | None, seed: int) -> Paire
         progress=lambda done, total: print(f"pair {done} of {total}", flush=True),
     )  # fmt: skip
     try:
-        supply = PromptSupply.of(prompts, (), runs["baseline"].running().encode)
+        supply = PromptSupply.of(prompts, (), sessions["baseline"].running().encode)
         assert timing.load is not None
         return run_load(
             PairUnderLoad(
-                arm_for=lambda role: runs[role].running(),
+                arm_for=lambda role: sessions[role].running(),
                 supply=supply,
                 rules=rules,
                 seed=seed,
@@ -74,8 +70,8 @@ def measure(manifest: Path, policy: Path, pairs: int | None, seed: int) -> Paire
             )
         )
     finally:
-        for run in runs.values():
-            run.close()
+        for session in sessions.values():
+            session.close()
 
 
 def noise(

@@ -35,11 +35,12 @@ from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.engines.vllm.server_launch import preflight
 from checkweigh.files import write_atomic
 from checkweigh.measure import host_facts
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import VllmArgs
 from checkweigh.sources.evalsets.load_evalset import load_evalset
-from checkweigh.sources.pin import quiet, verify
-from checkweigh.usecases.gate.arm import spec_of
+from checkweigh.sources.pin import verify
+from checkweigh.usecases.gate.open_engine import engine_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = (
@@ -58,7 +59,7 @@ PANDAS = (
 
 def prompts(count: int) -> list[str]:
     """The last messages of evenly spread items, each told apart by its number."""
-    items = [i for i in load_evalset(ROOT / "evalsets" / "answers", quiet).items if isinstance(i, Generation)]
+    items = [i for i in load_evalset(ROOT / "evalsets" / "answers", no_progress).items if isinstance(i, Generation)]
     picked = [items[at * len(items) // count] for at in range(count)]
     return [f"{at}. {item.messages[-1].content}" for at, item in enumerate(picked)]
 
@@ -127,7 +128,7 @@ def main() -> None:
     resolved = verify(ROOT / "manifests" / "smollm2-135m-vllm.yaml")
     args = (resolved.manifest.engine.args or VllmArgs()).model_copy(update={"prefix_caching": False})
     engine = resolved.manifest.engine.model_copy(update={"args": args})
-    spec = spec_of(resolved)
+    spec = engine_spec(resolved)
     spec = type(spec)(
         manifest=spec.manifest.model_copy(update={"engine": engine}), model_dir=spec.model_dir,
         tokenizer_dir=spec.tokenizer_dir, chat_template=spec.chat_template, lock=spec.lock, packages=spec.packages,

@@ -31,7 +31,7 @@ from benchmarks.zoo.gating import ROOT, changed, rules
 from benchmarks.zoo.specimens import BASELINE
 
 from checkweigh.decision.compare import compare
-from checkweigh.decision.looks import planned, restricted, upto
+from checkweigh.decision.looks import planned, restricted, slices
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.files import write_atomic
@@ -46,7 +46,8 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, pin, verify
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.engine_session import EngineSession
 
 SETS = ("prose", "choices", "answers", "open-ended")
 REPLIES = SETS[2:]
@@ -109,15 +110,18 @@ def execute(resolved: Resolved, sets: Sequence[EvalSet], batches: int, threads: 
     """One execution, in an engine of its own, through the store."""
     engine = resolved.manifest.engine.model_copy(update={"threads": threads})
     served = replace(resolved, manifest=resolved.manifest.model_copy(update={"engine": engine}))
-    run = ArmRun(
-        role=role, resolved=served, store=Store(cache_root() / "store"), logs=Path("runs/zoo/aa/logs"),
-        progress=_progress, deadline=time.monotonic() + 7200, batches=batches,
-    )  # fmt: skip
+    session = EngineSession(role=role, resolved=served, logs=Path("runs/zoo/aa/logs"), progress=_progress)
+    arm = ArmMeasurement(
+        session=session,
+        store=Store(cache_root() / "store"),
+        deadline=time.monotonic() + 7200,
+        batches=batches,
+    )
     records: Records = {}
     try:
-        run.measure_all(sets, records)
+        arm.measure_all(sets, records)
     finally:
-        run.close()
+        session.close()
     return records
 
 
@@ -146,8 +150,12 @@ def judged(policy: Policy, sets: Sequence[EvalSet], first: Records, second: Reco
     """The verdict at the look where a gate would have stopped, and that look."""
     checks = checks_of(policy)
     looks = planned(policy, checks, sets, hypotheses(policy))
+    ordered = [slices(evalset, policy.looks, policy.seed) for evalset in sets]
     for look in looks:
-        seen = [upto(one, policy.looks, policy.seed, look.number) for one in sets]
+        seen = [
+            restricted(evalset, [item for items in parts[: look.number] for item in items])
+            for evalset, parts in zip(sets, ordered, strict=True)
+        ]
         comparisons = {
             check.id: compare(
                 check,

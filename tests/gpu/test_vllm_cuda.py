@@ -16,16 +16,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from checkweigh.measure.served_arm import ServedArm, check_identity
-
 from checkweigh.engines.protocol import GenerateRequest, GenerateResult
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.engine import VllmEngine
+from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
 from checkweigh.sources.engine_environment import packages_of
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.gate.arm import spec_of
+from checkweigh.usecases.gate.open_engine import engine_spec
 
 LOCK = os.environ.get("CHECKWEIGH_GPU_LOCK")
 PYTHON = os.environ.get("CHECKWEIGH_GPU_PYTHON")
@@ -44,7 +43,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
     where = (
         {"interpreter": str(Path(PYTHON).absolute())} if PYTHON else {"lock": str(Path(LOCK or "").resolve())}
     )
-    spec: EngineSpec = spec_of(verify(ROOT / "manifests" / "smollm2-135m.yaml"))
+    spec: EngineSpec = engine_spec(verify(ROOT / "manifests" / "smollm2-135m.yaml"))
     document = spec.manifest.model_dump(mode="json")
     document["engine"] |= {
         "kind": "vllm", "device": "cuda", "environment": where, "args": {"enforce_eager": True},

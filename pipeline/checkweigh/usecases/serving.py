@@ -14,11 +14,11 @@ from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import listen
 from checkweigh.errors import BadDocument, BadInput, ExitCode, Problem
 from checkweigh.guard.banner import banner
-from checkweigh.guard.guard import Guard, Setup, Source
+from checkweigh.guard.guard import ArmSource, Guard, GuardSetup
 from checkweigh.guard.guard_policy import GuardPolicy
-from checkweigh.guard.host_gauges import warnings
+from checkweigh.guard.host_gauges import host_warnings
 from checkweigh.guard.http.request_schema import Bounds, Count
-from checkweigh.guard.routing import Arm
+from checkweigh.guard.routing import ArmName
 from checkweigh.guard.supervision.launch_plan import mock_plan, vllm_plan
 from checkweigh.progress import Progress, Say
 from checkweigh.records.decision import Decision
@@ -26,7 +26,7 @@ from checkweigh.records.yaml.document import parse
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
-from checkweigh.usecases.gate.arm import spec_of
+from checkweigh.usecases.gate.open_engine import engine_spec
 from checkweigh.usecases.read_decision import read_decision
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _share(asked: Serving) -> float:
     raise BadInput(f"--split: expected two percentages that sum to 100, such as 90/10, found '{asked.split}'")
 
 
-def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share: float) -> Setup:
+def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share: float) -> GuardSetup:
     first = resolved[0].manifest
     limit = min(r.manifest.limits.max_sequence for r in resolved)
     longest = min(policy.admission.max_sequence or limit, limit)
@@ -147,7 +147,7 @@ def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share:
         )}
     )  # fmt: skip
     sources = [_source(r, asked.logs / f"{r.manifest.name}.log") for r in resolved]
-    return Setup(
+    return GuardSetup(
         policy=policy,
         bounds=Bounds(
             model=first.name, max_sequence=longest, max_tokens=min(policy.admission.max_tokens, longest - 1),
@@ -162,11 +162,11 @@ def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share:
     )  # fmt: skip
 
 
-def _source(resolved: Resolved, log: Path) -> Source:
+def _source(resolved: Resolved, log: Path) -> ArmSource:
     """How the manifest's engine is started. Raises BadInput where it cannot be."""
     manifest = resolved.manifest
     if manifest.engine.kind == "vllm":
-        plan = vllm_plan(spec_of(resolved), log)
+        plan = vllm_plan(engine_spec(resolved), log)
         plan()  # says now, not in a restart loop, what is missing
         return plan
     if manifest.engine.kind == "fake":
@@ -223,15 +223,15 @@ def _norm(limits: Path | None, policy: GuardPolicy, resolved: Resolved) -> float
     return statistics.median(values)
 
 
-def _arm_of(decision: Decision, pins: str) -> Arm | None:
+def _arm_of(decision: Decision, pins: str) -> ArmName | None:
     if decision.baseline.pins == pins:
         return "baseline"
     passed = decision.verdict.exit_code is ExitCode.PASS
     return "candidate" if passed and decision.candidate.pins == pins else None
 
 
-def _warnings(setup: Setup, resolved: Resolved, *, keyless: bool) -> list[str]:
-    found = warnings(setup.policy.admission.headroom)
+def _warnings(setup: GuardSetup, resolved: Resolved, *, keyless: bool) -> list[str]:
+    found = host_warnings(setup.policy.admission.headroom)
     slots = setup.policy.admission.slots
     if slots is not None and slots > _slots(resolved):
         found.append(

@@ -19,13 +19,13 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets.load_evalset import find_evalset, roots
-from checkweigh.sources.load_trace import Row
+from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset
+from checkweigh.sources.load_trace import TraceRequest
 from checkweigh.sources.pin import Resolved, read_pinned, verify
-from checkweigh.sources.undeclared import undeclared
+from checkweigh.sources.undeclared import undeclared_differences
 from checkweigh.usecases.calibration_store import known
-from checkweigh.usecases.gate.arm import spec_of
 from checkweigh.usecases.gate.load_checks import loaded
+from checkweigh.usecases.gate.open_engine import engine_spec
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Inputs:
     evalsets: tuple[EvalSet, ...]
     calibrations: tuple[Calibration, ...] = ()
     anchor: Resolved | None = None
-    trace: tuple[Row, ...] = ()
+    trace: tuple[TraceRequest, ...] = ()
     sweep: bool = False
     notes: tuple[str, ...] = ()  # what every output must say of how they were found
 
@@ -68,13 +68,13 @@ def read_inputs(
     assert rules is not None
     assert first is not None
     assert second is not None
-    drift = undeclared(first.manifest, first.pins, second.manifest, second.pins)
+    drift = undeclared_differences(first.manifest, first.pins, second.manifest, second.pins)
     if anchor:
-        drift += undeclared(anchor.manifest, anchor.pins, second.manifest, second.pins)
+        drift += undeclared_differences(anchor.manifest, anchor.pins, second.manifest, second.pins)
     if drift:
         raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
     for resolved in (first, second, *((anchor,) if anchor else ())):
-        _try(wrong, lambda resolved=resolved: check_engine(spec_of(resolved)))  # type: ignore[misc]
+        _try(wrong, lambda resolved=resolved: check_engine(engine_spec(resolved)))  # type: ignore[misc]
     if wrong:
         raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
     calibrations = known(first.pins.record_digest()) if calibrated else ()
@@ -144,7 +144,7 @@ def _try(wrong: list[BadInput], read: Callable[[], T]) -> T | None:
 
 def _sets(wrong: list[BadInput], path: Path, policy: Policy, progress: Progress) -> tuple[EvalSet, ...]:
     """The policy's sets that can be loaded; what the checks ask of them and cannot have is added to ``wrong``."""
-    within = roots(path)
+    within = evalset_roots(path)
     found = [_try(wrong, partial(find_evalset, name, within, progress)) for name in policy.evalsets()]
     sets = tuple(evalset for evalset in found if evalset is not None)
     for evalset in sets:

@@ -21,8 +21,8 @@ from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
-from checkweigh.sources.undeclared import comparable
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.sources.undeclared import comparable_metrics
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.measured import Evidence
 
@@ -32,7 +32,7 @@ class Judge:
     """Judges the evidence of one gate. ``identities``: digests of what the baseline's engine says of itself."""
 
     inputs: Inputs
-    runs: Mapping[str, ArmRun]
+    arms: Mapping[str, ArmMeasurement]
     identities: frozenset[str]
 
     def at(self, number: int, evidence: Evidence) -> Judgement:
@@ -82,12 +82,12 @@ class Judge:
         inputs, level = self.inputs, look.levels[check.id]
         other = inputs.anchor if check.against == "anchor" else inputs.baseline
         assert other is not None
-        valid = comparable(other.pins, inputs.candidate.pins)[check.metric]
+        valid = comparable_metrics(other.pins, inputs.candidate.pins)[check.metric]
         if valid != "yes":
             return Inestimable(reason=valid)
         estimator = METRICS[check.metric].estimator
         absent = self._absent(check, evidence)
-        late = any(run.late for run in self.runs.values())
+        late = any(arm.late for arm in self.arms.values())
         if absent or (estimator == "blocks" and evidence.timing is None and late):
             limit = f"max_minutes ({inputs.policy.max_minutes:g}) had passed before"
             return Inestimable(reason=f"{limit} {absent or 'both arms could be timed'}")
@@ -107,9 +107,9 @@ class Judge:
         """What the check needs and an arm had no time left to measure, in words; empty when all of it is there."""
         missing = [
             f"{name} on the {role}"
-            for role, run in self.runs.items()
+            for role, arm in self.arms.items()
             for name in check.evalset
-            if role in (check.against, "candidate") and run.late and name not in evidence.records[role]
+            if role in (check.against, "candidate") and arm.late and name not in evidence.records[role]
         ]
         return f"{' and '.join(missing)} was measured" if missing else ""
 

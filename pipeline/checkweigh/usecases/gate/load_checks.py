@@ -8,19 +8,19 @@ from pathlib import Path
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.records.load_spec import Trace
 from checkweigh.records.policy import Policy
-from checkweigh.sources.load_trace import Row, read_trace
+from checkweigh.sources.load_trace import TraceRequest, read_trace
 from checkweigh.sources.pin import Resolved
 
 EMBEDDED = ("transformers", "fake")  # engines that answer this process only
 TEMPLATE_TOKENS = 64  # of a chat template around one message, at most
 
 
-def loaded(path: Path, policy: Policy, arms: Sequence[Resolved | None]) -> tuple[Row, ...]:
+def loaded(path: Path, policy: Policy, arms: Sequence[Resolved | None]) -> tuple[TraceRequest, ...]:
     """The rows of the trace that the policy replays, if it does. Raises BadDocument with all that does not fit."""
     load = policy.timing.load
     if load is None:
         return ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[TraceRequest, ...] = ()
     if isinstance(load.arrivals, Trace):
         rows = read_trace(path.resolve().parent / load.arrivals.file)
     problems = [
@@ -32,7 +32,7 @@ def loaded(path: Path, policy: Policy, arms: Sequence[Resolved | None]) -> tuple
     return rows
 
 
-def _misfits(policy: Policy, arms: Sequence[Resolved], rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+def _misfits(policy: Policy, arms: Sequence[Resolved], rows: Sequence[TraceRequest]) -> Iterator[tuple[str, str, str]]:
     """(path, expected, found)."""
     timing = policy.timing
     embedded = dict.fromkeys(str(arm.path) for arm in arms if arm.manifest.engine.kind in EMBEDDED)

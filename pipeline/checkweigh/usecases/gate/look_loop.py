@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 
 from checkweigh.decision.looks import Part
 from checkweigh.decision.verdict import Judgement, hypotheses
+from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.progress import Progress
 from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
-from checkweigh.sources.undeclared import comparable
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.sources.undeclared import comparable_metrics
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.judge import Judge
 from checkweigh.usecases.gate.measure_divergence import Divergences, measure_divergences
@@ -47,7 +48,7 @@ class Looking:
     """
 
     inputs: Inputs
-    runs: Mapping[str, ArmRun]
+    arms: Mapping[str, ArmMeasurement]
     progress: Progress
     tell: Callable[[LookMade], None] = _nobody
     timing: PairedRun | None = None
@@ -57,6 +58,7 @@ class Looking:
         self.evidence = nothing(self.inputs)
         self.parts = whole_parts(self.inputs)
         self.judge: Judge | None = None
+        self._timing_late = False
 
     @property
     def of(self) -> int:
@@ -66,7 +68,7 @@ class Looking:
     @property
     def late(self) -> bool:
         """Whether time ran out before everything that was asked was measured."""
-        return any(run.late for run in self.runs.values())
+        return self._timing_late or any(arm.late for arm in self.arms.values())
 
     def run(self) -> Judgement:
         """Look until the verdict is settled, time has run out, or the plan is at its end."""
@@ -108,18 +110,18 @@ class Looking:
         self.evidence = self.evidence.grown(parts, found, divergences)
         if self.judge is None:
             mine = frozenset(record.key.identity for record in found["baseline"].values())
-            self.judge = Judge(self.inputs, self.runs, mine)
+            self.judge = Judge(self.inputs, self.arms, mine)
         return True
 
     def _measure(self, parts: tuple[Part, ...], found: dict[str, Records]) -> None:
         """Every arm on its parts, one arm after the other; ``found`` is filled as far as it goes."""
-        for role, run in self.runs.items():
+        for role, arm in self.arms.items():
             for part in parts:
                 if part.evalset.items and self._asked(role, part):
-                    record = run.measure(part)
+                    record = arm.measure(part)
                     if record is not None:
                         found[role][part.evalset.card.name] = record
-            run.close()
+            arm.session.close()
 
     def _asked(self, role: str, part: Part) -> bool:
         """Of the anchor only those sets that a check against it uses."""
@@ -134,8 +136,8 @@ class Looking:
             if METRICS[check.metric].estimator == "divergence"
             for name in check.evalset
         }
-        arms = {role: run for role, run in self.runs.items() if role != "anchor"}
-        if comparable(self.inputs.baseline.pins, self.inputs.candidate.pins)["kl"] != "yes" or not names:
+        arms = {str(role): self.arms[role] for role in ARMS}
+        if comparable_metrics(self.inputs.baseline.pins, self.inputs.candidate.pins)["kl"] != "yes" or not names:
             return Divergences()
         asked = [p for p in parts if p.evalset.card.name in names and p.evalset.items]
         return measure_divergences(asked, arms, found)
@@ -159,7 +161,10 @@ class Looking:
         timing = self.timing
         if timing is None and said and not self.late:
             prompts = Prompts(conversations=said, rows=self.inputs.trace, sweep=self.inputs.sweep)
-            timing = time_arms(self.inputs.policy, self.runs, prompts, self.progress)
+            sessions = {str(role): self.arms[role].session for role in ARMS}
+            deadline = min(self.arms[role].deadline for role in ARMS)
+            timed = time_arms(self.inputs.policy, sessions, prompts, self.progress, deadline=deadline)
+            timing, self._timing_late = timed.run, timed.late
         self.evidence = replace(self.evidence, timing=timing)
 
     def _untimed(self, judgement: Judgement) -> Judgement:
@@ -189,7 +194,7 @@ class Looking:
         self.tell(look)
 
     def _computed(self) -> list[Stage]:
-        return [stage for run in self.runs.values() for stage in run.stages if not stage.stored]
+        return [stage for arm in self.arms.values() for stage in arm.stages if not stage.stored]
 
     @property
     def hypotheses(self) -> int:
@@ -207,10 +212,10 @@ class Looking:
         if not self.made or len(self.made) == self.of:
             return None
         saved = 0.0
-        for role, run in self.runs.items():
+        for role, arm in self.arms.items():
             for part in left:
                 record = self.evidence.records[role].get(part.evalset.card.name)
-                if record is not None and not run.store.exists(run.key(part, record.key.identity)):
+                if record is not None and not arm.store.exists(arm.key(part, record.key.identity)):
                     saved += record.stage.seconds / max(1, record.stage.items) * len(part.evalset.items)
         for part in left:
             record = self.evidence.divergences.records.get(part.evalset.card.name)

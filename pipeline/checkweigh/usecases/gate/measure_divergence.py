@@ -13,7 +13,7 @@ from checkweigh.measure import host_facts
 from checkweigh.measure.batching import Batch, plan_batches
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
-from checkweigh.usecases.gate.arm import ArmRun, Kept
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement, MeasuredBatch
 
 
 @dataclass
@@ -38,7 +38,9 @@ class Divergences:
 
 
 def measure_divergences(
-    parts: Sequence[Part], runs: Mapping[str, ArmRun], measured: Mapping[str, Mapping[str, MeasurementSet]]
+    parts: Sequence[Part],
+    arms: Mapping[str, ArmMeasurement],
+    measured: Mapping[str, Mapping[str, MeasurementSet]],
 ) -> Divergences:
     """The divergence on every part that both arms were measured on (``measured``: role -> set -> this part's record).
     The engines run one after the other.
@@ -46,7 +48,7 @@ def measure_divergences(
     What an engine cannot do (a head of an unknown kind) is a reason, not an error; a pin mismatch is one.
     """
     found = Divergences()
-    kinds = {run.resolved.manifest.engine.kind for run in runs.values()}
+    kinds = {arm.session.resolved.manifest.engine.kind for arm in arms.values()}
     if len(kinds) > 1:
         found.why_absent = f"it needs one kind of engine in both arms, found {' and '.join(sorted(kinds))}"
         return found
@@ -57,7 +59,7 @@ def measure_divergences(
             continue
         key = _key(measured["baseline"][name].key, measured["candidate"][name].key)
         try:
-            record = _stored_or_measured(part, key, runs)
+            record = _stored_or_measured(part, key, arms)
         except PinMismatch:
             raise
         except BadInput as error:
@@ -67,8 +69,8 @@ def measure_divergences(
             found.why_absent, found.late = "max_minutes had passed before", True
         else:
             found.records[name] = record
-    for run in runs.values():
-        run.close()
+    for arm in arms.values():
+        arm.session.close()
     return found
 
 
@@ -76,79 +78,93 @@ def _key(baseline: MeasurementKey, candidate: MeasurementKey) -> MeasurementKey:
     return candidate.model_copy(update={"scorer": SCORER, "against": baseline.record_digest()})
 
 
-def _stored_or_measured(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
-    candidate = runs["candidate"]
+def _stored_or_measured(
+    part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]
+) -> MeasurementSet | None:
+    candidate = arms["candidate"]
     name = f"{part.label} KL"
-    with candidate.store.measuring(key, waiting=lambda: candidate.wait_for_others(name)):
+    with candidate.store.measuring(key, waiting=lambda: candidate.tell_of_waiting(name)):
         if candidate.store.exists(key):
-            record = candidate.store.read(key)
-            stage = record.stage.model_copy(update={"stored": True, "arm": "both", "name": name})
-            candidate.stages.append(stage)
-            return record
-        return _measure(part, key, runs)
+            return candidate.read(key, arm="both", name=name)
+        return _measure(part, key, arms)
 
 
-def _measure(part: Part, key: MeasurementKey, runs: Mapping[str, ArmRun]) -> MeasurementSet | None:
-    started, store, evalset = host_facts.now(), runs["candidate"].store, part.evalset
-    batches = plan_batches(evalset, runs["candidate"].resolved.manifest.engine)
-    kept: dict[int, Kept] = {}
+def _measure(part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]) -> MeasurementSet | None:
+    """The part's divergences, measured now; None when the time ran out, with the batches so far in the store."""
+    baseline, candidate = arms["baseline"], arms["candidate"]
+    started, store, evalset = host_facts.now(), candidate.store, part.evalset
+    batches = plan_batches(evalset, candidate.session.resolved.manifest.engine)
+    compared: dict[int, MeasuredBatch] = {}
     for batch in batches:
-        done = store.read_batch(key, batch.index, batch.digest)
-        if done is not None:
-            kept[batch.index] = done
-    missing = [batch for batch in batches if batch.index not in kept]
+        stored = store.read_batch(key, batch.index, batch.digest)
+        if stored is not None:
+            compared[batch.index] = stored
+    missing = [batch for batch in batches if batch.index not in compared]
     with store.exchange_folder(key) as folder:
-        folders = {role: folder / role for role in runs}
-        if not _pass(runs["baseline"], part, missing, folders, None, key):
+        theirs, ours = folder / "baseline", folder / "candidate"
+        if not _write_states(baseline, part, missing, theirs):
             return None
-        runs["baseline"].close()
-        if not _pass(runs["candidate"], part, missing, folders, kept, key):
+        baseline.session.close()
+        comparison = _Comparison(key=key, theirs=theirs, ours=ours, compared=compared)
+        if not _write_states(candidate, part, missing, ours, comparison):
             return None
-    in_order = [kept[batch.index] for batch in batches]
-    observations = tuple(o for part in in_order for o in part[0])
+    in_order = [compared[batch.index] for batch in batches]
+    observations = tuple(o for measured in in_order for o in measured[0])
     stage = Stage(
         name=f"{part.label} KL", arm="both", items=len(observations),
-        tokens=sum(part[1] for part in in_order), seconds=sum(part[2] for part in in_order),
+        tokens=sum(measured[1] for measured in in_order), seconds=sum(measured[2] for measured in in_order),
     )  # fmt: skip
     record = MeasurementSet(
-        key=key, set_name=evalset.card.name, planned=len(evalset.items),
-        identity=runs["candidate"].identify(),
+        key=key, set_name=evalset.card.name, planned=len(evalset.items), identity=candidate.session.identify(),
         stage=stage, provenance=host_facts.provenance(started), observations=observations,
     )  # fmt: skip
-    store.write(record)
-    runs["candidate"].stages.append(stage)
+    candidate.write(record)
     return record
 
 
-def _pass(
-    run: ArmRun, part: Part, batches: Sequence[Batch], folders: Mapping[str, Path],
-    kept: dict[int, Kept] | None, key: MeasurementKey,
-) -> bool:  # fmt: skip
-    """One arm over all batches: both write their states, the candidate (``kept``) compares; False when time ran out."""
-    label, mine = f"{run.role}: {part.label} KL", folders[run.role]
-    mine.mkdir()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Comparison:
+    """What the candidate's engine compares: its states (``ours``) with the baseline's; filled is ``compared``."""
+
+    key: MeasurementKey
+    theirs: Path
+    ours: Path
+    compared: dict[int, MeasuredBatch]
+
+
+def _write_states(
+    arm: ArmMeasurement,
+    part: Part,
+    batches: Sequence[Batch],
+    folder: Path,
+    comparison: _Comparison | None = None,
+) -> bool:
+    """One arm's states of all batches, each compared at once where there is a ``comparison``; False: time ran out."""
+    session, label = arm.session, f"{arm.role}: {part.label} KL"
+    folder.mkdir()
     for number, batch in enumerate(batches):
-        run.progress(label, number, len(batches))
-        if time.monotonic() > run.deadline:
+        session.progress(label, number, len(batches))
+        if time.monotonic() > arm.deadline:
             return False
         before = time.monotonic()
-        run.survive(lambda arm, batch=batch: write_states(arm, batch, mine))  # type: ignore[misc]
-        if kept is not None:
-            observations, tokens = _compare(run, batch, folders["baseline"], mine, key.replicate)
-            kept[batch.index] = observations, tokens, time.monotonic() - before
-            run.store.write_batch(key, batch.index, batch.digest, kept[batch.index])
-    run.progress(label, len(batches), len(batches))
+        session.survive(lambda running, batch=batch: write_states(running, batch, folder))  # type: ignore[misc]
+        if comparison is not None:
+            observations, tokens = _compare(arm, batch, comparison)
+            compared = observations, tokens, time.monotonic() - before
+            comparison.compared[batch.index] = compared
+            arm.store.write_batch(comparison.key, batch.index, batch.digest, compared)
+    session.progress(label, len(batches), len(batches))
     return True
 
 
-def _compare(
-    run: ArmRun, batch: Batch, theirs: Path, mine: Path, replicate: int
-) -> tuple[list[Observation], int]:
-    """One batch compared by the candidate's engine. What fails here is our own demand on it, two heads at once, and not
-    its service: a reason to have no divergence, never a failure of the candidate."""
-    failures = run.failures
+def _compare(arm: ArmMeasurement, batch: Batch, comparison: _Comparison) -> tuple[list[Observation], int]:
+    """One batch compared by the candidate's engine: observations and tokens.
+
+    What fails here is our own demand on it, two heads at once, and not its service: BadInput, a reason to have no
+    divergence, and never a failure of the candidate.
+    """
+    theirs, ours, replicate = comparison.theirs, comparison.ours, comparison.key.replicate
     try:
-        return run.survive(lambda arm: compare_states(arm, batch, theirs, mine, replicate))
+        return arm.session.survive_unblamed(lambda run: compare_states(run, batch, theirs, ours, replicate))
     except EngineError as error:
-        run.failures = failures
         raise BadInput(f"the comparison of hidden states failed: {error}") from error

@@ -8,8 +8,21 @@ from checkweigh.engines.launch import open_engine
 from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.guard.admission.guarded_engine import GuardedEngine
+from checkweigh.sources.pin import Resolved
 
 SCORING = 8  # scored together: prompt_logprobs of long prompts are what kills a server
+
+
+def engine_spec(resolved: Resolved) -> EngineSpec:
+    """What the engine of a verified manifest is started with."""
+    packages = resolved.packages
+    return EngineSpec(
+        manifest=resolved.manifest, model_dir=resolved.model_dir, tokenizer_dir=resolved.tokenizer_dir,
+        chat_template=resolved.chat_template, draft_dir=resolved.draft_dir,
+        lock=None if packages is None else packages.lock, python=None if packages is None else packages.python,
+        image=None if packages is None else packages.image,
+        packages={} if packages is None else packages.computing,
+    )  # fmt: skip
 
 
 def open_protected(spec: EngineSpec, *, log: Path, timeouts: Timeouts | None = None) -> Engine:

@@ -29,9 +29,10 @@ from checkweigh.progress import Progress
 from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
 from checkweigh.report.worst_items import ItemPair
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.undeclared import changes
+from checkweigh.sources.undeclared import declared_changes
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.engine_session import EngineSession
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.item_pairs import item_pairs
 from checkweigh.usecases.gate.ledger import Try, attempt, taken
@@ -75,17 +76,17 @@ def gate(
     """
     started = host_facts.now()
     _clear(out)
-    runs = _runs(inputs, out, progress, timeouts)
+    arms = _arms(inputs, out, progress, timeouts)
     with ExitStack() as stack:
-        for run in runs.values():
-            stack.callback(run.close)
+        for arm in arms.values():
+            stack.callback(arm.session.close)
         try:
             mine = stack.enter_context(attempt(inputs, progress, again=again))
-            result = _stored(inputs, mine) if mine.stored else _decided(inputs, runs, mine, progress, started)
+            result = _stored(inputs, mine) if mine.stored else _decided(inputs, arms, mine, progress, started)
             if result.final and not mine.stored:
                 mine.finish(result.decision)
         except (Broken, OSError) as error:
-            looking = Looking(inputs, runs, progress)
+            looking = Looking(inputs, arms, progress)
             judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
             decision = _decision(looking, judgement, started, None)
             result = GateResult(decision=decision, evidence=nothing(inputs), final=False)
@@ -107,19 +108,20 @@ def _clear(out: Path) -> None:
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 
 
-def _runs(inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None) -> dict[str, ArmRun]:
+def _arms(
+    inputs: Inputs, out: Path, progress: Progress, timeouts: Timeouts | None
+) -> dict[str, ArmMeasurement]:
     store = Store(cache_root() / "store")
     deadline = time.monotonic() + 60 * inputs.policy.max_minutes
+    resolved = {"baseline": inputs.baseline, "anchor": inputs.anchor, "candidate": inputs.candidate}
+    sessions = [
+        EngineSession(role=role, resolved=arm, logs=out / "logs", progress=progress, timeouts=timeouts)
+        for role, arm in resolved.items()
+        if arm is not None
+    ]
     return {
-        role: ArmRun(
-            role=role, resolved=resolved, store=store, logs=out / "logs", progress=progress,
-            deadline=deadline, timeouts=timeouts,
-        )
-        for role, resolved in (
-            ("baseline", inputs.baseline), ("anchor", inputs.anchor), ("candidate", inputs.candidate),
-        )
-        if resolved is not None
-    }  # fmt: skip
+        session.role: ArmMeasurement(session=session, store=store, deadline=deadline) for session in sessions
+    }
 
 
 def _stored(inputs: Inputs, mine: Try) -> GateResult:
@@ -137,12 +139,12 @@ def _stored(inputs: Inputs, mine: Try) -> GateResult:
 
 
 def _decided(
-    inputs: Inputs, runs: Mapping[str, ArmRun], mine: Try, progress: Progress, started: str
+    inputs: Inputs, arms: Mapping[str, ArmMeasurement], mine: Try, progress: Progress, started: str
 ) -> GateResult:
     """Measure and look, as this try; ERROR and a full clock are nothing that the ledger keeps."""
     inputs = replace(inputs, policy=inputs.policy.model_copy(update={"attempts": mine.entry.of}))
     looking = Looking(
-        inputs, runs, progress, tell=mine.look, timing=mine.before.timing if mine.before else None
+        inputs, arms, progress, tell=mine.look, timing=mine.before.timing if mine.before else None
     )
     if mine.refused:
         judgement = Judgement(Verdict.INCONCLUSIVE, (mine.refused,), ())
@@ -158,7 +160,7 @@ def _decided(
         late = looking.late or looking.evidence.divergences.late
         final = not late or judgement.verdict is Verdict.BLOCK
     except EngineError as error:
-        judgement = _failed(error, runs)
+        judgement = _failed(error, arms)
     except (Broken, OSError) as error:
         judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
     decision = _decision(looking, judgement, started, mine)
@@ -168,43 +170,48 @@ def _decided(
 
 
 def _repeat(looking: Looking, mine: Try) -> None:
-    """A candidate that is what it is compared with is executed anew: a replicate that no gate has read yet. So is, in
-    every gate, an endpoint: nothing says which weights answered before."""
-    now, run = time.time_ns() // 1_000_000, looking.runs["candidate"]
-    for number, arm in enumerate(looking.runs.values()):
-        if arm.resolved.manifest.engine.endpoint is not None:
-            arm.replicate = now + number
-    if run.replicate or all(
-        other.pins != run.pins for role, other in looking.runs.items() if role != "candidate"
-    ):
+    """Choose which execution of each arm is measured.
+
+    A candidate that is what it is compared with is executed anew, as a replicate that no gate has read yet. So is an
+    endpoint, in every gate: nothing says which weights answered before.
+    """
+    now, candidate = time.time_ns() // 1_000_000, looking.arms["candidate"]
+    for number, arm in enumerate(looking.arms.values()):
+        if arm.session.resolved.manifest.engine.endpoint is not None:
+            arm.repeat(now + number)
+    others = [arm for role, arm in looking.arms.items() if role != "candidate"]
+    if candidate.replicate or all(other.session.pins != candidate.session.pins for other in others):
         return
-    run.replicate = mine.entry.replicate
-    if not run.replicate:
-        run.replicate = taken(mine.path) + 1
-        run.execute_anew([part for of in looking.parts.values() for part in of if part.evalset.items])
-        mine.replicate(run.replicate)
+    candidate.repeat(mine.entry.replicate)
+    if not candidate.replicate:
+        candidate.repeat(taken(mine.path) + 1)
+        parts = [part for of in looking.parts.values() for part in of if part.evalset.items]
+        candidate.skip_complete_executions(parts)
+        mine.replicate(candidate.replicate)
 
 
-def _failed(error: EngineError, runs: Mapping[str, ArmRun]) -> Judgement:
+def _failed(error: EngineError, arms: Mapping[str, ArmMeasurement]) -> Judgement:
     """ERROR, except for a candidate that failed twice although it was loaded and the baseline did not fail."""
     tail = f"\n{error.log_tail}" if error.log_tail else ""
-    if error.arm == "candidate" and not runs["candidate"].unfit and not runs["baseline"].failures:
+    baseline, candidate = arms["baseline"].session, arms["candidate"].session
+    if error.arm == "candidate" and not candidate.unfit and not baseline.failures:
         return Judgement(
             Verdict.BLOCK, (f"candidate_unservable: its engine failed twice: {error}{tail}",), ()
         )
     who = f"the {error.arm}'s engine" if error.arm else "an engine"
-    what = "does not fit into this host's memory" if error.arm and runs[error.arm].unfit else "failed"
+    what = "does not fit into this host's memory" if error.arm and arms[error.arm].session.unfit else "failed"
     return Judgement(Verdict.ERROR, (f"{who} {what}: {error}{tail}",), ())
 
 
 def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | None) -> Decision:
-    inputs, runs, evidence = looking.inputs, looking.runs, looking.evidence
-    arms = {role: _arm(run, evidence) for role, run in runs.items()}
+    inputs, evidence = looking.inputs, looking.evidence
+    arms = {role: _arm(arm, evidence) for role, arm in looking.arms.items()}
     manifests = inputs.baseline.manifest, inputs.candidate.manifest
     provenance = host_facts.provenance(started)
     return Decision(
         verdict=judgement.verdict, reasons=judgement.reasons, checks=judgement.results,
-        baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"), changes=changes(*manifests),
+        baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"),
+        changes=declared_changes(*manifests),
         intends=manifests[1].intends, policy=inputs.policy.record_digest(), policy_name=inputs.policy.name,
         on_inconclusive=inputs.policy.on_inconclusive,
         evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
@@ -212,7 +219,7 @@ def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | 
         looks=None if mine is None else _looks(looking, mine), budget=_budget(looking),
         attempt=None if mine is None else mine.label(provenance.ended),
         divergence=_summaries(inputs, evidence), notes=_notes(looking, judgement),
-        stages=tuple(stage for run in runs.values() for stage in run.stages), provenance=provenance,
+        stages=tuple(stage for arm in looking.arms.values() for stage in arm.stages), provenance=provenance,
     )  # fmt: skip
 
 
@@ -233,11 +240,11 @@ def _notes(looking: Looking, judgement: Judgement) -> tuple[str, ...]:
         *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
         *(
             note
-            for role, run in looking.runs.items()
+            for role, session in ((role, arm.session) for role, arm in looking.arms.items())
             for note in (
-                *acceptance(run.resolved.manifest, looking.evidence.records[role]),
-                *served(role, run.resolved.manifest, looking.evidence.records[role], run.counted),
-                *swapping(role, run.swapped),
+                *acceptance(session.resolved.manifest, looking.evidence.records[role]),
+                *served(role, session.resolved.manifest, looking.evidence.records[role], session.telemetry),
+                *swapping(role, session.swapped),
             )
         ),
     )
@@ -265,10 +272,11 @@ def _summaries(inputs: Inputs, evidence: Evidence) -> tuple[DivergenceSummary, .
     return tuple(one for one in found if one is not None)
 
 
-def _arm(run: ArmRun, evidence: Evidence) -> Arm:
-    identity = next((record.key.identity for record in evidence.records[run.role].values()), None)
+def _arm(arm: ArmMeasurement, evidence: Evidence) -> Arm:
+    identity = next((record.key.identity for record in evidence.records[arm.role].values()), None)
+    resolved = arm.session.resolved
     return Arm(
-        name=run.resolved.manifest.name, manifest=run.resolved.pins.manifest, pins=run.pins,
-        measurements=dict(evidence.keys[run.role]), identity=identity,
-        replicate=run.replicate, unsafe=run.resolved.manifest.unsafe,
+        name=resolved.manifest.name, manifest=resolved.pins.manifest, pins=arm.session.pins,
+        measurements=dict(evidence.keys[arm.role]), identity=identity,
+        replicate=arm.replicate, unsafe=resolved.manifest.unsafe,
     )  # fmt: skip

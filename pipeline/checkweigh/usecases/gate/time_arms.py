@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkweigh.decision.compare import compare_blocks
 from checkweigh.decision.verdict import decide, only_look
-from checkweigh.errors import EngineError, EngineOutOfMemory
+from checkweigh.errors import EngineError
 from checkweigh.files import lock
 from checkweigh.measure import host_facts
 from checkweigh.measure.arrivals import PromptSupply
@@ -30,8 +30,8 @@ from checkweigh.records.evalset import Message
 from checkweigh.records.measurement import Block, PairedRun, SweepPoint
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import GATING_PAIRS, P99_REQUESTS, Policy
-from checkweigh.sources.load_trace import Row
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.sources.load_trace import TraceRequest
+from checkweigh.usecases.gate.engine_session import EngineSession, start_together
 
 TIMING_WAIT_S = 1800
 BY_RESTARTS = (
@@ -45,15 +45,31 @@ class Prompts:
     """What is sent while timing: conversations, a trace's rows where one is replayed; ``sweep`` beyond the pairs."""
 
     conversations: Sequence[tuple[Message, ...]]
-    rows: Sequence[Row] = ()
+    rows: Sequence[TraceRequest] = ()
     sweep: bool = False
 
 
-def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, progress: Progress) -> PairedRun:
-    """Blocks of both arms in turn, until the policy's timing checks are settled or its time is over.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """The pairs of blocks; ``late``: the gate's own time ended them before the checks were settled."""
 
-    An engine that fails is started again once, and timing with it; the second failure is raised. Where it was the
-    gate's time that was over, the candidate's run is ``late``.
+    run: PairedRun
+    late: bool
+
+
+def time_arms(
+    policy: Policy,
+    sessions: Mapping[str, EngineSession],
+    prompts: Prompts,
+    progress: Progress,
+    *,
+    deadline: float,
+) -> Timed:
+    """Blocks of both arms in turn, until the policy's timing checks are settled or the time for them is over.
+
+    ``deadline``: of the gate, in monotonic seconds; the policy's ``timing.max_seconds`` ends timing too. An engine that
+    fails is started again once, and timing with it. Raises the EngineError of its second failure, and HostBusy when
+    another gate times on this host for half an hour.
     """
     with lock(
         Path(tempfile.gettempdir()) / "checkweigh-timing.lock",
@@ -63,25 +79,23 @@ def time_arms(policy: Policy, runs: Mapping[str, ArmRun], prompts: Prompts, prog
     ):
         swapped = host_facts.swap_activity()
         while True:
-            turn, alone = _turns(runs)
-            over = min(runs[role].deadline for role in ARMS)
+            turn, alone = _turns(sessions)
             rules = StopRules(  # after the starts: a server on a GPU compiles for longer than it is timed
                 timing=policy.timing,
-                deadline=min(time.monotonic() + policy.timing.max_seconds, over),
+                deadline=min(time.monotonic() + policy.timing.max_seconds, deadline),
                 settled=lambda blocks, looks: settled(policy, blocks, looks),
                 progress=lambda done, total: progress("timing, both arms", done, total),
             )
             try:
                 run = _run(turn, prompts, rules, policy.seed)
             except EngineError as error:
-                runs[error.arm or "baseline"].failed(error)
+                sessions[error.arm or "baseline"].count_failure(error)
                 continue
-            if rules.deadline == over < time.monotonic() and _unfinished(run, policy):
-                runs["candidate"].late = True
+            late = rules.deadline == deadline < time.monotonic() and _unfinished(run, policy)
             notes = [*run.notes, *([BY_RESTARTS] if alone else [])]
             if moved := host_facts.swap_activity() - swapped:
                 notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
-            return run.model_copy(update={"notes": tuple(notes)})
+            return Timed(run=run.model_copy(update={"notes": tuple(notes)}), late=late)
 
 
 def _unfinished(run: PairedRun, policy: Policy) -> bool:
@@ -120,30 +134,23 @@ def _run(turn: ArmProvider, prompts: Prompts, rules: StopRules, seed: int) -> Pa
     return run.model_copy(update={"sweep": tuple(points), "notes": (*run.notes, *knees(points), *notes)})
 
 
-def _turns(runs: Mapping[str, ArmRun]) -> tuple[ArmProvider, bool]:
+def _turns(sessions: Mapping[str, EngineSession]) -> tuple[ArmProvider, bool]:
     """How an arm's turn comes, and whether the arms take turns in memory as well.
 
     Both run where both fit. Otherwise an arm is started when its turn comes, after the other one was stopped; each
     fitted alone when it was measured, so that being refused for memory then is the engine's failure again.
     """
-    try:
-        for role in ARMS:
-            runs[role].survive(lambda arm: arm)
-    except EngineOutOfMemory:
-        if not any(run.unfit for run in runs.values()):
-            raise
-        for role in ARMS:
-            runs[role].forgive()
-        return _alone(runs), True
-    return lambda role: runs[role].running(), False
+    if start_together([sessions[role] for role in ARMS]):
+        return lambda role: sessions[role].running(), False
+    return _alone(sessions), True
 
 
-def _alone(runs: Mapping[str, ArmRun]) -> Callable[[Role], ServedArm]:
+def _alone(sessions: Mapping[str, EngineSession]) -> Callable[[Role], ServedArm]:
     def turn(role: Role) -> ServedArm:
         for other in ARMS:
             if other != role:
-                runs[other].close()
-        return runs[role].survive(lambda arm: arm)
+                sessions[other].close()
+        return sessions[role].survive(lambda arm: arm)
 
     return turn
 

@@ -11,8 +11,8 @@ from tests.builders import evalset
 from tests.unit.usecases.gate_bench import PERPLEXITY, SCORE, TPOT, GateBench
 
 from checkweigh.engines.spec import Timeouts
+from checkweigh.progress import no_progress
 from checkweigh.records.decision import Decision, Verdict
-from checkweigh.sources.pin import quiet
 from checkweigh.usecases.gate.inputs import read_inputs
 from checkweigh.usecases.gate.run import gate
 
@@ -79,9 +79,9 @@ def run(
         bench.manifest("baseline", baseline),
         bench.manifest("candidate", candidate),
         bench.folder / "gates/test.yaml",
-        quiet,
+        no_progress,
     )
-    return gate(inputs, bench.out, quiet, timeouts).decision
+    return gate(inputs, bench.out, no_progress, timeouts).decision
 
 
 def test_a_hanging_candidate_is_unservable_and_a_hanging_baseline_an_error(bench: GateBench) -> None:

@@ -16,10 +16,10 @@ from tests.unit.usecases.gate_bench import (
     wait_for,
 )
 
+from checkweigh.progress import no_progress
 from checkweigh.records.decision import Verdict
 from checkweigh.records.policy import ADAPTIVE
-from checkweigh.sources.evalsets.load_evalset import find_evalset, roots
-from checkweigh.sources.pin import quiet
+from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset
 from checkweigh.store import Store
 
 WIDE = {"failure_margin": 0.1}
@@ -209,7 +209,7 @@ def test_what_a_stopped_gate_measured_is_found_as_one(looks: GateBench) -> None:
     looks.policy(PERPLEXITY, looks=[0.25, 0.5, 1.0], **WIDE)
     assert looks.gate() == 0
     items = looks.decision.looks.items  # type: ignore[union-attr]
-    source = find_evalset("prose", roots(looks.folder / "gates/test.yaml"), quiet)
+    source = find_evalset("prose", evalset_roots(looks.folder / "gates/test.yaml"), no_progress)
     store, arm = Store(looks.home / "store"), looks.decision.baseline
     (found,) = store.find_executions(pins=arm.pins, evalset=source.card.digest, scorer=source.card.scorer)
     assert found.planned == len({o.item for o in found.observations}) == items

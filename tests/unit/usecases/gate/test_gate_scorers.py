@@ -16,7 +16,7 @@ from tests.unit.usecases.gate_bench import GateBench
 from checkweigh import canonical
 from checkweigh.errors import ScorerError
 from checkweigh.records.decision import Verdict
-from checkweigh.scorers.sandbox import Limits, Sandbox
+from checkweigh.scorers.sandbox import Sandbox, SandboxLimits
 
 N = 320
 SCORE = check(id="score", evalset=["mine"], margin=0.05)
@@ -144,7 +144,7 @@ def test_references_and_a_standard_scorer(bench: GateBench) -> None:
 
 def test_replies_that_are_no_code_are_scored_in_the_sandbox(bench: GateBench) -> None:
     try:
-        Sandbox(Limits())
+        Sandbox(SandboxLimits())
     except ScorerError as error:
         missing(f"a sandbox ({error})")
     put(bench, {"name": "code_execution", "version": 1}, references="# {word}", n=16)

@@ -12,10 +12,10 @@ import pytest
 from tests.builders import evalset
 from tests.unit.usecases.gate_bench import PERPLEXITY, SCORE, TPOT, GateBench, measured_files, wait_for
 
+from checkweigh.progress import no_progress
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
-from checkweigh.sources.load_trace import Row
-from checkweigh.sources.pin import quiet
+from checkweigh.sources.load_trace import TraceRequest
 from checkweigh.usecases.gate import ledger
 from checkweigh.usecases.gate.inputs import read_inputs
 from checkweigh.usecases.gate.ledger import attempt, rules
@@ -121,10 +121,10 @@ def test_a_verdict_of_other_libraries_does_not_come_back(
 def test_another_content_of_a_trace_makes_another_try(bench: GateBench) -> None:
     """The policy names a file; what is replayed is what it holds."""
     first, second = bench.manifest("baseline"), bench.manifest("candidate")
-    inputs = read_inputs(first, second, bench.folder / "gates/test.yaml", quiet)
+    inputs = read_inputs(first, second, bench.folder / "gates/test.yaml", no_progress)
     found = set()
-    for rows in ((), (Row(0.0, 10, 5),), (Row(0.0, 10, 6),)):
-        with attempt(replace(inputs, trace=rows), quiet) as mine:
+    for rows in ((), (TraceRequest(0.0, 10, 5),), (TraceRequest(0.0, 10, 6),)):
+        with attempt(replace(inputs, trace=rows), no_progress) as mine:
             found.add(mine.entry.data)
     assert len(found) == 3
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkweigh.measure.served_arm import ServedArm
 from tests.unit.measure.conftest import InProcess, make_arm
 from tests.unit.usecases.gate_bench import SCORE, GateBench
 
 from checkweigh.engines.protocol import Messages
 from checkweigh.errors import EngineDied, EngineOutOfMemory
 from checkweigh.measure.paired_blocks import ARMS
+from checkweigh.measure.served_arm import ServedArm
+from checkweigh.progress import no_progress
+from checkweigh.records.measurement import PairedRun
 from checkweigh.records.policy import Policy
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.usecases.gate.engine_session import EngineSession
 from checkweigh.usecases.gate.time_arms import (
     BY_RESTARTS,
     Prompts,
@@ -62,13 +64,12 @@ class _Counted(InProcess):
         return super().generate(batch)
 
 
-class Run(ArmRun):
-    """An arm whose engines are started by a test."""
+class Session(EngineSession):
+    """A session whose engines are started by a test."""
 
     def __init__(self, role: str, start: Callable[[], ServedArm]) -> None:
         super().__init__(
-            role=role, resolved=None, store=None, logs=Path(), progress=lambda *_: None,  # type: ignore[arg-type]
-            deadline=time.monotonic() + 60,
+            role=role, resolved=None, logs=Path(), progress=no_progress,  # type: ignore[arg-type]
         )  # fmt: skip
         self.begin = start
 
@@ -81,6 +82,14 @@ def rules(max_seconds: float = 60) -> Policy:
     return policy(check(), TPOT, timing=timing)
 
 
+def timed(
+    sessions: Mapping[str, EngineSession], conversations: list[Messages], max_seconds: float = 60
+) -> PairedRun:
+    """The blocks of two arms, with a minute for all of it."""
+    prompts, deadline = Prompts(conversations=conversations), time.monotonic() + 60
+    return time_arms(rules(max_seconds), sessions, prompts, no_progress, deadline=deadline).run
+
+
 def test_the_time_for_timing_is_not_spent_on_starting_engines(conversations: list[Messages]) -> None:
     host = Memory(2)
 
@@ -88,22 +97,21 @@ def test_the_time_for_timing_is_not_spent_on_starting_engines(conversations: lis
         time.sleep(2.0)
         return host.start()
 
-    runs = {str(role): Run(role, slowly) for role in ARMS}
-    found = time_arms(rules(max_seconds=3), runs, Prompts(conversations=conversations), lambda *_: None)
-    assert len(found.blocks) == 8
+    sessions = {str(role): Session(role, slowly) for role in ARMS}
+    run = timed(sessions, conversations, max_seconds=3)
+    assert len(run.blocks) == 8
 
 
 @pytest.mark.parametrize("minutes_over", [True, False])
-def test_an_arm_is_late_when_the_gates_time_was_over_and_not_that_of_timing(
+def test_timing_is_late_when_the_gates_time_was_over_and_not_that_of_timing(
     minutes_over: bool, conversations: list[Messages]
 ) -> None:
-    runs = {str(role): Run(role, Memory(2).start) for role in ARMS}
-    for run in runs.values():
-        run.deadline = time.monotonic() if minutes_over else run.deadline
-    own = rules(max_seconds=60 if minutes_over else 1e-9)
-    found = time_arms(own, runs, Prompts(conversations=conversations), lambda *_: None)
-    assert len(found.blocks) == 1
-    assert any(run.late for run in runs.values()) is minutes_over
+    sessions = {str(role): Session(role, Memory(2).start) for role in ARMS}
+    deadline = time.monotonic() + (0 if minutes_over else 60)
+    short = rules(max_seconds=60 if minutes_over else 1e-9)
+    timed = time_arms(short, sessions, Prompts(conversations=conversations), no_progress, deadline=deadline)
+    assert len(timed.run.blocks) == 1
+    assert timed.late is minutes_over
 
 
 @pytest.mark.parametrize(("room", "restarts"), [(2, False), (1, True)])
@@ -111,13 +119,13 @@ def test_arms_that_do_not_fit_together_take_turns_in_memory(
     room: int, restarts: bool, conversations: list[Messages]
 ) -> None:
     host = Memory(room)
-    runs = {str(role): Run(role, host.start) for role in ARMS}
-    found = time_arms(rules(), runs, Prompts(conversations=conversations), lambda *_: None)
-    assert len(found.blocks) == 8
-    assert (BY_RESTARTS in found.notes) is restarts
+    sessions = {str(role): Session(role, host.start) for role in ARMS}
+    run = timed(sessions, conversations)
+    assert len(run.blocks) == 8
+    assert (BY_RESTARTS in run.notes) is restarts
     assert host.most == room
     assert (host.starts > 4) is restarts
-    assert not any(run.unfit or run.failures for run in runs.values()), "not fitting together is no failure"
+    assert not any(s.unfit or s.failures for s in sessions.values()), "not fitting together is no failure"
 
 
 @pytest.mark.parametrize(
@@ -135,28 +143,28 @@ def test_a_p99_that_informs_says_what_it_lacks_to_gate(pairs: int, requests: int
 
 
 def test_arms_that_do_not_fit_alone_are_an_error(conversations: list[Messages]) -> None:
-    runs = {str(role): Run(role, Memory(0).start) for role in ARMS}
+    sessions = {str(role): Session(role, Memory(0).start) for role in ARMS}
     with pytest.raises(EngineOutOfMemory) as caught:
-        time_arms(rules(), runs, Prompts(conversations=conversations), lambda *_: None)
+        timed(sessions, conversations)
     assert caught.value.arm in ARMS
 
 
 def test_an_engine_that_dies_is_started_once_more_and_its_blocks_are_not_used(
     conversations: list[Messages],
 ) -> None:
-    runs = {
-        "baseline": Run("baseline", Memory(9).start),
-        "candidate": Run("candidate", Memory(9, fails=1).start),
+    sessions = {
+        "baseline": Session("baseline", Memory(9).start),
+        "candidate": Session("candidate", Memory(9, fails=1).start),
     }
-    found = time_arms(rules(), runs, Prompts(conversations=conversations), lambda *_: None)
-    assert len(found.blocks) == 8
-    assert (runs["candidate"].failures, runs["baseline"].failures) == (1, 0)
+    run = timed(sessions, conversations)
+    assert len(run.blocks) == 8
+    assert (sessions["candidate"].failures, sessions["baseline"].failures) == (1, 0)
     dying = {
-        "baseline": Run("baseline", Memory(9).start),
-        "candidate": Run("candidate", Memory(9, fails=2).start),
+        "baseline": Session("baseline", Memory(9).start),
+        "candidate": Session("candidate", Memory(9, fails=2).start),
     }
     with pytest.raises(EngineDied) as caught:
-        time_arms(rules(), dying, Prompts(conversations=conversations), lambda *_: None)
+        timed(dying, conversations)
     assert caught.value.arm == "candidate"
 
 

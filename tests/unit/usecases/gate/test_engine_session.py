@@ -1,15 +1,13 @@
-"""``ArmRun`` with an engine of the test's own: attempts, blame, and what is asked of an engine before it is used."""
+"""``EngineSession`` with an engine of the test's own: restarts, blame, and what is checked before an engine is used."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkweigh.measure.served_arm import ServedArm
 from tests.builders import IDENTITY
 from tests.conftest import WriteManifest
 
@@ -26,11 +24,12 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, PinMismatch
+from checkweigh.measure.served_arm import ServedArm
+from checkweigh.progress import no_progress
 from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.model.render import Renderer
-from checkweigh.sources.pin import Resolved, quiet, verify
-from checkweigh.store import Store
-from checkweigh.usecases.gate.arm import ArmRun
+from checkweigh.sources.pin import Resolved, verify
+from checkweigh.usecases.gate.engine_session import EngineSession
 
 
 class Scripted:
@@ -79,24 +78,23 @@ class Scripted:
 
 
 WHOLE = slice(None)
-MakeRun = Callable[..., ArmRun]
+MakeSession = Callable[..., EngineSession]
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, write_manifest: WriteManifest) -> MakeRun:
+def make_session(tmp_path: Path, write_manifest: WriteManifest) -> MakeSession:
     resolved: Resolved = verify(write_manifest("arm"))
     Scripted.lives = Scripted.ended = 0
 
-    def make(*script: Exception | None, spoil: slice = WHOLE) -> ArmRun:
+    def make(*script: Exception | None, spoil: slice = WHOLE) -> EngineSession:
         left = list(script)
 
         def launch(spec: EngineSpec, **_: Any) -> Engine:
             return Scripted(spec, left, spoil)
 
-        return ArmRun(
-            role="candidate", resolved=resolved, store=Store(tmp_path / "store"), logs=tmp_path / "logs",
-            progress=quiet, deadline=math.inf, launch=launch,
-        )  # fmt: skip
+        return EngineSession(
+            role="candidate", resolved=resolved, logs=tmp_path / "logs", progress=no_progress, launch=launch
+        )
 
     return make
 
@@ -113,50 +111,52 @@ def failing(times: int, error: EngineError) -> Callable[[ServedArm], str]:
     return work
 
 
-def test_work_is_tried_again_on_a_new_engine(make_run: MakeRun) -> None:
-    run = make_run()
-    assert run.survive(failing(1, EngineDied("gone"))) == "done"
-    assert (Scripted.lives, Scripted.ended, run.failures) == (2, 1, 1)
-    run.close()
-    run.close()
+def test_work_is_tried_again_on_a_new_engine(make_session: MakeSession) -> None:
+    session = make_session()
+    assert session.survive(failing(1, EngineDied("gone"))) == "done"
+    assert (Scripted.lives, Scripted.ended, session.failures) == (2, 1, 1)
+    session.close()
+    session.close()
     assert Scripted.ended == 2
 
 
 @pytest.mark.parametrize("kind", [EngineDied, EngineTimeout, EngineError, EngineOutOfMemory])
-def test_the_second_failure_is_raised_and_names_the_arm(make_run: MakeRun, kind: type[EngineError]) -> None:
-    run = make_run()
+def test_the_second_failure_is_raised_and_names_the_arm(
+    make_session: MakeSession, kind: type[EngineError]
+) -> None:
+    session = make_session()
     with pytest.raises(kind) as caught:
-        run.survive(failing(5, kind("gone")))
+        session.survive(failing(5, kind("gone")))
     assert caught.value.arm == "candidate"
     assert (Scripted.lives, Scripted.ended) == (2, 2)
-    assert not run.unfit, "it was up, so it did fit"
+    assert not session.unfit, "it was up, so it did fit"
 
 
-def test_failures_add_up_over_the_whole_gate(make_run: MakeRun) -> None:
-    run = make_run()
-    run.survive(failing(1, EngineDied("gone")))
+def test_failures_add_up_over_the_whole_gate(make_session: MakeSession) -> None:
+    session = make_session()
+    session.survive(failing(1, EngineDied("gone")))
     with pytest.raises(EngineDied):
-        run.survive(failing(1, EngineDied("gone again")))
+        session.survive(failing(1, EngineDied("gone again")))
 
 
-def test_an_engine_that_fails_to_start_is_started_again(make_run: MakeRun) -> None:
-    run = make_run(EngineDied("at birth"), None)
-    assert run.survive(lambda arm: "done") == "done"
+def test_an_engine_that_fails_to_start_is_started_again(make_session: MakeSession) -> None:
+    session = make_session(EngineDied("at birth"), None)
+    assert session.survive(lambda arm: "done") == "done"
     assert Scripted.lives == 2
 
 
-def test_an_engine_that_does_not_fit_is_not_started_again(make_run: MakeRun) -> None:
-    run = make_run(EngineOutOfMemory("too big"), None)
+def test_an_engine_that_does_not_fit_is_not_started_again(make_session: MakeSession) -> None:
+    session = make_session(EngineOutOfMemory("too big"), None)
     with pytest.raises(EngineOutOfMemory):
-        run.survive(lambda arm: "done")
+        session.survive(lambda arm: "done")
     assert Scripted.lives == 1
-    assert run.unfit
+    assert session.unfit
 
 
-def test_out_of_memory_while_it_serves_is_tried_again(make_run: MakeRun) -> None:
-    run = make_run()
-    assert run.survive(failing(1, EngineOutOfMemory("a large batch"))) == "done"
-    assert not run.unfit
+def test_out_of_memory_while_it_serves_is_tried_again(make_session: MakeSession) -> None:
+    session = make_session()
+    assert session.survive(failing(1, EngineOutOfMemory("a large batch"))) == "done"
+    assert not session.unfit
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,18 @@ def test_out_of_memory_while_it_serves_is_tried_again(make_run: MakeRun) -> None
     ],
 )
 def test_an_engine_that_is_not_what_is_pinned_is_stopped_before_it_is_used(
-    make_run: MakeRun, spoil: slice, said: str
+    make_session: MakeSession, spoil: slice, said: str
 ) -> None:
-    run = make_run(spoil=spoil)
+    session = make_session(spoil=spoil)
     with pytest.raises(PinMismatch, match=f"probe conversation 0: expected .*{said}"):
-        run.survive(lambda arm: "done")
+        session.survive(lambda arm: "done")
     assert (Scripted.lives, Scripted.ended) == (1, 1)
-    assert run.arm is None
+    session.close()
+    assert Scripted.ended == 1, "nothing is left to stop"
+
+
+def test_a_failure_of_what_is_no_service_is_not_counted(make_session: MakeSession) -> None:
+    session = make_session()
+    with pytest.raises(EngineDied):
+        session.survive_unblamed(failing(5, EngineDied("gone")))
+    assert (session.failures, Scripted.lives, Scripted.ended) == (0, 2, 2)
