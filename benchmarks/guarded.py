@@ -16,7 +16,7 @@ from pathlib import Path
 
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.serve import listen
-from checkweigh.guard.guard import Guard, Setup
+from checkweigh.guard.guard import Guard, GuardSetup
 from checkweigh.guard.http.request_schema import Bounds
 from checkweigh.usecases.serving import read_limits
 
@@ -30,7 +30,7 @@ async def main(url: str, model: str, slots: int, limits: Path | None) -> None:
         model=model, max_sequence=4096, max_tokens=policy.admission.max_tokens,
         default_tokens=policy.admission.default_tokens, count=lambda text: -(-len(text.encode()) // 4),
     )  # fmt: skip
-    setup = Setup(
+    setup = GuardSetup(
         policy=policy,
         bounds=bounds,
         slots=slots,

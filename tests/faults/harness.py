@@ -16,9 +16,9 @@ import aiohttp
 from tests.waiting import until
 
 from checkweigh.engines.mock.serve import listen
-from checkweigh.guard.guard import Guard, Setup, Source
+from checkweigh.guard.guard import ArmSource, Guard, GuardSetup
 from checkweigh.guard.guard_policy import GuardPolicy
-from checkweigh.guard.host_gauges import Reading
+from checkweigh.guard.host_gauges import HostReading
 from checkweigh.guard.http.request_schema import Bounds
 from checkweigh.records.yaml.document import parse
 
@@ -72,9 +72,9 @@ class FakeHost:
         self.free = 0.5
         self.looks = 0
 
-    def __call__(self) -> Reading:
+    def __call__(self) -> HostReading:
         self.looks += 1
-        return Reading(free_share=self.free, gpu_free_share=None, swap_bytes=0.0)
+        return HostReading(free_share=self.free, gpu_free_share=None, swap_bytes=0.0)
 
     def looked_at(self, times: int) -> None:
         """Until the guard has looked, and drawn its conclusions, so many times more."""
@@ -92,10 +92,10 @@ def logged(path: Path, count: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def guarded(
-    baseline: Source,
+    baseline: ArmSource,
     limits: GuardPolicy | None = None,
     *,
-    candidate: Source | None = None,
+    candidate: ArmSource | None = None,
     slots: int = 64,
     max_sequence: int = 4096,
     environment: Mapping[str, str] | None = None,
@@ -116,7 +116,7 @@ def guarded(
     async def main() -> None:
         box.append(
             Guard(
-                Setup(
+                GuardSetup(
                     policy=own, bounds=bounds, slots=slots, baseline=baseline, candidate=candidate,
                     environment=environment or {}, **setup,
                 ),

@@ -68,7 +68,7 @@ def receiver(status: int) -> Iterator[Receiver]:
 
 def ready(run: Running) -> None:
     run.ready()
-    run.until(lambda: not any(arm.gate.paused for arm in run.guard.arms.values()))
+    run.until(lambda: not any(arm.admission.paused for arm in run.guard.arms.values()))
 
 
 def load(run: Running, rate: float, seconds: float) -> list[Reply]:

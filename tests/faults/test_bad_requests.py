@@ -19,7 +19,7 @@ from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
 from checkweigh.guard.http import request_schema
-from checkweigh.guard.http.error_responses import Refusal
+from checkweigh.guard.http.error_responses import ErrorResponse
 from checkweigh.guard.http.request_schema import Bounds
 
 KEY, ENGINE_KEY = "client-key-0123456789", "engine-key-9876543210"
@@ -265,10 +265,10 @@ JSON = st.recursive(
 )
 
 
-def read(data: bytes, *, chat: bool) -> request_schema.Asked | Refusal:
+def read(data: bytes, *, chat: bool) -> request_schema.ValidatedRequest | ErrorResponse:
     try:
-        return request_schema.read(data, chat=chat, bounds=BOUNDS)
-    except Refusal as refusal:
+        return request_schema.parse_request(data, chat=chat, bounds=BOUNDS)
+    except ErrorResponse as refusal:
         return refusal
 
 
@@ -276,7 +276,7 @@ def read(data: bytes, *, chat: bool) -> request_schema.Asked | Refusal:
 @given(raw_body=st.binary(max_size=200) | JSON.map(lambda v: json.dumps(v).encode()), chat=st.booleans())
 def test_any_bytes_are_a_refusal_or_a_request(raw_body: bytes, chat: bool) -> None:
     found = read(raw_body, chat=chat)
-    if isinstance(found, Refusal):
+    if isinstance(found, ErrorResponse):
         assert found.status in (400, 404)
         json.loads(found.body())
 
@@ -285,7 +285,7 @@ def test_any_bytes_are_a_refusal_or_a_request(raw_body: bytes, chat: bool) -> No
 @given(changes=st.dictionaries(st.sampled_from(sorted(request_schema.KNOWN)), JSON, max_size=3))
 def test_any_value_of_any_field_is_a_refusal_or_is_within_bounds(changes: dict[str, Any]) -> None:
     found = read(json.dumps(body() | changes).encode(), chat=True)
-    if isinstance(found, Refusal):
+    if isinstance(found, ErrorResponse):
         assert found.status in (400, 404)
         return
     assert 1 <= found.max_tokens <= 256

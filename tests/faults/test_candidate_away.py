@@ -144,7 +144,7 @@ def test_a_shadow_that_refuses_is_switched_off(baseline: int, killed: bool) -> N
     with shadowed(MockKnobs(max_len=baseline), MockKnobs(max_len=64)) as (run, _, _copied):
         replies = asyncio.run(open_loop(run.url, 15, 2.5, lambda i: body("weigh " * 100)))
         assert {r.status for r in replies} == {200 if killed else 400}
-        run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
+        run.until(lambda: run.guard.arms["candidate"].admission.inside == 0)
         assert bool(run.guard.router.killed) == killed, run.said
 
 

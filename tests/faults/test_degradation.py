@@ -13,7 +13,7 @@ from tests.faults.harness import Reply, Running, body, guarded, logged, open_loo
 
 from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.guard.http.request_schema import Bounds, read
+from checkweigh.guard.http.request_schema import Bounds, parse_request
 
 # 4 at once, 16 tokens in 350 ms: 11 requests a second; of 4 tokens, 110 ms: 36.
 SLOW = MockKnobs(slots=4, first_ms=30, token_ms=20, reply_tokens=16)
@@ -42,7 +42,7 @@ def counted(run: Running) -> float:
 
 def ready(run: Running) -> None:
     run.ready()
-    run.until(lambda: not run.guard.arms["baseline"].gate.paused)
+    run.until(lambda: not run.guard.arms["baseline"].admission.paused)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -52,7 +52,7 @@ def test_under_pressure_replies_are_shorter_and_say_so_until_it_ends(stream: boo
         ready(run)
         before = load(run, 2, 1, stream=stream)
         pressed = load(run, 40, 2, stream=stream)
-        run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
+        run.until(lambda: run.guard.arms["baseline"].admission.inside == 0)
         run.until(lambda: not run.guard.arms["baseline"].degraded)
         after = load(run, 2, 1, stream=stream)
         lines = {line["id"]: line for line in logged(log, len(before + pressed + after))}
@@ -87,7 +87,7 @@ def test_without_a_declaration_nothing_is_degraded(tmp_path: Path) -> None:
     with in_thread(SLOW) as (endpoint, _), guarded(endpoint, policy(LIMITS.format(log=log))) as run:
         ready(run)
         pressed = load(run, 40, 1)
-        run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
+        run.until(lambda: run.guard.arms["baseline"].admission.inside == 0)
         assert any(r.status == 429 for r in pressed), "there was pressure"
         assert not any(header(r, "x-checkweigh-degraded") for r in pressed)
         lines = logged(log, len(pressed))
@@ -103,7 +103,7 @@ def test_nothing_is_degraded_before_there_is_anything_to_see(tmp_path: Path) -> 
         in_thread(SLOW) as (endpoint, _),
         guarded(endpoint, policy(LIMITS.format(log=log) + LOWER + late)) as run,
     ):
-        run.until(lambda: run.guard.arms["baseline"].gate.paused)  # it counts as full, for want of metrics
+        run.until(lambda: run.guard.arms["baseline"].admission.paused)  # it counts as full, for want of metrics
         assert [r.ok for r in load(run, 1, 1)] == [True]
         assert [line["degraded"] for line in logged(log, 1)] == [""]
 
@@ -111,6 +111,6 @@ def test_nothing_is_degraded_before_there_is_anything_to_see(tmp_path: Path) -> 
 def test_a_least_length_is_lowered_with_the_longest() -> None:
     """vLLM answers 400 to min_tokens above max_tokens: a degraded request must not become a refused one."""
     bounds = Bounds(model="mock", max_sequence=512, max_tokens=256, default_tokens=64, count=len)
-    asked = read(json.dumps(body("x", 200, min_tokens=100)).encode(), chat=True, bounds=bounds)
+    asked = parse_request(json.dumps(body("x", 200, min_tokens=100)).encode(), chat=True, bounds=bounds)
     assert json.loads(asked.upstream("mock", 50))["min_tokens"] == 50
     assert json.loads(asked.upstream("mock", 200))["min_tokens"] == 100

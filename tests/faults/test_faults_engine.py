@@ -23,7 +23,7 @@ from checkweigh.engines.http.client import Client
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import in_thread
-from checkweigh.guard.breaker import State
+from checkweigh.guard.breaker import BreakerState
 from checkweigh.guard.supervision.launch_plan import mock_plan
 from checkweigh.guard.supervision.supervisor import Phase
 
@@ -110,7 +110,7 @@ def test_fault_06_a_killed_engine_is_noticed_at_once_and_comes_back(tmp_path: Pa
         run.ready(20)
         assert pid(run) != old
         assert one(run).ok
-        assert run.guard.arms["baseline"].gate.inside == 0
+        assert run.guard.arms["baseline"].admission.inside == 0
         assert any("SIGKILL" in line for line in run.said)
 
 
@@ -290,7 +290,7 @@ def test_fault_10_a_broken_stream_is_an_error_event_and_no_second_try(fault: str
         whole = one(run, tokens=12)
         assert whole.status == 502
         assert mock.schedule.seen == 2
-        gate = run.guard.arms["baseline"].gate
+        gate = run.guard.arms["baseline"].admission
         assert (gate.inside, gate.tokens) == (0, 0)
 
 
@@ -318,7 +318,7 @@ def test_fault_12_a_slow_candidate_is_switched_off() -> None:
         assert run.guard.router.weight == 0
         assert time.monotonic() - began < 10
         assert any(line.startswith("ALARM: candidate switched off: ttft") for line in run.said)
-        run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
+        run.until(lambda: run.guard.arms["candidate"].admission.inside == 0)
         seen = mock.schedule.seen
         assert all(r.ok for r in asyncio.run(open_loop(run.url, 20, 1, lambda i: body(f"after {i}", 2))))
         assert mock.schedule.seen == seen
@@ -337,7 +337,7 @@ def opened() -> Iterator[tuple[Running, MockApp]]:
 def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
     with opened() as (run, mock):
         breaker = run.guard.arms["baseline"].breaker
-        assert breaker.state is State.OPEN
+        assert breaker.state is BreakerState.OPEN
         seen = mock.schedule.seen
         refused = one(run)
         assert (refused.status, mock.schedule.seen) == (503, seen)
@@ -347,17 +347,17 @@ def test_fault_13_a_cancelled_probe_does_not_stick_the_breaker() -> None:
         async def give_up() -> None:
             async with client() as session:
                 task = asyncio.ensure_future(send(session, run.url, body()))
-                await reached(lambda: breaker.state is State.HALF_OPEN)
+                await reached(lambda: breaker.state is BreakerState.HALF_OPEN)
                 assert (await send(session, run.url, body())).status == 503, "one probe at a time"
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
         asyncio.run(give_up())
         mock.schedule.turn(MockKnobs())
-        run.until(lambda: run.guard.arms["baseline"].gate.inside == 0)
-        assert breaker.state is State.HALF_OPEN, "nothing was learnt"
+        run.until(lambda: run.guard.arms["baseline"].admission.inside == 0)
+        assert breaker.state is BreakerState.HALF_OPEN, "nothing was learnt"
         assert one(run).ok
-        assert breaker.state is State.CLOSED
+        assert breaker.state is BreakerState.CLOSED
 
 
 def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
@@ -370,7 +370,7 @@ def test_fault_13_a_probes_first_token_is_proof_enough() -> None:
             async with client() as session:
                 probe = asyncio.ensure_future(send(session, run.url, body(tokens=200, stream=True)))
                 await reached(
-                    lambda: breaker.state is State.CLOSED, 5, "others wait for the whole of its reply"
+                    lambda: breaker.state is BreakerState.CLOSED, 5, "others wait for the whole of its reply"
                 )
                 assert not probe.done()
                 assert (await send(session, run.url, body())).ok

@@ -54,7 +54,7 @@ INTERACTIVE, BULK = {"x-checkweigh-tier": "interactive"}, {"x-checkweigh-tier": 
 def watched(run: Running) -> Iterator[list[int]]:
     """The longest queue and the most inside, while the block runs."""
     most, over = [0, 0], threading.Event()
-    gate = run.guard.arms["baseline"].gate
+    gate = run.guard.arms["baseline"].admission
 
     def look() -> None:
         while not over.is_set():
@@ -188,7 +188,7 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
 
         mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=0.95))
         assert (
-            run.until(lambda: arm.gate.paused and "KV cache" in arm.saturation.why(time.monotonic()), 3) < 1
+            run.until(lambda: arm.admission.paused and "KV cache" in arm.saturation.why(time.monotonic()), 3) < 1
         )
         seen = mock.schedule.seen
         assert {r.status for r in load(run, 20, 0.5)} == {503}
@@ -197,7 +197,7 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
             mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=floor))
             run.until(partial(read, floor))
         mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=0.3))
-        run.until(lambda: not arm.gate.paused, 3)
+        run.until(lambda: not arm.admission.paused, 3)
         words = [line.split(":")[0] for line in run.said[said:]]
         if words[0] == "no longer saturated":  # of its start, when nothing had been scraped yet
             del words[0]
@@ -232,7 +232,7 @@ def test_fault_11_clients_that_leave_give_everything_back(clients: int) -> None:
     knobs = MockKnobs(first_ms=50, token_ms=100, slots=100, reply_tokens=500)
     with in_thread(knobs) as (endpoint, mock), guarded(endpoint, limits, slots=100) as run:
         run.ready()
-        gate = run.guard.arms["baseline"].gate
+        gate = run.guard.arms["baseline"].admission
 
         async def leave() -> None:
             async with client() as session:
@@ -261,7 +261,7 @@ def test_fault_11_a_client_that_does_not_read_holds_nothing() -> None:
     knobs = MockKnobs(reply_tokens=100_000, max_len=200_000)
     with in_thread(knobs) as (endpoint, _), guarded(endpoint, limits, max_sequence=200_000) as run:
         run.ready()
-        gate = run.guard.arms["baseline"].gate
+        gate = run.guard.arms["baseline"].admission
         data = json.dumps(body("box", 100_000, stream=True)).encode()
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -310,10 +310,10 @@ saturation: {scrape_s: 0.1, stale_s: 0.6, hold_s: 0.1}
         run.ready()
         arm = run.guard.arms["baseline"]
         assert all(r.ok for r in load(run, 20, 1.5))
-        assert not arm.gate.paused
+        assert not arm.admission.paused
         mock.schedule.turn(MockKnobs(token_ms=5, frozen_metrics=True))
         replies = load(run, 20, 2.5)
-        assert arm.gate.paused
+        assert arm.admission.paused
         assert "frozen" in arm.saturation.why(time.monotonic())
         assert replies[-1].status == 503
         seen = mock.schedule.seen

@@ -74,7 +74,7 @@ def test_fault_16_a_warm_cache_is_found_out(vllm: Running) -> None:
 
 
 def test_fault_19_scoring_at_full_length_is_capped_and_kills_nothing(vllm: Running) -> None:
-    gate = vllm.guard.arms["baseline"].gate
+    gate = vllm.guard.arms["baseline"].admission
     most = 0
 
     async def all_() -> list[Reply]:

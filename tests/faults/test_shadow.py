@@ -42,7 +42,7 @@ def shadowed(
         guarded(endpoint, policy(limits), candidate=other, shadow=True, **setup) as run,
     ):
         run.ready()
-        run.until(lambda: not any(arm.gate.paused for arm in run.guard.arms.values()))
+        run.until(lambda: not any(arm.admission.paused for arm in run.guard.arms.values()))
         yield run, mock, copied
 
 
@@ -102,7 +102,7 @@ def test_a_hung_shadow_holds_nobody_back_and_takes_no_room() -> None:
         replies = load(run, 20, 2)
         assert all(r.ok for r in replies)
         assert sorted(r.total_s for r in replies)[-1] < 1
-        base, cand = run.guard.arms["baseline"].gate, run.guard.arms["candidate"].gate
+        base, cand = run.guard.arms["baseline"].admission, run.guard.arms["candidate"].admission
         assert (base.inside, base.tokens) == (0, 0)
         assert 0 < cand.inside <= 4
         assert len(cand.queues) == 0, "a copy never waits"
@@ -119,11 +119,11 @@ def test_shadows_are_the_first_to_be_shed(tmp_path: Path) -> None:
     limits = f"admission: {{slots: 2}}\ntraffic: {{path: '{log}'}}"
     slow = MockKnobs(slots=2, first_ms=50, token_ms=30, reply_tokens=8)
     with shadowed(slow, MockKnobs(), limits, slots=2) as (run, mock, copied):
-        gate = run.guard.arms["baseline"].gate
+        gate = run.guard.arms["baseline"].admission
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(load, run, 30, 1)
             run.until(lambda: len(gate.queues) > 4)
-            run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)  # no copy is on its way
+            run.until(lambda: run.guard.arms["candidate"].admission.inside == 0)  # no copy is on its way
             seen = copied.schedule.seen
             run.until(lambda: len(gate.queues) <= 2 or copied.schedule.seen != seen)
             assert copied.schedule.seen == seen, "no copy while a client waits"
@@ -142,7 +142,7 @@ def test_the_log_tells_copies_from_clients(tmp_path: Path) -> None:
     limits = f"traffic: {{path: '{log}'}}\nadmission: {{kv_tokens: 400}}"
     with shadowed(MockKnobs(), MockKnobs(error_share=1.0), limits) as (run, mock, _):
         assert all(r.ok for r in load(run, 10, 0.3))
-        run.until(lambda: run.guard.arms["candidate"].gate.inside == 0)
+        run.until(lambda: run.guard.arms["candidate"].admission.inside == 0)
         lines = logged(log, 6)
         own = [line for line in lines if not line["shadow"]]
         copies = {line["id"]: line for line in lines if line["shadow"]}
@@ -208,7 +208,7 @@ def test_a_copy_is_given_up_with_its_client(
                         await send(session, run.url, body(stream=True), headers=headers)
 
         asyncio.run(go())
-        run.until(lambda: copied.schedule.seen == 1 and run.guard.arms["candidate"].gate.inside == 0)
+        run.until(lambda: copied.schedule.seen == 1 and run.guard.arms["candidate"].admission.inside == 0)
         lines = logged(log, 2)
     assert {line["shadow"] for line in lines} == {True, False}
     assert {(line["outcome"], line["status"]) for line in lines} == {(outcome, status)}

@@ -1,4 +1,4 @@
-"""The guard's surface as a raw ASGI application: an allow-list of paths, and nothing of the engine's beyond them."""
+"""The guard as as a raw ASGI application: an allow-list of paths, and nothing of the engine's beyond them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from checkweigh.guard.http import request_schema
-from checkweigh.guard.http.client_keys import Keys
-from checkweigh.guard.http.error_responses import Refusal
-from checkweigh.guard.request_handler import Desk, Send, Visit
+from checkweigh.guard.http.client_keys import ClientKeys
+from checkweigh.guard.http.client_response import Send
+from checkweigh.guard.http.error_responses import ErrorResponse
+from checkweigh.guard.http.request_schema import parse_request
+from checkweigh.guard.request_context import RequestContext
+from checkweigh.guard.request_handler import RequestHandler
 from checkweigh.progress import Say
 
 Scope = MutableMapping[str, Any]
@@ -29,8 +31,10 @@ _ADMIN = ("/admin/kill", "/admin/revive")
 class GuardApp:
     """What uvicorn runs. ``gauges`` sets the metrics that are read rather than counted."""
 
-    def __init__(self, desk: Desk, keys: Keys, gauges: Callable[[], None], say: Say) -> None:
-        self._desk = desk
+    def __init__(
+        self, handler: RequestHandler, keys: ClientKeys, gauges: Callable[[], None], say: Say
+    ) -> None:
+        self._handler = handler
         self._keys = keys
         self._gauges = gauges
         self._say = say
@@ -47,37 +51,37 @@ class GuardApp:
 
         try:
             await self._dispatch(scope, receive, noting)
-        except Refusal as refusal:
-            await _answer(send, refusal.status, refusal.body(), refusal.headers())
+        except ErrorResponse as error:
+            await _answer(send, error.status, error.body(), error.headers())
         except Exception as error:
             self._say(f"a fault of the guard: {type(error).__name__}: {error}")
             if started:
                 raise
-            fault = Refusal(500, "The guard failed.", code="guard_failed")
+            fault = ErrorResponse(500, "The guard failed.", code="guard_failed")
             await _answer(send, 500, fault.body(), fault.headers())
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         if (
             sum(len(name) + len(value) for name, value in scope["headers"])
-            > self._desk.policy.surface.max_header
+            > self._handler.policy.surface.max_header
         ):
             # h11 bounds headers that are still coming; a whole block in one packet gets here
-            raise Refusal(431, "The headers are too large.", code="headers_too_large")
+            raise ErrorResponse(431, "The headers are too large.", code="headers_too_large")
         headers: Headers = dict(scope["headers"])
         chat = _SERVED.get(path)
         if scope.get("query_string") and (chat is not None or path in _ADMIN):
-            raise Refusal(400, "No query string is expected here.", code="unexpected_query")
+            raise ErrorResponse(400, "No query string is expected here.", code="unexpected_query")
         wanted = "POST" if chat is not None or path in _ADMIN else "GET" if path in _GETS else None
         if wanted is None or (path in _ADMIN and not self._keys.admin(headers.get(b"authorization", b""))):
-            raise Refusal(404, "There is nothing at this path.", code="not_found")
+            raise ErrorResponse(404, "There is nothing at this path.", code="not_found")
         if method != wanted:
-            raise Refusal(405, f"Expected {wanted}.", code="method_not_allowed")
+            raise ErrorResponse(405, f"Expected {wanted}.", code="method_not_allowed")
         if chat is not None:
             await self._complete(chat, headers, receive, send)
         elif path in _ADMIN:
             self._switch(path)
-            await _json(send, 200, {"candidate_weight": self._desk.router.weight})
+            await _json(send, 200, {"candidate_weight": self._handler.router.weight})
         else:
             await self._get(path, headers, send)
 
@@ -89,10 +93,10 @@ class GuardApp:
         elif path == "/metrics":
             self._gauges()
             kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-            await _answer(send, 200, self._desk.metrics.text(), [kind])
+            await _answer(send, 200, self._handler.metrics.text(), [kind])
         else:
             self._keys.tier(headers.get(b"authorization", b""), None)
-            bounds = self._desk.bounds
+            bounds = self._handler.bounds
             card = {
                 "id": bounds.model, "object": "model", "created": self._created, "owned_by": "checkweigh",
                 "max_model_len": bounds.max_sequence,
@@ -101,13 +105,13 @@ class GuardApp:
 
     async def _readyz(self, send: Send) -> None:
         """Ready while the baseline is; a candidate that is not is said, and gets nothing."""
-        arms = {name: arm.why_not() for name, arm in self._desk.arms.items()}
-        ready = not arms["baseline"] and not self._desk.draining
-        said = {name: why or "ready" for name, why in arms.items()}
-        await _json(send, 200 if ready else 503, {"ready": ready, "arms": said})
+        arms = {name: arm.why_not() for name, arm in self._handler.arms.items()}
+        ready = not arms["baseline"] and not self._handler.draining
+        states = {name: why or "ready" for name, why in arms.items()}
+        await _json(send, 200 if ready else 503, {"ready": ready, "arms": states})
 
     def _switch(self, path: str) -> None:
-        router = self._desk.router
+        router = self._handler.router
         if path == "/admin/kill":
             router.kill("switched off by the operator")
         else:
@@ -119,25 +123,25 @@ class GuardApp:
         tier = self._keys.tier(headers.get(b"authorization", b""), headers.get(b"x-checkweigh-tier"))
         deadline = _deadline(headers.get(b"x-checkweigh-deadline-ms"))
         raw = await self._body(headers, receive)
-        found = request_schema.read(raw, chat=chat, bounds=self._desk.bounds)
-        own = headers.get(b"x-request-id", b"")
-        name = own.decode() if _ID.match(own) else uuid.uuid4().hex
-        session = headers.get(self._desk.policy.routing.session_header.encode(), b"").decode("latin-1")
-        visit = Visit(
-            id=name, tier=tier, asked=found, session=session or found.user or name, deadline_s=deadline,
+        request = parse_request(raw, chat=chat, bounds=self._handler.bounds)
+        given_id = headers.get(b"x-request-id", b"")
+        name = given_id.decode() if _ID.match(given_id) else uuid.uuid4().hex
+        session = headers.get(self._handler.policy.routing.session_header.encode(), b"").decode("latin-1")
+        context = RequestContext(
+            id=name, tier=tier, request=request, session=session or request.user or name, deadline_s=deadline,
             arrived=arrived, at=at,
         )  # fmt: skip
-        await _while_there(self._desk.serve(visit, send), receive)
+        await _while_there(self._handler.serve(context, send), receive)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        """The body, within its size and time. Raises Refusal."""
-        limits = self._desk.policy.surface
+        """The body, within its size and time. Raises ErrorResponse."""
+        limits = self._handler.policy.surface
         kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
         if kind != b"application/json":
-            raise Refusal(415, "Expected content-type application/json.", code="unsupported_media_type")
+            raise ErrorResponse(415, "Expected content-type application/json.", code="unsupported_media_type")
         if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise Refusal(415, "Expected no content-encoding.", code="unsupported_media_type")
-        large = Refusal(413, f"At most {limits.max_body} bytes.", code="body_too_large")
+            raise ErrorResponse(415, "Expected no content-encoding.", code="unsupported_media_type")
+        large = ErrorResponse(413, f"At most {limits.max_body} bytes.", code="body_too_large")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > limits.max_body:
             raise large
@@ -147,7 +151,7 @@ class GuardApp:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(499, "The client left.", code="client_closed")
+                        raise ErrorResponse(499, "The client left.", code="client_closed")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limits.max_body:
@@ -155,13 +159,13 @@ class GuardApp:
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            raise Refusal(408, "The body came too slowly.", code="body_too_slow") from None
+            raise ErrorResponse(408, "The body came too slowly.", code="body_too_slow") from None
 
 
 async def _while_there(work: Any, receive: Receive) -> None:
     """Do ``work``; a client that leaves cancels it."""
-    own = asyncio.current_task()
-    assert own is not None
+    task = asyncio.current_task()
+    assert task is not None
     left = False
 
     async def watch() -> None:
@@ -169,7 +173,7 @@ async def _while_there(work: Any, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         left = True
-        own.cancel()
+        task.cancel()
 
     watcher = asyncio.ensure_future(watch())
     try:
@@ -177,7 +181,7 @@ async def _while_there(work: Any, receive: Receive) -> None:
     except asyncio.CancelledError:
         if not left:
             raise
-        own.uncancel()
+        task.uncancel()
     finally:
         watcher.cancel()
         with suppress(asyncio.CancelledError):
@@ -185,11 +189,13 @@ async def _while_there(work: Any, receive: Receive) -> None:
 
 
 def _deadline(header: bytes | None) -> float | None:
-    """Seconds from milliseconds. Raises Refusal."""
+    """Seconds from milliseconds. Raises ErrorResponse."""
     if header is None:
         return None
     if not header.isdigit() or len(header) > 9 or int(header) == 0:
-        raise Refusal(400, "x-checkweigh-deadline-ms: expected milliseconds above 0", code="invalid_deadline")
+        raise ErrorResponse(
+            400, "x-checkweigh-deadline-ms: expected milliseconds above 0", code="invalid_deadline"
+        )
     return int(header) / 1e3
 
 

@@ -13,14 +13,14 @@ import aiohttp
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.engines.vllm.server_metrics import read_scrape
-from checkweigh.guard.admission.kv_admission import Gate
-from checkweigh.guard.admission.queueing import Entry, Shed
-from checkweigh.guard.admission.saturation import Memory, Saturation
-from checkweigh.guard.breaker import Breaker, Permit, State
-from checkweigh.guard.guard_policy import GuardPolicy, Tier
-from checkweigh.guard.http.request_schema import Asked
+from checkweigh.guard.admission.kv_admission import KvAdmission
+from checkweigh.guard.admission.queueing import QueueEntry, Shed
+from checkweigh.guard.admission.saturation import MemoryPressure, Saturation
+from checkweigh.guard.breaker import Breaker, BreakerState, Permit
+from checkweigh.guard.guard_policy import GuardPolicy, PriorityTier
+from checkweigh.guard.http.request_schema import ValidatedRequest
 from checkweigh.guard.http.upstream import UpstreamError
-from checkweigh.guard.routing import Arm as ArmName
+from checkweigh.guard.routing import ArmName
 from checkweigh.guard.supervision.supervisor import Phase, Supervisor
 from checkweigh.monitors.decaying_mean import DecayingMean
 from checkweigh.progress import Say
@@ -29,7 +29,7 @@ KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn, and so vLLM, cl
 _DEFAULT_KV = 16_384  # until the engine says, where nothing else does
 
 
-class Arm:
+class GuardedArm:
     """Admission, and everything that watches the engine behind it. Use ``run`` as a task; ``close`` at the end."""
 
     def __init__(
@@ -39,20 +39,20 @@ class Arm:
         own = policy.admission
         self.name = name
         self.policy = policy
-        self.gate = Gate(
+        self.admission = KvAdmission(
             own, budget=self._budget(policy, own.kv_tokens or _DEFAULT_KV), slots=own.slots or slots
         )
         self.breaker = Breaker(policy.breaker)
         self.saturation = Saturation(policy.saturation)
-        self.memory = Memory(policy.memory)
+        self.memory = MemoryPressure(policy.memory)
         self.endpoint: Endpoint | None = plan if isinstance(plan, Endpoint) else None
         self.supervisor = None if isinstance(plan, Endpoint) else Supervisor(plan, self, policy, say)
         self.degraded = False
         self.per_update = DecayingMean()  # tokens in an update of a stream: speculation sends several at once
         self.draining = False
         self._say = say
-        self._silent: set[Entry] = set()  # inside, without a token yet
-        self._prompts: dict[Entry, int] = {}
+        self._silent: set[QueueEntry] = set()  # inside, without a token yet
+        self._prompts: dict[QueueEntry, int] = {}
         self._session: aiohttp.ClientSession | None = None
         if self.supervisor is not None:
             self.breaker.hold("process", "the engine is starting")
@@ -72,11 +72,7 @@ class Arm:
     def down(self, why: str) -> None:
         """Refuse everything, and tell those who wait."""
         self.breaker.hold("process", why)
-        self.gate.flush(Shed(503, "the engine is down", self.breaker.retry_after(time.monotonic())))
-
-    def inside(self) -> int:
-        """Requests in the engine."""
-        return self.gate.inside
+        self.admission.flush(Shed(503, "the engine is down", self.breaker.retry_after(time.monotonic())))
 
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that has brought no token yet."""
@@ -114,8 +110,8 @@ class Arm:
         return "" if self.ready else f"the breaker is open: {self.breaker.reason}"
 
     async def admit(
-        self, entry_of: Callable[[Callable[[Shed | None], None]], Entry]
-    ) -> tuple[Entry, Shed | None]:
+        self, entry_of: Callable[[Callable[[Shed | None], None]], QueueEntry]
+    ) -> tuple[QueueEntry, Shed | None]:
         """Wait for a place. Cancelled while it waits, the entry is gone; let in, ``leave`` is owed."""
         settled: asyncio.Future[Shed | None] = asyncio.get_running_loop().create_future()
 
@@ -124,42 +120,42 @@ class Arm:
                 settled.set_result(shed)
 
         entry = entry_of(settle)
-        self.gate.offer(entry, time.monotonic())
+        self.admission.offer(entry, time.monotonic())
         try:
             return entry, await settled
         except asyncio.CancelledError:
             # It may have been let in between the cancellation and this line: only the books know.
-            self.gate.withdraw(entry, time.monotonic())
+            self.admission.withdraw(entry, time.monotonic())
             raise
 
-    def sent(self, entry: Entry, prompt_tokens: int) -> None:
+    def sent(self, entry: QueueEntry, prompt_tokens: int) -> None:
         """A request goes to the engine."""
         self._silent.add(entry)
         self._prompts[entry] = prompt_tokens
 
-    def delivered(self, entry: Entry, tokens: int) -> None:
+    def delivered(self, entry: QueueEntry, tokens: int) -> None:
         """Tokens came back."""
         self._silent.discard(entry)
-        self.gate.produced(entry, tokens)
+        self.admission.produced(entry, tokens)
         self.saturation.delivered()
         if self.supervisor is not None:
             self.supervisor.watch.delivered(time.monotonic())
 
-    def leave(self, entry: Entry, *, whole: bool) -> None:
+    def leave(self, entry: QueueEntry, *, whole: bool) -> None:
         """The request is over."""
         self._silent.discard(entry)
         self._prompts.pop(entry, None)
-        self.gate.leave(entry, time.monotonic(), whole=whole)
+        self.admission.leave(entry, time.monotonic(), whole=whole)
 
-    def takes(self, tier: Tier, asked: Asked) -> bool:
+    def takes(self, tier: PriorityTier, asked: ValidatedRequest) -> bool:
         """Whether a request would be sent at once, and as it is."""
-        expected = self.gate.outputs.expected(asked.max_tokens)
-        entry = Entry(
+        expected = self.admission.outputs.expected(asked.max_tokens)
+        entry = QueueEntry(
             tier=tier, cost=asked.prompt_tokens + expected, scoring=asked.scoring, asked=0.0, deadline=math.inf,
             settle=lambda shed: None, expected=expected,
         )  # fmt: skip
-        sound = self.ready and self.breaker.state is State.CLOSED
-        return sound and not self.degraded and self.gate.takes(entry)
+        sound = self.ready and self.breaker.state is BreakerState.CLOSED
+        return sound and not self.degraded and self.admission.takes(entry)
 
     def permit(self) -> Permit | None:
         """The breaker's leave to send."""
@@ -194,7 +190,7 @@ class Arm:
             if not was:
                 self._say(f"memory is critical ({free_share:.1%} of the host free): no new requests")
             self.breaker.hold("memory", "memory is critical")
-            self.gate.flush(Shed(503, "memory is critical", 5))
+            self.admission.flush(Shed(503, "memory is critical", 5))
         elif was:
             self._say("memory is no longer critical")
             self.breaker.release("memory", time.monotonic())
@@ -204,11 +200,11 @@ class Arm:
             await asyncio.sleep(0.05)
             now = time.monotonic()
             full = bool(self.saturation.why(now))
-            if full != self.gate.paused:
+            if full != self.admission.paused:
                 self._say(f"saturated: {self.saturation.why(now)}" if full else "no longer saturated")
-                self.gate.paused = full
-            self.gate.turn(now)
-            limits, share = self.policy.degradation, self.gate.share()
+                self.admission.paused = full
+            self.admission.turn(now)
+            limits, share = self.policy.degradation, self.admission.share()
             if limits.max_tokens is not None:
                 known = self.saturation.last is not None  # before the first look there is no pressure to see
                 self.degraded = (full and known) or share >= (limits.leave if self.degraded else limits.enter)
@@ -227,6 +223,6 @@ class Arm:
                     found = read_scrape(await answer.read(), time.monotonic())
                 self.saturation.read(found)
                 if self.supervisor is not None:
-                    self.supervisor.watch.scraped(found.at, found.steps, inside=self.gate.inside)
+                    self.supervisor.watch.scraped(found.at, found.steps, inside=self.admission.inside)
                 if self.policy.admission.kv_tokens is None and found.kv_tokens:
-                    self.gate.budget = self._budget(self.policy, found.kv_tokens)
+                    self.admission.budget = self._budget(self.policy, found.kv_tokens)

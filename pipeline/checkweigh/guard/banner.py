@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from checkweigh.guard.guard import Setup
+from checkweigh.guard.guard import GuardSetup
 from checkweigh.guard.guard_policy import TIERS, GuardPolicy
 
-Served = tuple[str, str, tuple[str, ...]]  # name, engine kind, what is unsafe
+ServedManifest = tuple[str, str, tuple[str, ...]]  # name, engine kind, what is unsafe
 
 
-def banner(setup: Setup, served: Sequence[Served]) -> list[str]:
+def banner(setup: GuardSetup, served: Sequence[ServedManifest]) -> list[str]:
     """Every limit, whether pinned or a default; what is unsafe last."""
     found = [f"serving {served[0][0]} on {served[0][1]}"]
     if len(served) > 1:
@@ -20,7 +20,7 @@ def banner(setup: Setup, served: Sequence[Served]) -> list[str]:
     return [*found, *(f"UNSAFE: {name} allows {what}" for name, _, unsafe in served for what in unsafe)]
 
 
-def _sizes(setup: Setup) -> Iterator[str]:
+def _sizes(setup: GuardSetup) -> Iterator[str]:
     own, bounds = setup.policy.admission, setup.bounds
     yield (
         f"limits: {bounds.max_sequence} tokens a sequence, {bounds.max_tokens} a reply, "
@@ -42,7 +42,7 @@ def _tiers(policy: GuardPolicy) -> Iterator[str]:
         )
 
 
-def _care(setup: Setup) -> Iterator[str]:
+def _care(setup: GuardSetup) -> Iterator[str]:
     policy = setup.policy
     times, care, lower = policy.timeouts, policy.supervision, policy.degradation
     yield f"timeouts: {times.first_s:g} s to the first byte, {times.idle_s:g} between two, {times.total_s:g} in all"

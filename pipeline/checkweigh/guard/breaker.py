@@ -12,12 +12,12 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
-from checkweigh.guard.guard_policy import Breaker as Limits
+from checkweigh.guard.guard_policy import BreakerLimits
 
 _LASTING = 5  # times in a row
 
 
-class State(Enum):
+class BreakerState(Enum):
     """Of a breaker."""
 
     CLOSED = "closed"
@@ -37,7 +37,7 @@ class Permit:
 class Breaker:
     """Each change of state begins a generation; what a permit of an earlier one reports changes nothing."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BreakerLimits) -> None:
         self._limits = limits
         self._generation = 0
         self._probing: Permit | None = None
@@ -47,7 +47,7 @@ class Breaker:
         self._closed = -math.inf  # since, by a probe
         self._in_a_row = 0  # failed probes, and trips soon after one that did not fail
         self._holds: dict[str, str] = {}
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self.reason = ""
         self.trips = 0
         self.opened = -math.inf  # last, for failures
@@ -56,11 +56,11 @@ class Breaker:
         """A permit, or None: the arm is to be left alone."""
         if self._holds:
             return None
-        if self.state is State.OPEN and now >= self._reopen:
-            self._become(State.HALF_OPEN)
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.OPEN and now >= self._reopen:
+            self._become(BreakerState.HALF_OPEN)
+        if self.state is BreakerState.CLOSED:
             return Permit(self._generation, probe=False)
-        if self.state is State.HALF_OPEN and self._probing is None:
+        if self.state is BreakerState.HALF_OPEN and self._probing is None:
             self._probing = Permit(self._generation, probe=True)
             return self._probing
         return None
@@ -71,7 +71,7 @@ class Breaker:
             return
         if permit.probe:
             self._closed, self._wait = now, self._limits.open_s
-            self._become(State.CLOSED)
+            self._become(BreakerState.CLOSED)
         else:
             self._count(now, failed=False)
 
@@ -102,13 +102,13 @@ class Breaker:
 
     def shut(self, now: float) -> bool:
         """Held, or open and too early for a probe. Beyond that a request is needed: nothing else can be the probe."""
-        return bool(self._holds) or (self.state is State.OPEN and now < self._reopen)
+        return bool(self._holds) or (self.state is BreakerState.OPEN and now < self._reopen)
 
     def hold(self, by: str, why: str) -> None:
         """Keep open whatever happens, until ``by`` releases it (memory is critical, the process is down)."""
         if not self._holds:
             self.trips += 1
-            self._become(State.OPEN)
+            self._become(BreakerState.OPEN)
         self._holds[by] = self.reason = why
 
     def release(self, by: str, now: float) -> None:
@@ -123,7 +123,7 @@ class Breaker:
         if not self._holds:
             self._closed = -math.inf
             self._forgive()
-            self._become(State.CLOSED)
+            self._become(BreakerState.CLOSED)
 
     def again(self, now: float) -> None:
         """Somebody says that it is mended: a probe may find out at once."""
@@ -133,7 +133,7 @@ class Breaker:
     @property
     def lasting(self) -> bool:
         """Whether it is open for failures, and has opened again and again."""
-        return self.state is State.OPEN and not self._holds and self._in_a_row >= _LASTING
+        return self.state is BreakerState.OPEN and not self._holds and self._in_a_row >= _LASTING
 
     @property
     def held(self) -> bool:
@@ -161,12 +161,12 @@ class Breaker:
         self.trips += 1
         self.opened, self.reason = now, why
         self._reopen = now + self._wait
-        self._become(State.OPEN)
+        self._become(BreakerState.OPEN)
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: BreakerState) -> None:
         self.state = state
         self._generation += 1
         self._probing = None
         self._calls.clear()
-        if state is State.CLOSED:
+        if state is BreakerState.CLOSED:
             self.reason = ""

@@ -1,4 +1,4 @@
-"""The parts put together: arms, desk, surface, alarms; and their life from start to drained."""
+"""The guard put together: arms, request handler, HTTP surface and monitors; from start to drained."""
 
 from __future__ import annotations
 
@@ -16,59 +16,60 @@ import aiohttp
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.guard.app import GuardApp
-from checkweigh.guard.arm import Arm
-from checkweigh.guard.breaker import State
-from checkweigh.guard.guard_metrics import Metrics
+from checkweigh.guard.arm import GuardedArm
+from checkweigh.guard.breaker import BreakerState
+from checkweigh.guard.guard_metrics import GuardMetrics
 from checkweigh.guard.guard_policy import TIERS, GuardPolicy
-from checkweigh.guard.host_gauges import Host, Reading
-from checkweigh.guard.http.client_keys import Keys
+from checkweigh.guard.host_gauges import HostGauges, HostReading
+from checkweigh.guard.http.client_keys import ClientKeys
 from checkweigh.guard.http.listener import listener
 from checkweigh.guard.http.request_schema import Bounds
-from checkweigh.guard.request_handler import Desk
-from checkweigh.guard.routing import Arm as ArmName
-from checkweigh.guard.routing import Router
-from checkweigh.guard.traffic_log import Log
+from checkweigh.guard.request_handler import RequestHandler
+from checkweigh.guard.routing import ArmName, Router
+from checkweigh.guard.traffic_log import TrafficLog
 from checkweigh.monitors.absence import AbsenceMonitor, ArmsState
 from checkweigh.monitors.arm_comparison import ArmComparison
 from checkweigh.monitors.exceedance import ExceedanceMonitor
 from checkweigh.monitors.finished_request import FinishedRequest
 from checkweigh.progress import Say
 
-Source = Callable[[], LaunchPlan] | Endpoint
-_BREAKER = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
+ArmSource = Callable[[], LaunchPlan] | Endpoint
+_BREAKER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class GuardSetup:
     """What is served, and how. With a ``candidate``, ``share`` of sessions or, with ``shadow``, copies go to it."""
 
     policy: GuardPolicy
     bounds: Bounds
     slots: int
-    baseline: Source
-    candidate: Source | None = None
+    baseline: ArmSource
+    candidate: ArmSource | None = None
     share: float = 0.0
     shadow: bool = False
     norm_p99_s: float | None = None  # time to first token that the gate stored
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    read_host: Callable[[], Reading] | None = None  # a fake one, in tests
+    read_host: Callable[[], HostReading] | None = None  # a fake one, in tests
 
 
 class Guard:
     """One guarded service."""
 
-    def __init__(self, setup: Setup, say: Say) -> None:
+    def __init__(self, setup: GuardSetup, say: Say) -> None:
         policy = setup.policy
         self._setup = setup
         self._say = say
-        self.arms: dict[ArmName, Arm] = {"baseline": self._arm("baseline", setup.baseline)}
+        self.arms: dict[ArmName, GuardedArm] = {"baseline": self._arm("baseline", setup.baseline)}
         if setup.candidate is not None:
             self.arms["candidate"] = self._arm("candidate", setup.candidate)
         self.router = Router(candidate_share=setup.share, shadow=setup.shadow, salt=policy.routing.salt)
-        self.metrics = Metrics()
-        self.log = Log(policy.traffic)
-        self.desk = Desk(policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._heard)
-        self.app = GuardApp(self.desk, Keys(policy.surface, setup.environment), self._gauges, say)
+        self.metrics = GuardMetrics()
+        self.log = TrafficLog(policy.traffic)
+        self.handler = RequestHandler(
+            policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._on_finished
+        )
+        self.app = GuardApp(self.handler, ClientKeys(policy.surface, setup.environment), self._gauges, say)
         own = policy.routing
         self.comparison = ArmComparison(
             share=0.5 if setup.shadow else setup.share,
@@ -83,16 +84,16 @@ class Guard:
             threshold_s=norm * policy.monitor.ratio, alpha=policy.monitor.alpha
         )  # fmt: skip
         self._hooks: set[asyncio.Task[None]] = set()
-        self._read_host = setup.read_host or Host().read
+        self._read_host = setup.read_host or HostGauges().read
         self._tasks: list[asyncio.Task[None]] = []
         self._writing: asyncio.Future[None] | None = None
         self.draining = asyncio.Event()
 
-    def _arm(self, name: ArmName, source: Source) -> Arm:
+    def _arm(self, name: ArmName, source: ArmSource) -> GuardedArm:
         def say(line: str) -> None:
             self._say(line if self._setup.candidate is None else f"{name}: {line}")
 
-        return Arm(name, self._setup.policy, source, say, slots=self._setup.slots)
+        return GuardedArm(name, self._setup.policy, source, say, slots=self._setup.slots)
 
     async def run(self, bound: socket) -> None:
         """Serve until ``drain`` is called, then finish what has begun, stop the engines and return."""
@@ -117,25 +118,25 @@ class Guard:
         """New requests get 503 from now on."""
         if not self.draining.is_set():
             self._say("draining: new requests get 503, running ones are finished")
-        self.desk.draining = True
+        self.handler.draining = True
         for arm in self.arms.values():
             arm.draining = True
         self.draining.set()
 
     async def _drained(self) -> None:
         """Wait for what is inside, at most the policy's time; not for shadows."""
-        await self.desk.close()
+        await self.handler.close()
         end = time.monotonic() + self._setup.policy.supervision.drain_s
         while (
-            any(arm.gate.inside or len(arm.gate.queues) for arm in self.arms.values())
+            any(arm.admission.inside or len(arm.admission.queues) for arm in self.arms.values())
             and time.monotonic() < end
         ):
             await asyncio.sleep(0.05)
-        left = sum(arm.gate.inside for arm in self.arms.values())
+        left = sum(arm.admission.inside for arm in self.arms.values())
         self._say("drained" if not left else f"{left} requests were still running after the drain's time")
 
     async def _close(self) -> None:
-        await self.desk.close()
+        await self.handler.close()
         await asyncio.gather(*(arm.close() for arm in self.arms.values()), return_exceptions=True)
         for task in (*self._tasks, *self._hooks):
             task.cancel()
@@ -175,12 +176,12 @@ class Guard:
             elif before and not error:
                 self._say(f"the traffic log is written again; {self.log.lost} lines were lost so far")
 
-    def _heard(self, request: FinishedRequest) -> None:
+    def _on_finished(self, request: FinishedRequest) -> None:
         """Show the monitors a request that is over, and do what they ask for."""
         if (
             self._compares(request.finished)
             and request.revivals == self._revivals
-            and (why := self.comparison.add(request, trips=self.desk.trips()))
+            and (why := self.comparison.add(request, trips=self.handler.trips()))
         ):
             self._switch_off(why)
         exceedance = self.exceedance
@@ -251,11 +252,11 @@ class Guard:
         metrics.alarm.set(bool(self.router.killed))
         metrics.deviation.set(self.exceedance is not None and bool(self.exceedance.deviating))
         for name, arm in self.arms.items():
-            gate, supervisor = arm.gate, arm.supervisor
-            metrics.inside.labels(name).set(gate.inside)
-            metrics.tokens.labels(name).set(gate.tokens)
-            metrics.budget.labels(name).set(gate.budget)
-            metrics.oldest_s.labels(name).set(gate.queues.oldest(now))
+            admission, supervisor = arm.admission, arm.supervisor
+            metrics.inside.labels(name).set(admission.inside)
+            metrics.tokens.labels(name).set(admission.tokens)
+            metrics.budget.labels(name).set(admission.budget)
+            metrics.oldest_s.labels(name).set(admission.queues.oldest(now))
             metrics.ready.labels(name).set(arm.ready)
             metrics.saturated.labels(name).set(bool(arm.saturation.why(now)))
             metrics.breaker.labels(name).set(_BREAKER[arm.breaker.state])
@@ -265,4 +266,4 @@ class Guard:
             if arm.saturation.last is not None:
                 metrics.kv.labels(name).set(arm.saturation.last.kv)
             for tier in TIERS:
-                metrics.waiting.labels(name, tier).set(gate.queues.length(tier))
+                metrics.waiting.labels(name, tier).set(admission.queues.length(tier))

@@ -8,17 +8,19 @@ from pydantic import Field, model_validator
 
 from checkweigh.records.base import Record
 
-Tier = Literal["interactive", "standard", "bulk"]
-TIERS: tuple[Tier, ...] = ("interactive", "standard", "bulk")  # the more urgent first
+PriorityTier = Literal["interactive", "standard", "bulk"]
+TIERS: tuple[PriorityTier, ...] = ("interactive", "standard", "bulk")  # the more urgent first
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
 
 class TierLimits(Record):
     """What one tier may take."""
 
-    reserve: Share = Field(default=0.0, description="share of tokens and slots that no other tier may take")
+    reserve: Fraction = Field(
+        default=0.0, description="share of tokens and slots that no other tier may take"
+    )
     queue: int = Field(default=64, ge=0, description="most requests waiting; beyond it 429")
     deadline_s: Seconds = Field(default=10.0, description="longest wait in the queue; beyond it 503")
     age_s: Seconds = Field(default=5.0, description="after this wait a request goes before every tier")
@@ -37,13 +39,13 @@ class Tiers(Record):
             raise ValueError("reserves that sum to at most 1")
         return self
 
-    def of(self, tier: Tier) -> TierLimits:
+    def of(self, tier: PriorityTier) -> TierLimits:
         """The limits of one tier."""
         found: TierLimits = getattr(self, tier)
         return found
 
 
-class Admission(Record):
+class AdmissionLimits(Record):
     """How much is let through to the engine. What is None comes from the engine or the manifest."""
 
     tiers: Tiers = Tiers()
@@ -63,20 +65,20 @@ class Admission(Record):
     scoring: int = Field(default=2, ge=1, description="requests with prompt_logprobs in the engine at once")
 
 
-class Saturation(Record):
+class SaturationLimits(Record):
     """When the engine counts as full whatever the guard's own books say."""
 
     scrape_s: Seconds = Field(default=0.5, description="between two looks at the engine's /metrics")
     stale_s: Seconds = Field(
         default=2.0, description="metrics older than this, or frozen, count as saturated"
     )
-    kv_high: Share = Field(default=0.92, description="KV usage at which admission stops")
-    kv_low: Share = Field(default=0.80, description="usage below which it goes on")
+    kv_high: Fraction = Field(default=0.92, description="KV usage at which admission stops")
+    kv_low: Fraction = Field(default=0.80, description="usage below which it goes on")
     waiting_high: int = Field(default=32, ge=1, description="requests in the engine's own queue, likewise")
     hold_s: Seconds = Field(default=1.0, description="how long it must look free before admission goes on")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Saturation:
+    def _ordered(self) -> SaturationLimits:
         if not self.kv_low < self.kv_high:
             raise ValueError("kv_low below kv_high")
         if not self.scrape_s < self.stale_s:
@@ -84,7 +86,7 @@ class Saturation(Record):
         return self
 
 
-class Breaker(Record):
+class BreakerLimits(Record):
     """When an arm is left alone. Failures are 5xx, broken answers and timeouts; never the guard's own sheds."""
 
     failures: int = Field(
@@ -96,20 +98,20 @@ class Breaker(Record):
     open_max_s: Seconds = 60.0
 
 
-class Memory(Record):
+class MemoryLimits(Record):
     """When memory is critical: the breaker is held open until there is room again."""
 
-    free_low: Share = Field(
+    free_low: Fraction = Field(
         default=0.05, description="share of the host's memory free below which it is critical"
     )
-    free_high: Share = Field(default=0.10, description="share above which it no longer is")
+    free_high: Fraction = Field(default=0.10, description="share above which it no longer is")
     ceiling_gib: float | None = Field(
         default=None, gt=0, description="of the engine's processes; above it: restart"
     )
-    gpu_free_low: Share = Field(default=0.02, description="share of the GPU's memory free, likewise")
+    gpu_free_low: Fraction = Field(default=0.02, description="share of the GPU's memory free, likewise")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Memory:
+    def _ordered(self) -> MemoryLimits:
         if not self.free_low < self.free_high:
             raise ValueError("free_low below free_high")
         return self
@@ -145,7 +147,7 @@ class Warmup(Record):
     timeout_s: Seconds = 120.0
 
 
-class Timeouts(Record):
+class UpstreamTimeouts(Record):
     """Longest waits for the engine, in seconds."""
 
     connect_s: Seconds = 2.0
@@ -164,7 +166,7 @@ class Surface(Record):
     header_s: Seconds = Field(default=10.0, description="to send the headers")
     body_s: Seconds = Field(default=20.0, description="to send the body; beyond it 408")
     connections: int = Field(default=4096, ge=1, description="open at once; beyond it they are closed")
-    keys: dict[Variable, Tier] = Field(
+    keys: dict[EnvironmentVariable, PriorityTier] = Field(
         default_factory=dict, description="environment variable that holds an API key -> its tier"
     )
     tier_header: bool = Field(default=True, description="x-checkweigh-tier may lower a request's own tier")
@@ -192,9 +194,11 @@ class Degradation(Record):
     """What is given up while the engine is saturated, before anything is shed. Marked in header and log."""
 
     max_tokens: int | None = Field(default=None, ge=1, description="replies are cut to this")
-    tiers: tuple[Tier, ...] = ("standard", "bulk")
-    enter: Share = Field(default=0.8, description="share of the budget in use at which it begins, or a queue")
-    leave: Share = Field(default=0.6, description="share below which it ends")
+    tiers: tuple[PriorityTier, ...] = ("standard", "bulk")
+    enter: Fraction = Field(
+        default=0.8, description="share of the budget in use at which it begins, or a queue"
+    )
+    leave: Fraction = Field(default=0.6, description="share below which it ends")
 
     @model_validator(mode="after")
     def _ordered(self) -> Degradation:
@@ -223,7 +227,7 @@ class Monitor(Record):
     ttft_p99_s: float | None = Field(default=None, gt=0, description="the norm itself, instead")
     ratio: Annotated[float, Field(gt=1, le=100)] = Field(default=1.3, description="beyond it is a deviation")
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    webhook_env: Variable | None = Field(
+    webhook_env: EnvironmentVariable | None = Field(
         default=None, description="environment variable with the URL to POST to"
     )
 
@@ -232,13 +236,13 @@ class GuardPolicy(Record):
     """All limits of guarded serving."""
 
     schema_: Literal["checkweigh/guard@1"] = Field(default="checkweigh/guard@1", alias="schema")
-    admission: Admission = Admission()
-    saturation: Saturation = Saturation()
-    breaker: Breaker = Breaker()
-    memory: Memory = Memory()
+    admission: AdmissionLimits = AdmissionLimits()
+    saturation: SaturationLimits = SaturationLimits()
+    breaker: BreakerLimits = BreakerLimits()
+    memory: MemoryLimits = MemoryLimits()
     supervision: Supervision = Supervision()
     warmup: Warmup = Warmup()
-    timeouts: Timeouts = Timeouts()
+    timeouts: UpstreamTimeouts = UpstreamTimeouts()
     surface: Surface = Surface()
     routing: Routing = Routing()
     degradation: Degradation = Degradation()

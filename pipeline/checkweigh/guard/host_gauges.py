@@ -13,7 +13,7 @@ from checkweigh.engines.host_memory import GIB, GROUP, memory_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class HostReading:
     """Of one moment."""
 
     free_share: float  # of memory: the host's, or its limit's in a container where that is less
@@ -21,7 +21,7 @@ class Reading:
     swap_bytes: float  # in and out since the last reading, a second
 
 
-class Host:
+class HostGauges:
     """Reads the host, and the control group it runs in; remembers the swap counters in between."""
 
     def __init__(self, group: Path = GROUP) -> None:
@@ -30,12 +30,12 @@ class Host:
         self._at = time.monotonic()
         self._gpu = _gpus()
 
-    def read(self) -> Reading:
+    def read(self) -> HostReading:
         """Now."""
         swapped, now = self._swap(), time.monotonic()
         rate = (swapped - self._swapped) / max(1e-3, now - self._at)
         self._swapped, self._at = swapped, now
-        return Reading(
+        return HostReading(
             free_share=free_share(self._group),
             gpu_free_share=self._gpu_free(),
             swap_bytes=max(0.0, rate),
@@ -77,7 +77,7 @@ def _gpus() -> list[object]:
         return []
 
 
-def warnings(headroom: float) -> list[str]:
+def host_warnings(headroom: float) -> list[str]:
     """What should not be so on a host that serves."""
     found = []
     swap, free = psutil.swap_memory(), free_share()

@@ -1,100 +1,37 @@
-"""The path of one request: route, admit, ask, answer, account. Every way out gives back what it took."""
+"""The path of one request: route, admit, send, answer, account. Every way out gives back what it took."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
 
-from checkweigh.guard.admission.queueing import Entry
-from checkweigh.guard.arm import Arm
+from checkweigh.guard.admission.queueing import QueueEntry
+from checkweigh.guard.arm import GuardedArm
 from checkweigh.guard.breaker import Permit
-from checkweigh.guard.guard_metrics import Metrics
-from checkweigh.guard.guard_policy import GuardPolicy, Tier
-from checkweigh.guard.http.error_responses import Refusal
-from checkweigh.guard.http.relay import Events, Truncated, whole
-from checkweigh.guard.http.request_schema import Asked, Bounds
-from checkweigh.guard.http.upstream import UpstreamError, Waits, ask
-from checkweigh.guard.routing import Arm as ArmName
-from checkweigh.guard.routing import Route, Router
-from checkweigh.guard.traffic_log import Log, Outcome, Request, hashed
-from checkweigh.monitors.finished_request import EngineOutcome, FinishedRequest
+from checkweigh.guard.guard_metrics import GuardMetrics
+from checkweigh.guard.guard_policy import GuardPolicy
+from checkweigh.guard.http.client_response import ClientResponse, Send, discard
+from checkweigh.guard.http.error_responses import ErrorResponse
+from checkweigh.guard.http.relay import EventStream, TruncatedAnswer, parse_whole_answer
+from checkweigh.guard.http.request_schema import Bounds
+from checkweigh.guard.http.upstream import UpstreamAnswer, UpstreamError, WaitDeadline, send_upstream
+from checkweigh.guard.request_context import RequestContext
+from checkweigh.guard.routing import ArmName, Route, Router
+from checkweigh.guard.traffic_log import TrafficLine, TrafficLog, hashed
+from checkweigh.monitors.finished_request import FinishedRequest
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Heard = Callable[[FinishedRequest], None]
+OnFinished = Callable[[FinishedRequest], None]
 _FAILED = ("refused_by_engine", "upstream_error", "upstream_broken")
-_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
-@dataclass(slots=True, kw_only=True)
-class Visit:
-    """One request on its way, and what became of it."""
-
-    id: str
-    tier: Tier
-    asked: Asked
-    session: str
-    deadline_s: float | None  # the client's, from arrival: to the first byte of a stream, to the whole else
-    arrived: float = field(default_factory=time.monotonic)
-    at: float = field(default_factory=time.time)
-    route: Route = field(default_factory=lambda: Route("baseline", "baseline"))
-    copy: bool = False  # a shadow: nobody sees its answer
-    degraded: str = ""
-    max_tokens: int = 0
-    queue_s: float = 0.0
-    sent: float | None = None  # to the engine
-    trips: int = 0  # of the breakers, then
-    first: float | None = None
-    last: float | None = None
-    ended: float | None = None  # when the engine was done with it, or it was given up
-    quiet: bool = False  # both arms would have sent it at once
-    shadow: asyncio.Task[None] | None = None  # that sends its copy
-    twin: Visit | None = None  # its copy, or what it is a copy of
-    over: bool = False
-    outcome: Outcome = "refused"
-    failed: bool = False  # by the engine, not for load
-    status: int = 0
-    reason: str = ""
-    finish: str | None = None
-    tokens: int = 0
-    reply: str | None = None
-
-    @property
-    def left_s(self) -> float | None:
-        """Of the client's deadline."""
-        if self.deadline_s is None:
-            return None
-        return max(0.001, self.deadline_s - (time.monotonic() - self.arrived))
-
-    def _engine_outcome(self) -> EngineOutcome:
-        return EngineOutcome(
-            arm=self.route.served, answered=self.outcome == "ok", failed=self.failed, degraded=bool(self.degraded),
-            trips=self.trips,
-        )  # fmt: skip
-
-    def finished(self, now: float) -> FinishedRequest:
-        """What the monitors see of it."""
-        twin = self.twin
-        return FinishedRequest(
-            outcome=self._engine_outcome(), assigned=self.route.assigned, session=self.session,
-            revivals=self.route.revivals, stream=self.asked.stream,
-            given_up=self.outcome == "client_gone" or (self.outcome == "timeout" and self.status == 504),
-            tokens=self.tokens, arrived=self.arrived, sent=self.sent, first=self.first, last=self.last,
-            engine_done=self.ended, finished=now, unhurried=self.quiet,
-            copy_missing=self.route.shadow and self.shadow is None, copied=twin is not None,
-            twin=twin._engine_outcome() if twin is not None and twin.over else None,
-        )  # fmt: skip
-
-
-class Desk:
-    """Serves visits on one arm or two."""
+class RequestHandler:
+    """Serves requests on one arm or two. ``on_finished`` is called once for every request and copy that is over."""
 
     def __init__(
-        self, policy: GuardPolicy, arms: Mapping[ArmName, Arm], router: Router, bounds: Bounds, metrics: Metrics,
-        log: Log, heard: Heard,
+        self, policy: GuardPolicy, arms: Mapping[ArmName, GuardedArm], router: Router, bounds: Bounds,
+        metrics: GuardMetrics, log: TrafficLog, on_finished: OnFinished,
     ) -> None:  # fmt: skip
         self.policy = policy
         self.arms = arms
@@ -102,205 +39,202 @@ class Desk:
         self.bounds = bounds
         self.metrics = metrics
         self.log = log
-        self._heard = heard
+        self._on_finished = on_finished
         self._shadows: set[asyncio.Task[None]] = set()
         self.draining = False
 
-    async def serve(self, visit: Visit, send: Send) -> None:
-        """Answer; raises Refusal for what is refused before an answer has begun."""
-        visit.route = self.router.route(visit.session, away=self._away())
-        visit.quiet = len(self.arms) == 2 and all(
-            arm.takes(visit.tier, visit.asked) for arm in self.arms.values()
+    async def serve(self, context: RequestContext, send: Send) -> None:
+        """Answer one request. Raises ErrorResponse for what is refused before an answer has begun."""
+        context.route = self.router.route(context.session, away=self._candidate_away())
+        context.unhurried = len(self.arms) == 2 and all(
+            arm.takes(context.tier, context.request) for arm in self.arms.values()
         )
-        arm = self.arms[visit.route.served]
+        arm = self.arms[context.route.served]
         try:
-            await self._at(arm, visit, _Client(visit, send))
+            await self._serve_at(arm, context, ClientResponse(context, send))
         except asyncio.CancelledError:
-            visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client left"
-            if visit.shadow is not None:
-                visit.shadow.cancel()  # its copy would be compared with what nobody waited for
+            context.outcome, context.status, context.reason = "client_gone", 499, "the client left"
+            if context.shadow is not None:
+                context.shadow.cancel()  # its copy would be compared with what nobody waited for
             raise
         finally:
-            self._account(arm, visit)
+            self._account(arm, context)
 
     def trips(self) -> int:
-        """Of all breakers, so far."""
+        """Times that any breaker has opened so far."""
         return sum(arm.breaker.trips for arm in self.arms.values())
 
-    def _away(self) -> bool:
-        """Whether the candidate can take nobody, or nothing is known of it any more."""
-        arm, now = self.arms.get("candidate"), time.monotonic()
-        return arm is not None and (arm.breaker.refuses(now) or bool(arm.saturation.blind(now)))
-
     async def close(self) -> None:
-        """End what nobody waits for: the shadows."""
+        """End the shadows, for which nobody waits."""
         for task in self._shadows:
             task.cancel()
         await asyncio.gather(*self._shadows, return_exceptions=True)
 
-    async def _at(self, arm: Arm, visit: Visit, client: _Client) -> None:
+    def _candidate_away(self) -> bool:
+        """Whether the candidate can take nobody, or nothing is known of it any more."""
+        arm, now = self.arms.get("candidate"), time.monotonic()
+        return arm is not None and (arm.breaker.refuses(now) or bool(arm.saturation.blind(now)))
+
+    async def _serve_at(self, arm: GuardedArm, context: RequestContext, client: ClientResponse) -> None:
         try:
-            await self._guarded(arm, visit, client)
-        except Refusal as refusal:
-            visit.status, visit.reason = refusal.status, refusal.message
+            await self._admit_and_answer(arm, context, client)
+        except ErrorResponse as error:
+            context.status, context.reason = error.status, error.message
             raise
 
-    async def _guarded(self, arm: Arm, visit: Visit, client: _Client) -> None:
+    async def _admit_and_answer(
+        self, arm: GuardedArm, context: RequestContext, client: ClientResponse
+    ) -> None:
         now = time.monotonic()
         if self.draining or arm.breaker.refuses(now):
-            visit.outcome = "shed"
+            context.outcome = "shed"
             why = "The server is shutting down." if self.draining else "The engine is not available."
-            raise Refusal(503, why, code="unavailable", retry_after=arm.breaker.retry_after(now))
-        entry = await self._admitted(arm, visit)
-        ended = False
+            raise ErrorResponse(503, why, code="unavailable", retry_after=arm.breaker.retry_after(now))
+        entry = await self._admit(arm, context)
+        whole = False
         try:
             permit = arm.permit()
             if permit is None:
-                visit.outcome = "shed"
-                raise Refusal(503, "The engine is not available.", code="unavailable",
-                              retry_after=arm.breaker.retry_after(time.monotonic()))  # fmt: skip
-            if visit.route.shadow:
-                self._copy(visit)
+                context.outcome = "shed"
+                raise ErrorResponse(503, "The engine is not available.", code="unavailable",
+                                    retry_after=arm.breaker.retry_after(time.monotonic()))  # fmt: skip
+            if context.route.shadow:
+                self._send_copy(context)
             try:
-                last: bytes | Refusal = await self._ask(arm, visit, entry, permit, client)
-                ended = True
+                last: bytes | ErrorResponse = await self._ask_engine(arm, context, entry, permit, client)
+                whole = True
                 arm.breaker.succeeded(permit, time.monotonic())
             except UpstreamError as error:
                 if error.fault:
                     arm.failed(permit, error)
-                last = self._broken(visit, error)
+                last = _engine_error(context, error)
                 if not client.begun:
                     raise last from error
             finally:
                 arm.breaker.dropped(permit)
         finally:
-            arm.leave(entry, whole=ended)
-        await self._last(visit, client, last)
+            arm.leave(entry, whole=whole)
+        await self._send_last(context, client, last)
 
-    async def _admitted(self, arm: Arm, visit: Visit) -> Entry:
-        """A place in the engine. Raises Refusal."""
-        asked, limits = visit.asked, self.policy
-        visit.max_tokens = asked.max_tokens
+    async def _admit(self, arm: GuardedArm, context: RequestContext) -> QueueEntry:
+        """A place in the engine. Raises ErrorResponse."""
+        request, limits = context.request, self.policy
+        context.max_tokens = request.max_tokens
         lower = limits.degradation.max_tokens
         if (
             arm.degraded
             and lower is not None
-            and lower < asked.max_tokens
-            and visit.tier in limits.degradation.tiers
+            and lower < request.max_tokens
+            and context.tier in limits.degradation.tiers
         ):
-            visit.max_tokens, visit.degraded = lower, f"max_tokens={lower}"
-        wait = limits.admission.tiers.of(visit.tier).deadline_s
-        wait = wait if visit.deadline_s is None else min(wait, visit.deadline_s)
-        expected = arm.gate.outputs.expected(visit.max_tokens)
+            context.max_tokens, context.degraded = lower, f"max_tokens={lower}"
+        wait = limits.admission.tiers.of(context.tier).deadline_s
+        wait = wait if context.deadline_s is None else min(wait, context.deadline_s)
+        expected = arm.admission.outputs.expected(context.max_tokens)
         started = time.monotonic()
-        if not visit.copy:
-            self.metrics.own_s.observe(started - visit.arrived)
+        if not context.copy:
+            self.metrics.own_s.observe(started - context.arrived)
         entry, shed = await arm.admit(
-            lambda settle: Entry(
-                tier=visit.tier, cost=asked.prompt_tokens + expected, scoring=asked.scoring, asked=started,
-                deadline=visit.arrived + wait, settle=settle, expected=expected,
-                waits=not visit.copy,
+            lambda settle: QueueEntry(
+                tier=context.tier, cost=request.prompt_tokens + expected, scoring=request.scoring, asked=started,
+                deadline=context.arrived + wait, settle=settle, expected=expected,
+                waits=not context.copy,
             )
         )  # fmt: skip
-        visit.queue_s = time.monotonic() - started
+        context.queue_s = time.monotonic() - started
         if shed is not None:
-            visit.outcome = "shed"
-            raise Refusal(
+            context.outcome = "shed"
+            raise ErrorResponse(
                 shed.status, f"Not now: {shed.reason}.", code="overloaded" if shed.status == 429 else "unavailable",
                 retry_after=shed.retry_after,
             )  # fmt: skip
         return entry
 
-    async def _ask(self, arm: Arm, visit: Visit, entry: Entry, permit: Permit, client: _Client) -> bytes:
+    async def _ask_engine(
+        self, arm: GuardedArm, context: RequestContext, entry: QueueEntry, permit: Permit, client: ClientResponse
+    ) -> bytes:  # fmt: skip
         """Send it and pass a stream on; an answer in one piece is returned. Raises UpstreamError."""
-        endpoint = arm.endpoint
+        endpoint, request = arm.endpoint, context.request
         if endpoint is None:
             raise UpstreamError(503, "the engine is not available", code="unavailable", fault=False)
         self.metrics.upstream.labels(arm.name).inc()
-        arm.sent(entry, visit.asked.prompt_tokens)
+        arm.sent(entry, request.prompt_tokens)
         rename = None if endpoint.model == self.bounds.model else (endpoint.model, self.bounds.model)
-        events = Events(usage=visit.asked.usage, rename=rename, keep=self.log.texts)
-        body = visit.asked.upstream(endpoint.model, visit.max_tokens)
-        waits = self._waits(visit)
-        visit.sent, visit.trips = time.monotonic(), self.trips()
+        events = EventStream(usage=request.usage, rename=rename, keep=self.log.texts)
+        body = request.upstream(endpoint.model, context.max_tokens)
+        waits = self._wait_deadline(context)
+        context.sent, context.trips = time.monotonic(), self.trips()
 
-        async def data(piece: bytes, updates: int) -> None:
+        async def pass_on(piece: bytes, updates: int) -> None:
             arm.delivered(entry, updates)
             if permit.probe and updates:  # a first token is proof; its reply may take minutes
                 arm.breaker.succeeded(permit, time.monotonic())
-            await client.more(piece)
+            await client.send_piece(piece)
 
+        passes = (events, client.start_stream, pass_on)
         try:
-            answer = await ask(arm.session, endpoint, visit.asked, body, waits, (events, client.start, data))
+            answer = await send_upstream(arm.session, endpoint, request, body, waits, passes)
         except UpstreamError as error:
-            if error.code == "upstream_timeout" and visit.deadline_s is not None and not waits.begun:
-                late = time.monotonic() - visit.arrived >= visit.deadline_s
+            if error.code == "upstream_timeout" and context.deadline_s is not None and not waits.begun:
+                late = time.monotonic() - context.arrived >= context.deadline_s
                 raise UpstreamError(504, "the deadline passed", code="deadline", fault=not late) from error
             raise
         finally:
-            told, typical = events.counted, arm.per_update.mean
-            visit.tokens = (
-                round(events.updates * (1 if typical is None else typical)) if told is None else told
-            )
+            context.tokens = _tokens_so_far(arm, events)
             # A client that does not read waits for itself.
-            visit.ended = visit.last if waits.sending else time.monotonic()
-        visit.tokens, visit.finish, visit.reply = answer.tokens, answer.finish, answer.text
-        if events.updates:
-            arm.per_update.add(answer.tokens / events.updates)
-        arm.delivered(entry, max(0, answer.tokens - entry.produced))
-        with suppress(Truncated):
-            return answer.body if rename is None or visit.asked.stream else whole(answer.body, rename)[0]
+            context.ended = context.last if waits.sending else time.monotonic()
+        _note_answer(arm, context, entry, answer, events.updates)
+        with suppress(TruncatedAnswer):
+            if rename is not None and not request.stream:
+                return parse_whole_answer(answer.body, rename)[0]
         return answer.body
 
-    async def _last(self, visit: Visit, client: _Client, last: bytes | Refusal) -> None:
-        """The last bytes: the engine is done with the request, and a client that does not read holds up itself only."""
-        if isinstance(last, Refusal) and last.status == 499:
+    async def _send_last(
+        self, context: RequestContext, client: ClientResponse, last: bytes | ErrorResponse
+    ) -> None:
+        """Send the last bytes. The engine is done: a client that does not read holds up itself only."""
+        if isinstance(last, ErrorResponse) and last.status == 499:
             return  # it stopped reading long ago; without an end the server closes the connection
         try:
             async with asyncio.timeout(self.policy.timeouts.idle_s):
-                if isinstance(last, Refusal):
-                    await client.broke(last)
-                elif visit.asked.stream:
-                    await client.end()
+                if isinstance(last, ErrorResponse):
+                    await client.end_with_error(last)
+                elif context.request.stream:
+                    await client.end_stream()
                 else:
-                    await client.answer(last)
+                    await client.send_whole(last)
         except TimeoutError:
-            visit.outcome, visit.status, visit.reason = "client_gone", 499, "the client stopped reading"
+            context.outcome, context.status, context.reason = "client_gone", 499, "the client stopped reading"
         else:
-            if not isinstance(last, Refusal):
-                visit.outcome, visit.status = "ok", 200
+            if not isinstance(last, ErrorResponse):
+                context.outcome, context.status = "ok", 200
 
-    def _waits(self, visit: Visit) -> Waits:
-        limits = self.policy.timeouts
-        patience = limits.first_s if visit.asked.stream else limits.total_s
-        left = visit.left_s
-        return Waits(limits, patience if left is None else min(patience, left), stream=visit.asked.stream)
+    def _wait_deadline(self, context: RequestContext) -> WaitDeadline:
+        limits, stream = self.policy.timeouts, context.request.stream
+        patience = limits.first_s if stream else limits.total_s
+        left = context.left_s
+        return WaitDeadline(limits, patience if left is None else min(patience, left), stream=stream)
 
-    def _broken(self, visit: Visit, error: UpstreamError) -> Refusal:
-        visit.outcome = "timeout" if error.status in (499, 504) else "upstream_error"
-        visit.status, visit.reason, visit.failed = error.status, error.code, error.code in _FAILED
-        retry = 1 if error.status in (502, 503) else None
-        return Refusal(error.status, f"{error}.".capitalize(), code=error.code, retry_after=retry)
-
-    def _copy(self, visit: Visit) -> None:
+    def _send_copy(self, context: RequestContext) -> None:
         """Send the same to the candidate, whose answer nobody sees. It never waits, and is the first to be shed."""
         arm = self.arms["candidate"]
-        copy = Visit(
-            id=visit.id, tier="bulk", asked=visit.asked, session=visit.session, deadline_s=visit.left_s,
-            route=Route("candidate", "candidate", revivals=visit.route.revivals), copy=True, twin=visit,
+        copy = RequestContext(
+            id=context.id, tier="bulk", request=context.request, session=context.session,
+            deadline_s=context.left_s, copy=True, twin=context,
+            route=Route("candidate", "candidate", revivals=context.route.revivals),
         )  # fmt: skip
-        if why := self._short():
+        if why := self._no_room_for_copies():
             copy.outcome, copy.status, copy.reason = "shed", 503, why
             self._account(arm, copy)
             return
 
         async def run() -> None:
             try:
-                with suppress(Refusal):
-                    await self._at(arm, copy, _Client(copy, _nobody))
+                with suppress(ErrorResponse):
+                    await self._serve_at(arm, copy, ClientResponse(copy, discard))
             except asyncio.CancelledError:
-                if visit.outcome == "client_gone":
-                    copy.outcome, copy.status, copy.reason = visit.outcome, visit.status, visit.reason
+                if context.outcome == "client_gone":
+                    copy.outcome, copy.status, copy.reason = context.outcome, context.status, context.reason
                 else:
                     copy.outcome, copy.status, copy.reason = "shed", 503, "the guard is stopping"
                 raise
@@ -308,99 +242,79 @@ class Desk:
                 self._account(arm, copy)
 
         task = asyncio.ensure_future(run())
-        visit.shadow, visit.twin = task, copy
+        context.shadow, context.twin = task, copy
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
-    def _short(self) -> str:
-        """Why no copy is sent: both engines stand on one host, so that either being short is reason enough."""
+    def _no_room_for_copies(self) -> str:
+        """Why no copy is sent. Both engines run on one host, so that either being full is reason enough."""
         for name, arm in self.arms.items():
             if why := arm.why_not():
                 return f"{name}: {why}"
-            if arm.gate.paused or arm.degraded or len(arm.gate.queues):
+            if arm.admission.paused or arm.degraded or len(arm.admission.queues):
                 return f"{name}: it is full"
         return ""
 
-    def _account(self, arm: Arm, visit: Visit) -> None:
-        visit.over = True
-        finished = visit.finished(time.monotonic())
-        metrics, total = self.metrics, finished.finished - visit.arrived
-        metrics.requests.labels(arm.name, "shadow" if visit.copy else visit.tier, visit.outcome).inc()
-        if not visit.copy:
-            if visit.outcome == "shed":
-                metrics.sheds.labels(visit.tier, str(visit.status)).inc()
-            metrics.queue_s.labels(visit.tier).observe(visit.queue_s)
+    def _account(self, arm: GuardedArm, context: RequestContext) -> None:
+        """Count it, show it to the monitors and write it down; once for every request and copy."""
+        context.over = True
+        finished = context.finished(time.monotonic())
+        self._count(arm, context, finished)
+        self._on_finished(finished)
+        if context.twin is not None and context.twin.over:
+            context.twin.twin, context.twin = None, None  # a ring would keep both until it is looked for
+        if self.log.wanted:
+            self.log.add(_traffic_line(context, finished, texts=self.log.texts))
+
+    def _count(self, arm: GuardedArm, context: RequestContext, finished: FinishedRequest) -> None:
+        metrics = self.metrics
+        metrics.requests.labels(arm.name, "shadow" if context.copy else context.tier, context.outcome).inc()
+        if not context.copy:
+            if context.outcome == "shed":
+                metrics.sheds.labels(context.tier, str(context.status)).inc()
+            metrics.queue_s.labels(context.tier).observe(context.queue_s)
         if finished.ttft_s is not None:
             metrics.first_s.labels(arm.name).observe(finished.ttft_s)
-            metrics.total_s.labels(arm.name).observe(total)
-        if visit.degraded and visit.first is not None:
+            metrics.total_s.labels(arm.name).observe(finished.finished - context.arrived)
+        if context.degraded and context.first is not None:
             metrics.degraded.labels(arm.name).inc()
-        self._heard(finished)
-        if visit.twin is not None and visit.twin.over:
-            visit.twin.twin, visit.twin = None, None  # a ring would keep both until it is looked for
-        if not self.log.wanted:
-            return
-        prompt = visit.asked.prompt()
-        self.log.add(
-            Request(
-                at=visit.at, id=visit.id, session=hashed(visit.session), tier=visit.tier,
-                assigned=visit.route.assigned, served=visit.route.served, shadow=visit.copy,
-                stream=visit.asked.stream, outcome=visit.outcome, status=visit.status, reason=visit.reason,
-                degraded=visit.degraded, queue_s=visit.queue_s, ttft_s=finished.ttft_s, tpot_s=finished.tpot_s,
-                total_s=total, prompt_tokens=visit.asked.prompt_tokens, output_tokens=visit.tokens,
-                max_tokens=visit.max_tokens, finish=visit.finish,
-                prompt=prompt if self.log.texts else hashed(prompt),
-                reply=visit.reply if self.log.texts else None,
-            )
-        )  # fmt: skip
 
 
-class _Client:
-    """The client's side of one visit."""
-
-    def __init__(self, visit: Visit, send: Send) -> None:
-        self._visit = visit
-        self._send = send
-        self.begun = False
-
-    async def start(self) -> None:
-        """Status and headers of a stream."""
-        self.begun = True
-        headers = [_EVENTS, (b"cache-control", b"no-cache"), *self._own()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def more(self, data: bytes) -> None:
-        """A piece of a stream."""
-        self._visit.last = time.monotonic()
-        if self._visit.first is None:
-            self._visit.first = self._visit.last
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self) -> None:
-        """Of a stream."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def broke(self, refusal: Refusal) -> None:
-        """An error event, then the end: never a second try, whose tokens would not follow the first's."""
-        await self._send({"type": "http.response.body", "body": refusal.event(), "more_body": False})
-
-    async def answer(self, body: bytes) -> None:
-        """A whole answer."""
-        self._visit.first = self._visit.last = time.monotonic()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            *self._own(),
-        ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    def _own(self) -> list[tuple[bytes, bytes]]:
-        found = [(b"x-request-id", self._visit.id.encode())]
-        if self._visit.degraded:
-            found.append((b"x-checkweigh-degraded", self._visit.degraded.encode()))
-        return found
+def _engine_error(context: RequestContext, error: UpstreamError) -> ErrorResponse:
+    """Note what the engine did, or did not do in time; the error for the client."""
+    context.outcome = "timeout" if error.status in (499, 504) else "upstream_error"
+    context.status, context.reason, context.failed = error.status, error.code, error.code in _FAILED
+    retry = 1 if error.status in (502, 503) else None
+    return ErrorResponse(error.status, f"{error}.".capitalize(), code=error.code, retry_after=retry)
 
 
-async def _nobody(message: MutableMapping[str, Any]) -> None:
-    """Where a shadow's answer goes."""
+def _tokens_so_far(arm: GuardedArm, events: EventStream) -> int:
+    """Tokens of a reply: what the engine counted, else what its updates usually hold."""
+    if events.counted is not None:
+        return events.counted
+    typical = arm.per_update.mean
+    return round(events.updates * (1 if typical is None else typical))
+
+
+def _note_answer(
+    arm: GuardedArm, context: RequestContext, entry: QueueEntry, answer: UpstreamAnswer, updates: int
+) -> None:
+    """Note a whole answer; tokens that no update brought are charged now."""
+    context.tokens, context.finish, context.reply = answer.tokens, answer.finish, answer.text
+    if updates:
+        arm.per_update.add(answer.tokens / updates)
+    arm.delivered(entry, max(0, answer.tokens - entry.produced))
+
+
+def _traffic_line(context: RequestContext, finished: FinishedRequest, *, texts: bool) -> TrafficLine:
+    request = context.request
+    prompt = request.prompt()
+    return TrafficLine(
+        at=context.at, id=context.id, session=hashed(context.session), tier=context.tier,
+        assigned=context.route.assigned, served=context.route.served, shadow=context.copy, stream=request.stream,
+        outcome=context.outcome, status=context.status, reason=context.reason, degraded=context.degraded,
+        queue_s=context.queue_s, ttft_s=finished.ttft_s, tpot_s=finished.tpot_s,
+        total_s=finished.finished - context.arrived, prompt_tokens=request.prompt_tokens,
+        output_tokens=context.tokens, max_tokens=context.max_tokens, finish=context.finish,
+        prompt=prompt if texts else hashed(prompt), reply=context.reply if texts else None,
+    )  # fmt: skip

@@ -6,15 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Arm = Literal["baseline", "candidate"]
+ArmName = Literal["baseline", "candidate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a request goes, and whether a copy goes to the candidate whose answer nobody sees."""
 
-    assigned: Arm  # by the hash: what an analysis groups by, whatever was switched off since
-    served: Arm
+    assigned: ArmName  # by the hash: what an analysis groups by, whatever was switched off since
+    served: ArmName
     shadow: bool = False
     revivals: int = 0  # of the candidate, when the request was routed
 
@@ -51,7 +51,7 @@ class Router:
 
         ``away``: the candidate's engine takes nobody just now, so that the baseline serves its sessions.
         """
-        assigned: Arm = "candidate" if self._place(session) < self.share else "baseline"
+        assigned: ArmName = "candidate" if self._place(session) < self.share else "baseline"
         if self.killed or (away and assigned == "candidate"):
             return Route(assigned, "baseline", revivals=self.revivals)
         return Route(assigned, assigned, self.shadow and assigned == "baseline", self.revivals)

@@ -17,27 +17,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from checkweigh.guard.guard_policy import Tier as TierName
-from checkweigh.guard.guard_policy import Traffic
-from checkweigh.guard.routing import Arm
+from checkweigh.guard.guard_policy import PriorityTier, Traffic
+from checkweigh.guard.routing import ArmName
 from checkweigh.records.base import Record
 
 _MOST = 10_000  # lines that wait; a disk that hangs must not fill the memory
-Outcome = Literal["ok", "shed", "refused", "upstream_error", "timeout", "client_gone"]
+RequestOutcome = Literal["ok", "shed", "refused", "upstream_error", "timeout", "client_gone"]
 
 
-class Request(Record):
+class TrafficLine(Record):
     """One line. Times are seconds; ``at`` is the Unix time of arrival; None where it never came to that."""
 
     at: float
     id: str
     session: str  # hash of the session's key
-    tier: TierName
-    assigned: Arm
-    served: Arm
+    tier: PriorityTier
+    assigned: ArmName
+    served: ArmName
     shadow: bool  # a copy whose answer nobody sees, beside the client's own line of the same id
     stream: bool
-    outcome: Outcome
+    outcome: RequestOutcome
     status: int
     reason: str
     degraded: str  # what was given up; empty: nothing
@@ -59,7 +58,7 @@ def hashed(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class Log:
+class TrafficLog:
     """An append-only file and its rotated elders ``PATH.1`` (the youngest) to ``PATH.keep``.
 
     ``add`` and ``take`` by one thread, ``write`` by any.
@@ -68,7 +67,7 @@ class Log:
     def __init__(self, limits: Traffic) -> None:
         self._limits = limits
         self._path = None if limits.path is None else Path(limits.path)
-        self._waiting: list[Request] = []
+        self._waiting: list[TrafficLine] = []
         self._one = threading.Lock()
         self._whole = False  # the file's last line is known to be
         self._spilled = self._failed = self._told = 0
@@ -89,7 +88,7 @@ class Log:
         """Lines that could not be written, ever."""
         return self._spilled + self._failed
 
-    def add(self, request: Request) -> None:
+    def add(self, request: TrafficLine) -> None:
         """Remember a line until it is taken."""
         if self._path is None:
             return
@@ -98,12 +97,12 @@ class Log:
         else:
             self._spilled += 1
 
-    def take(self) -> list[Request]:
+    def take(self) -> list[TrafficLine]:
         """What waits, to be written."""
         lines, self._waiting = self._waiting, []
         return lines
 
-    def write(self, lines: Sequence[Request]) -> None:
+    def write(self, lines: Sequence[TrafficLine]) -> None:
         """Write them. A disk that refuses costs the lines, not the service."""
         if self._path is None:
             return
@@ -119,7 +118,7 @@ class Log:
             else:
                 self.error = ""
 
-    def _append(self, path: Path, lines: Sequence[Request]) -> int:
+    def _append(self, path: Path, lines: Sequence[TrafficLine]) -> int:
         """Write what the file has room for, all of it or none; how many lines. Without room it is rotated."""
         with path.open("ab", buffering=0) as file:
             if not self._whole:

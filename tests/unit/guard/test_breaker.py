@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from checkweigh.guard.breaker import Breaker, Permit, State
-from checkweigh.guard.guard_policy import Breaker as Limits
+from checkweigh.guard.breaker import Breaker, BreakerState, Permit
+from checkweigh.guard.guard_policy import BreakerLimits
 
-LIMITS = Limits(failures=3, share=0.5, window_s=10, open_s=2, open_max_s=6)
+LIMITS = BreakerLimits(failures=3, share=0.5, window_s=10, open_s=2, open_max_s=6)
 
 
 def fail(breaker: Breaker, now: float, times: int = 1) -> None:
@@ -22,16 +22,16 @@ def given(breaker: Breaker, now: float) -> Permit:
 def test_failures_within_the_window_open_it_and_a_probe_closes_it() -> None:
     breaker = Breaker(LIMITS)
     fail(breaker, 0.0, 2)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     fail(breaker, 1.0)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     assert breaker.allow(2.9) is None
     assert breaker.retry_after(1.0) == 2
     probe = given(breaker, 3.0)
     assert probe.probe
     assert breaker.allow(3.0) is None, "one probe"
     breaker.succeeded(probe, 3.1)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     assert breaker.trips == 1
 
 
@@ -40,16 +40,16 @@ def test_few_failures_among_many_successes_do_not_open_it() -> None:
     for _ in range(10):
         breaker.succeeded(given(breaker, 0.0), 0.0)
     fail(breaker, 0.0, 5)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     fail(breaker, 0.0, 5)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
 
 
 def test_old_failures_are_forgotten() -> None:
     breaker = Breaker(LIMITS)
     fail(breaker, 0.0, 2)
     fail(breaker, 11.0)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
 
 
 def test_a_failed_probe_doubles_the_wait_up_to_its_bound() -> None:
@@ -69,13 +69,13 @@ def test_a_dropped_probe_lets_another_probe_and_a_stale_success_closes_nothing()
     first = given(breaker, 2.0)
     breaker.dropped(first)
     breaker.succeeded(first, 2.0)
-    assert breaker.state is State.HALF_OPEN, "a permit speaks once"
+    assert breaker.state is BreakerState.HALF_OPEN, "a permit speaks once"
     breaker.succeeded(early, 2.0)
-    assert breaker.state is State.HALF_OPEN, "sent before the trip"
+    assert breaker.state is BreakerState.HALF_OPEN, "sent before the trip"
     second = given(breaker, 2.0)
     assert second.probe
     breaker.succeeded(second, 2.1)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
 
 
 def test_a_stale_failure_opens_nothing() -> None:
@@ -85,7 +85,7 @@ def test_a_stale_failure_opens_nothing() -> None:
     breaker.succeeded(given(breaker, 2.0), 2.0)
     for permit in early:
         breaker.failed(permit, 2.0, "late")
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
 
 
 def test_holds_are_independent_and_the_last_release_leads_to_a_probe() -> None:
@@ -103,7 +103,7 @@ def test_holds_are_independent_and_the_last_release_leads_to_a_probe() -> None:
     assert not breaker.refuses(100.0)
     breaker.hold("process", "down")
     breaker.reset("process")
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
 
 
 def test_it_lasts_when_it_opens_again_soon_after_each_probe() -> None:
@@ -137,4 +137,4 @@ def test_it_lasts_when_probe_after_probe_failed_and_not_for_a_hold() -> None:
     breaker.again(48.0)
     assert not breaker.lasting
     breaker.succeeded(given(breaker, 48.0), 48.0)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED

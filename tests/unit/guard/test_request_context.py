@@ -9,25 +9,27 @@ from typing import Any
 import pytest
 from tests.unit.monitors.traffic import outcome, request
 
-from checkweigh.guard.http.request_schema import Bounds, read
-from checkweigh.guard.request_handler import Visit
+from checkweigh.guard.http.request_schema import Bounds, parse_request
+from checkweigh.guard.request_context import RequestContext
 from checkweigh.guard.routing import Route
 
 BOUNDS = Bounds(model="mock", max_sequence=512, max_tokens=256, default_tokens=16, count=len)
-ASKED = read(json.dumps({"model": "mock", "prompt": "a", "stream": True}).encode(), chat=False, bounds=BOUNDS)
+REQUEST = parse_request(
+    json.dumps({"model": "mock", "prompt": "a", "stream": True}).encode(), chat=False, bounds=BOUNDS
+)
 
 
-def context(**fields: Any) -> Visit:
+def context(**fields: Any) -> RequestContext:
     """A stream of the baseline's that was answered."""
     own: dict[str, Any] = {
-        "id": "v", "tier": "standard", "asked": ASKED, "session": "s", "deadline_s": None, "arrived": 1.0,
+        "id": "v", "tier": "standard", "request": REQUEST, "session": "s", "deadline_s": None, "arrived": 1.0,
         "route": Route("baseline", "baseline", revivals=3), "outcome": "ok", "status": 200, "over": True,
     }  # fmt: skip
-    return Visit(**own | fields)
+    return RequestContext(**own | fields)
 
 
 def test_what_is_known_of_a_request_is_passed_on() -> None:
-    done = context(sent=2.0, trips=4, first=3.0, last=5.0, ended=6.0, tokens=9, quiet=True, degraded="x")
+    done = context(sent=2.0, trips=4, first=3.0, last=5.0, ended=6.0, tokens=9, unhurried=True, degraded="x")
     assert done.finished(7.0) == request(
         7.0, outcome("baseline", trips=4, degraded=True), revivals=3, tokens=9, arrived=1.0, sent=2.0, first=3.0,
         last=5.0, engine_done=6.0, unhurried=True,

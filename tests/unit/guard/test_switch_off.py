@@ -10,10 +10,10 @@ from tests.unit.monitors import traffic
 from tests.unit.monitors.traffic import ARMS, Engine, Service, outcome
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.guard.guard import Guard, Setup
+from checkweigh.guard.guard import Guard, GuardSetup
 from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.guard.http.request_schema import Bounds
-from checkweigh.guard.routing import Arm
+from checkweigh.guard.routing import ArmName
 from checkweigh.monitors.finished_request import FinishedRequest
 
 BOUNDS = Bounds(model="mock", max_sequence=512, max_tokens=256, default_tokens=16, count=len)
@@ -26,7 +26,7 @@ class Bench:
     def __init__(self, seed: int, *, shadow: bool = False) -> None:
         arms = {arm: Endpoint(url=f"http://127.0.0.1:1/{arm}/v1", model="mock") for arm in ARMS}
         share = 0.0 if shadow else 0.5
-        setup = Setup(policy=GuardPolicy(), bounds=BOUNDS, slots=4, share=share, shadow=shadow, **arms)  # type: ignore[arg-type]
+        setup = GuardSetup(policy=GuardPolicy(), bounds=BOUNDS, slots=4, share=share, shadow=shadow, **arms)  # type: ignore[arg-type]
         self.said: list[str] = []
         self.guard = Guard(setup, self.said.append)
         self.traffic = Service(random.Random(seed))
@@ -47,10 +47,10 @@ class Bench:
     def show(self, requests: list[FinishedRequest]) -> str:
         for finished in requests:
             self.traffic.now = max(self.traffic.now, finished.finished)
-            self.guard._heard(finished)
+            self.guard._on_finished(finished)
         return self.off
 
-    def open(self, arm: Arm, times: int, now: float) -> float:
+    def open(self, arm: ArmName, times: int, now: float) -> float:
         """Open an arm's breaker so often; when the last time was over."""
         breaker = self.guard.arms[arm].breaker
         while breaker.trips < times:

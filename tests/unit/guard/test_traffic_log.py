@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 
 from checkweigh.guard.guard_policy import Traffic
-from checkweigh.guard.traffic_log import Log, Request
+from checkweigh.guard.traffic_log import TrafficLine, TrafficLog
 
 LEAST = 10_000  # bytes; about 20 lines
 
 
-def request(number: int, prompt: str = "0" * 32) -> Request:
-    return Request(
+def request(number: int, prompt: str = "0" * 32) -> TrafficLine:
+    return TrafficLine(
         at=1.0, id=f"{number:06}", session="s" * 32, tier="standard", assigned="baseline", served="baseline",
         shadow=False, stream=False, outcome="ok", status=200, reason="", degraded="", queue_s=0.1, ttft_s=0.2,
         tpot_s=0.01, total_s=0.5, prompt_tokens=7, output_tokens=9, max_tokens=16, finish="stop", prompt=prompt,
     )  # fmt: skip
 
 
-def log_of(path: Path, keep: int = 5, max_bytes: int = LEAST) -> Log:
-    return Log(Traffic(path=str(path), max_bytes=max_bytes, keep=keep))
+def log_of(path: Path, keep: int = 5, max_bytes: int = LEAST) -> TrafficLog:
+    return TrafficLog(Traffic(path=str(path), max_bytes=max_bytes, keep=keep))
 
 
-def put(log: Log, *lines: Request) -> None:
+def put(log: TrafficLog, *lines: TrafficLine) -> None:
     for line in lines:
         log.add(line)
     log.write(log.take())
@@ -40,9 +40,11 @@ def files(path: Path) -> list[Path]:
     return sorted(path.parent.glob(path.name + "*"), key=lambda p: -int(p.suffix[1:]) if p != path else 1)
 
 
-def read(path: Path) -> list[Request]:
+def read(path: Path) -> list[TrafficLine]:
     return [
-        Request.model_validate_json(line) for file in files(path) for line in file.read_text().splitlines()
+        TrafficLine.model_validate_json(line)
+        for file in files(path)
+        for line in file.read_text().splitlines()
     ]
 
 

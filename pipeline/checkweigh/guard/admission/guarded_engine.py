@@ -24,9 +24,9 @@ from checkweigh.engines.protocol import (
     ScoreResult,
     States,
 )
-from checkweigh.guard.admission.kv_admission import Gate
-from checkweigh.guard.admission.queueing import Entry, Shed
-from checkweigh.guard.guard_policy import Admission, TierLimits, Tiers
+from checkweigh.guard.admission.kv_admission import KvAdmission
+from checkweigh.guard.admission.queueing import QueueEntry, Shed
+from checkweigh.guard.guard_policy import AdmissionLimits, TierLimits, Tiers
 from checkweigh.records.measurement import EngineIdentity
 
 _BYTES_A_TOKEN = 3  # fewer than text has: a cost that is too high only makes turns shorter
@@ -44,7 +44,7 @@ class GuardedEngine:
         self._slots = slots
         self._scoring = scoring
         self._max_tokens = max_tokens
-        self._gate: Gate | None = None
+        self._gate: KvAdmission | None = None
 
     def __enter__(self) -> Self:
         self._inner.__enter__()
@@ -54,9 +54,9 @@ class GuardedEngine:
             self._inner.__exit__(None, None, None)
             raise
         if telemetry is not None and telemetry.kv_tokens:
-            limits = Admission(tiers=_ALL, queue=0, scoring=self._scoring)
+            limits = AdmissionLimits(tiers=_ALL, queue=0, scoring=self._scoring)
             budget = max(1, int(telemetry.kv_tokens * (1 - self._headroom)))
-            self._gate = Gate(limits, budget=budget, slots=self._slots)
+            self._gate = KvAdmission(limits, budget=budget, slots=self._slots)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -115,9 +115,11 @@ class GuardedEngine:
         return [result for part in turns(self._gate, batch, cost, scoring=scoring) for result in work(part)]
 
 
-def turns(gate: Gate, batch: Sequence[R], cost: Callable[[R], int], *, scoring: bool) -> Iterator[list[R]]:
+def turns(
+    gate: KvAdmission, batch: Sequence[R], cost: Callable[[R], int], *, scoring: bool
+) -> Iterator[list[R]]:
     """``batch`` in order, cut where the gate lets no more in; a turn leaves when the next one is asked for."""
-    inside: list[Entry] = []
+    inside: list[QueueEntry] = []
     part: list[R] = []
     for request in batch:
         entry = _offer(gate, min(gate.budget, cost(request)), scoring=scoring)
@@ -133,8 +135,10 @@ def turns(gate: Gate, batch: Sequence[R], cost: Callable[[R], int], *, scoring: 
     _leave(gate, inside)
 
 
-def _offer(gate: Gate, cost: int, *, scoring: bool) -> Entry:
-    entry = Entry(tier="standard", cost=cost, scoring=scoring, asked=0.0, deadline=math.inf, settle=_unheard)
+def _offer(gate: KvAdmission, cost: int, *, scoring: bool) -> QueueEntry:
+    entry = QueueEntry(
+        tier="standard", cost=cost, scoring=scoring, asked=0.0, deadline=math.inf, settle=_unheard
+    )
     gate.offer(entry, 0.0)
     return entry
 
@@ -143,7 +147,7 @@ def _unheard(shed: Shed | None) -> None:
     """``Entry.inside`` says it."""
 
 
-def _leave(gate: Gate, inside: list[Entry]) -> None:
+def _leave(gate: KvAdmission, inside: list[QueueEntry]) -> None:
     for entry in inside:
         gate.leave(entry, 0.0, whole=False)
     inside.clear()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from checkweigh.guard.admission.queueing import Entry, Queues, Shed
-from checkweigh.guard.guard_policy import TIERS, Admission, Tier
+from checkweigh.guard.admission.queueing import QueueEntry, Queues, Shed
+from checkweigh.guard.guard_policy import TIERS, AdmissionLimits, PriorityTier
 
 _OUTPUTS = 512  # replies remembered
 _ENOUGH = 32  # before the percentile counts
@@ -18,7 +18,7 @@ _LOAD_S = 10.0  # over which the rate of service is measured, by at most
 _SERVED = 2048  # requests
 
 
-class Outputs:
+class ReplyLengths:
     """Lengths of the last replies; their 95th percentile, refreshed now and then."""
 
     def __init__(self) -> None:
@@ -39,18 +39,18 @@ class Outputs:
         return max_tokens if self._p95 is None else min(max_tokens, max(1, self._p95))
 
 
-class Gate:
+class KvAdmission:
     """Books of one engine: what is inside, who waits. Every entry is settled exactly once."""
 
-    def __init__(self, limits: Admission, *, budget: int, slots: int) -> None:
+    def __init__(self, limits: AdmissionLimits, *, budget: int, slots: int) -> None:
         self._limits = limits
         self.budget = budget
         self.slots = slots
         self.queues = Queues(limits.tiers, limits.queue)
-        self.outputs = Outputs()
+        self.outputs = ReplyLengths()
         self.paused = False  # the engine is saturated: nobody is let in, whoever may wait waits
-        self._tokens: dict[Tier, int] = dict.fromkeys(TIERS, 0)
-        self._inside: dict[Tier, int] = dict.fromkeys(TIERS, 0)
+        self._tokens: dict[PriorityTier, int] = dict.fromkeys(TIERS, 0)
+        self._inside: dict[PriorityTier, int] = dict.fromkeys(TIERS, 0)
         self._scoring = 0
         self._done: deque[tuple[float, int]] = deque(maxlen=_SERVED)
 
@@ -64,11 +64,7 @@ class Gate:
         """Requests inside."""
         return sum(self._inside.values())
 
-    def inside_of(self, tier: Tier) -> int:
-        """Requests of one tier inside."""
-        return self._inside[tier]
-
-    def offer(self, entry: Entry, now: float) -> None:
+    def offer(self, entry: QueueEntry, now: float) -> None:
         """Let in, queue or shed. The entry's ``settle`` may be called before this returns."""
         if entry.cost > self.budget:
             self._shed(entry, 429, "costs more than the whole budget", now)
@@ -90,7 +86,7 @@ class Gate:
         else:
             self._shed(entry, 429, "the queue is full", now)
 
-    def takes(self, entry: Entry) -> bool:
+    def takes(self, entry: QueueEntry) -> bool:
         """Whether an entry would be let in at once."""
         return not self.paused and not len(self.queues) and self._fits(entry, aged=False)
 
@@ -107,7 +103,7 @@ class Gate:
         for entry in self.queues.drained():
             entry.settle(why)
 
-    def produced(self, entry: Entry, tokens: int) -> None:
+    def produced(self, entry: QueueEntry, tokens: int) -> None:
         """``tokens`` more came out for an entry that is inside; what goes beyond its cost is charged."""
         entry.produced += tokens
         if (beyond := entry.produced - entry.expected) > 0:
@@ -115,7 +111,7 @@ class Gate:
             entry.cost += beyond
             self._tokens[entry.tier] += beyond
 
-    def leave(self, entry: Entry, now: float, *, whole: bool) -> None:
+    def leave(self, entry: QueueEntry, now: float, *, whole: bool) -> None:
         """An entry that was let in is done; ``whole``: its reply ended by itself, so its length counts."""
         entry.inside = False
         self._tokens[entry.tier] -= entry.cost
@@ -126,7 +122,7 @@ class Gate:
         self._done.append((now, entry.cost))
         self.turn(now)
 
-    def withdraw(self, entry: Entry, now: float) -> None:
+    def withdraw(self, entry: QueueEntry, now: float) -> None:
         """An entry goes away that waits, or that was let in and does not know it yet."""
         if entry.inside:
             self.leave(entry, now, whole=False)
@@ -140,17 +136,17 @@ class Gate:
         """
         return 1.0 if len(self.queues) else max(self.tokens / self.budget, self.inside / self.slots)
 
-    def _enter(self, entry: Entry) -> None:
+    def _enter(self, entry: QueueEntry) -> None:
         entry.inside = True
         self._tokens[entry.tier] += entry.cost
         self._inside[entry.tier] += 1
         self._scoring += entry.scoring
         entry.settle(None)
 
-    def _shed(self, entry: Entry, status: int, why: str, now: float) -> None:
+    def _shed(self, entry: QueueEntry, status: int, why: str, now: float) -> None:
         entry.settle(Shed(status, why, self._patience(now)))
 
-    def _next(self, now: float) -> Entry | None:
+    def _next(self, now: float) -> QueueEntry | None:
         for entry, aged in self.queues.order(now, self._scoring_full):
             if self._fits(entry, aged=aged):
                 return entry
@@ -158,7 +154,7 @@ class Gate:
                 return None  # nobody overtakes one that is over age
         return None
 
-    def _fits(self, entry: Entry, *, aged: bool) -> bool:
+    def _fits(self, entry: QueueEntry, *, aged: bool) -> bool:
         """Whether there is room, beside what others reserved unless it is over age or alone."""
         if self._scoring_full(entry) or self.inside >= self.slots or self.tokens + entry.cost > self.budget:
             return False
@@ -176,11 +172,11 @@ class Gate:
             and max(spare_slots, self._unused(self.slots, self._inside, entry.tier)) >= 1
         )
 
-    def _unused(self, whole: int, used: dict[Tier, int], tier: Tier) -> int:
+    def _unused(self, whole: int, used: dict[PriorityTier, int], tier: PriorityTier) -> int:
         """What of a tier's reserve is free."""
         return max(0, math.floor(whole * self._limits.tiers.of(tier).reserve) - used[tier])
 
-    def _scoring_full(self, entry: Entry) -> bool:
+    def _scoring_full(self, entry: QueueEntry) -> bool:
         return entry.scoring and self._scoring >= self._limits.scoring
 
     def _patience(self, now: float) -> int:

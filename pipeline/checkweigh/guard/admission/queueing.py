@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from checkweigh.guard.guard_policy import TIERS, Tier, Tiers
+from checkweigh.guard.guard_policy import TIERS, PriorityTier, Tiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class Shed:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class QueueEntry:
     """One request that asks to be let in. ``settle`` hears once what became of it."""
 
-    tier: Tier
+    tier: PriorityTier
     cost: int  # KV tokens
     scoring: bool
     asked: float
@@ -42,12 +42,12 @@ class Queues:
         self._tiers = tiers
         self._cap = cap
         self._soonest = math.inf  # no deadline lies before it
-        self._lines: dict[Tier, deque[Entry]] = {tier: deque() for tier in TIERS}
+        self._lines: dict[PriorityTier, deque[QueueEntry]] = {tier: deque() for tier in TIERS}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def length(self, tier: Tier) -> int:
+    def length(self, tier: PriorityTier) -> int:
         """Requests of one tier that wait."""
         return len(self._lines[tier])
 
@@ -55,18 +55,18 @@ class Queues:
         """What all that wait would cost."""
         return sum(entry.cost for line in self._lines.values() for entry in line)
 
-    def full(self, tier: Tier | None = None) -> bool:
+    def full(self, tier: PriorityTier | None = None) -> bool:
         """Whether no other of this tier, or none at all, may wait."""
         if tier is None:
             return len(self) >= self._cap
         return len(self._lines[tier]) >= self._tiers.of(tier).queue
 
-    def push(self, entry: Entry) -> None:
+    def push(self, entry: QueueEntry) -> None:
         """Last in its line."""
         self._lines[entry.tier].append(entry)
         self._soonest = min(self._soonest, entry.deadline)
 
-    def remove(self, entry: Entry) -> bool:
+    def remove(self, entry: QueueEntry) -> bool:
         """Take out one that left; False when it is not here."""
         try:
             self._lines[entry.tier].remove(entry)
@@ -78,7 +78,7 @@ class Queues:
         """Longest wait so far, in seconds."""
         return max((now - line[0].asked for line in self._lines.values() if line), default=0.0)
 
-    def order(self, now: float, passed: Callable[[Entry], bool]) -> Iterator[tuple[Entry, bool]]:
+    def order(self, now: float, passed: Callable[[QueueEntry], bool]) -> Iterator[tuple[QueueEntry, bool]]:
         """The first of each line that is not ``passed`` over, with whether each is over age.
 
         In the order of service: the oldest such first, then by tier.
@@ -92,7 +92,7 @@ class Queues:
             if entry not in aged:
                 yield entry, False
 
-    def expired(self, now: float) -> list[Entry]:
+    def expired(self, now: float) -> list[QueueEntry]:
         """Those beyond their deadlines, taken out."""
         if now < self._soonest:
             return []
@@ -103,14 +103,14 @@ class Queues:
         self._soonest = min((e.deadline for e in every if e.deadline > now), default=math.inf)
         return found
 
-    def displaced(self, by: Tier) -> Entry | None:
+    def displaced(self, by: PriorityTier) -> QueueEntry | None:
         """The youngest of the least urgent tier below ``by``, taken out; bulk first."""
         for tier in reversed(TIERS[TIERS.index(by) + 1 :]):
             if self._lines[tier]:
                 return self._lines[tier].pop()
         return None
 
-    def drained(self) -> list[Entry]:
+    def drained(self) -> list[QueueEntry]:
         """Everything, taken out."""
         found = [entry for line in self._lines.values() for entry in line]
         for line in self._lines.values():

@@ -7,18 +7,18 @@ import hmac
 from collections.abc import Mapping
 
 from checkweigh.errors import BadInput
-from checkweigh.guard.guard_policy import TIERS, Surface, Tier
-from checkweigh.guard.http.error_responses import Refusal
+from checkweigh.guard.guard_policy import TIERS, PriorityTier, Surface
+from checkweigh.guard.http.error_responses import ErrorResponse
 
 ADMIN = "CHECKWEIGH_ADMIN_KEY"
 _LEAST = 8  # characters of a key
 
 
-class Keys:
+class ClientKeys:
     """Holds digests, never keys. Without any key everybody is let in, as ``standard``."""
 
     def __init__(self, surface: Surface, environment: Mapping[str, str]) -> None:
-        self._known: list[tuple[bytes, Tier]] = []
+        self._known: list[tuple[bytes, PriorityTier]] = []
         self._lower = surface.tier_header
         problems = []
         for variable, tier in surface.keys.items():
@@ -38,9 +38,9 @@ class Keys:
         """Whether anybody may ask."""
         return not self._known
 
-    def tier(self, authorization: bytes, wanted: bytes | None) -> Tier:
-        """The tier of a request. Raises Refusal 401 for another key, 400 for a tier that is none."""
-        tier: Tier = "standard"
+    def tier(self, authorization: bytes, wanted: bytes | None) -> PriorityTier:
+        """The tier of a request. Raises ErrorResponse 401 for another key, 400 for a tier that is none."""
+        tier: PriorityTier = "standard"
         if self._known:
             given = _digest(_bearer(authorization))
             found = None
@@ -48,7 +48,7 @@ class Keys:
                 if hmac.compare_digest(digest, given):
                     found = its
             if found is None:
-                raise Refusal(401, "The API key is missing or wrong.", code="invalid_api_key")
+                raise ErrorResponse(401, "The API key is missing or wrong.", code="invalid_api_key")
             tier = found
         if wanted is None or not self._lower:
             return tier
@@ -56,7 +56,9 @@ class Keys:
         for name in TIERS:
             if name == asked:
                 return max(tier, name, key=TIERS.index) if self._known else name
-        raise Refusal(400, f"x-checkweigh-tier: expected one of {', '.join(TIERS)}", code="invalid_tier")
+        raise ErrorResponse(
+            400, f"x-checkweigh-tier: expected one of {', '.join(TIERS)}", code="invalid_tier"
+        )
 
     def admin(self, authorization: bytes) -> bool:
         """Whether it is the operator's key."""

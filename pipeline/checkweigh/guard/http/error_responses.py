@@ -12,7 +12,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-class Refusal(Exception):
+class ErrorResponse(Exception):
     """An answer of 4xx or 5xx. ``param`` names the field; ``retry_after`` is in whole seconds."""
 
     def __init__(
@@ -53,6 +53,6 @@ class Refusal(Exception):
         return found
 
 
-def bad(param: str, message: str) -> Refusal:
+def bad_field(param: str, message: str) -> ErrorResponse:
     """400 for one field."""
-    return Refusal(400, message, code="invalid_value", param=param)
+    return ErrorResponse(400, message, code="invalid_value", param=param)

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from checkweigh.guard.guard_policy import Surface
-from checkweigh.guard.http.error_responses import Refusal
+from checkweigh.guard.http.error_responses import ErrorResponse
 
 _KEEPALIVE_S = 30
 
@@ -30,7 +30,7 @@ class Listener(uvicorn.Server):
 def listener(app: Any, limits: Surface) -> Listener:
     """A quiet server for one application."""
 
-    class Protocol(Guarded):
+    class Protocol(GuardedConnection):
         surface = limits
 
     config = uvicorn.Config(
@@ -41,7 +41,7 @@ def listener(app: Any, limits: Surface) -> Listener:
     return Listener(config)
 
 
-class Corked:
+class CorkedTransport:
     """A transport that sends what is written within one turn of the loop at once: head and body, not one by one."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -69,7 +69,7 @@ class Corked:
             self._transport.write(b"".join(parts))
 
 
-class Guarded(H11Protocol):
+class GuardedConnection(H11Protocol):
     """One connection. Headers must be complete ``header_s`` after it was made, or after their first byte."""
 
     surface: Surface
@@ -78,7 +78,7 @@ class Guarded(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, unless there are too many."""
         super().connection_made(transport)
-        self.transport = Corked(transport, self.loop)  # type: ignore[assignment]
+        self.transport = CorkedTransport(transport, self.loop)  # type: ignore[assignment]
         if len(self.connections) > self.surface.connections:
             transport.close()
             return
@@ -106,7 +106,7 @@ class Guarded(H11Protocol):
             self.transport.close()
             return
         large = status == 431
-        refusal = Refusal(
+        refusal = ErrorResponse(
             431 if large else 400, "The headers are too large." if large else "This is no HTTP request.",
             code="headers_too_large" if large else "invalid_http",
         )  # fmt: skip
@@ -122,7 +122,7 @@ class Guarded(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             return
         if not self.transport.is_closing():
-            body = Refusal(408, "The headers came too slowly.", code="headers_too_slow").body()
+            body = ErrorResponse(408, "The headers came too slowly.", code="headers_too_slow").body()
             head = b"HTTP/1.1 408 \r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
             self.transport.write(head + b"%d\r\n\r\n" % len(body) + body)
             self.transport.close()

@@ -8,11 +8,11 @@ from typing import Any
 _DONE = b"data: [DONE]"
 
 
-class Truncated(Exception):
+class TruncatedAnswer(Exception):
     """The engine's answer ended before it was whole, or is no answer."""
 
 
-class Events:
+class EventStream:
     """A stream of server-sent events, cut at event boundaries, so that an error can be put between two of them.
 
     ``rename``: (engine's name, served name) of the model, replaced in every event. The engine is always asked for the
@@ -67,10 +67,10 @@ class Events:
             value = json.loads(event[5:])
             choices = value.get("choices")
         except (ValueError, AttributeError) as error:
-            raise Truncated("an event that is no JSON object") from error
+            raise TruncatedAnswer("an event that is no JSON object") from error
         if value.get("error") is not None:
             self.failed = True
-            raise Truncated("the engine reports an error")
+            raise TruncatedAnswer("the engine reports an error")
         if isinstance(usage := value.get("usage"), dict) and type(usage.get("completion_tokens")) is int:
             self.counted = usage["completion_tokens"]
             if not choices and not self._usage:
@@ -90,7 +90,7 @@ class Events:
         return data
 
 
-def whole(raw: bytes, rename: tuple[str, str] | None) -> tuple[bytes, int, str | None, str]:
+def parse_whole_answer(raw: bytes, rename: tuple[str, str] | None) -> tuple[bytes, int, str | None, str]:
     """An answer in one piece: (body for the client, tokens, finish reason, text). Raises Truncated."""
     try:
         value: dict[str, Any] = json.loads(raw)
@@ -100,7 +100,7 @@ def whole(raw: bytes, rename: tuple[str, str] | None) -> tuple[bytes, int, str |
         if type(tokens) is not int or not isinstance(text, str):
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Truncated("an answer that is no completion") from error
+        raise TruncatedAnswer("an answer that is no completion") from error
     if rename is not None and value.get("model") == rename[0]:
         value["model"] = rename[1]
         raw = json.dumps(value).encode()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from checkweigh.guard.http.error_responses import Refusal, bad
+from checkweigh.guard.http.error_responses import ErrorResponse, bad_field
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _NUMBERS: dict[str, tuple[float, float]] = {
@@ -37,7 +37,7 @@ Count = Callable[[str], int]
 
 
 @dataclass(slots=True, kw_only=True)
-class Asked:
+class ValidatedRequest:
     """One request that may be served."""
 
     chat: bool
@@ -85,27 +85,27 @@ class Bounds:
     count: Count
 
 
-def read(raw: bytes, *, chat: bool, bounds: Bounds) -> Asked:
-    """The request. Raises Refusal: 400 for what is malformed or out of range, 404 for another model."""
+def parse_request(raw: bytes, *, chat: bool, bounds: Bounds) -> ValidatedRequest:
+    """The request. Raises ErrorResponse: 400 for what is malformed or out of range, 404 for another model."""
     body = _object(raw)
     _fields(body)
     if body.get("model") != bounds.model:
         if not isinstance(body.get("model"), str):
-            raise bad("model", "model: expected the name of the served model")
-        raise Refusal(404, "The model does not exist.", code="model_not_found", param="model")
+            raise bad_field("model", "model: expected the name of the served model")
+        raise ErrorResponse(404, "The model does not exist.", code="model_not_found", param="model")
     if ("messages" in body) != chat or ("prompt" in body) == chat:
         wanted, other = ("messages", "prompt") if chat else ("prompt", "messages")
-        raise bad(wanted, f"expected {wanted}, and no {other}, on this path")
+        raise bad_field(wanted, f"expected {wanted}, and no {other}, on this path")
     limit = _limit(body, bounds)
     tokens = _messages(body, bounds) if chat else _prompt(body["prompt"], bounds)
     if tokens + limit > bounds.max_sequence:
-        raise Refusal(
+        raise ErrorResponse(
             400,
             f"At most {bounds.max_sequence} tokens fit, the prompt has about {tokens} and {limit} are asked for.",
             code="context_length_exceeded", param="messages" if chat else "prompt",
         )  # fmt: skip
     options = body.get("stream_options") or {}
-    return Asked(
+    return ValidatedRequest(
         chat=chat,
         body=body,
         prompt_tokens=tokens,
@@ -121,18 +121,18 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
+        raise ErrorResponse(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
     except (ValueError, RecursionError) as error:
         said = str(error) if isinstance(error, json.JSONDecodeError) else "not JSON, or too deep"
-        raise Refusal(400, f"the body is not JSON: {said}", code="invalid_json") from None
+        raise ErrorResponse(400, f"the body is not JSON: {said}", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise Refusal(400, "the body is not a JSON object", code="invalid_json")
+        raise ErrorResponse(400, "the body is not a JSON object", code="invalid_json")
     level: list[Any] = [body]
     for _ in range(_DEEPEST):
         inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
         if not (level := [value for value in inner if isinstance(value, dict | list)]):
             return body
-    raise Refusal(400, f"the body is deeper than {_DEEPEST} objects and lists", code="invalid_json")
+    raise ErrorResponse(400, f"the body is deeper than {_DEEPEST} objects and lists", code="invalid_json")
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -153,7 +153,9 @@ def _fields(body: dict[str, Any]) -> None:
         if name not in KNOWN:
             near = difflib.get_close_matches(name, KNOWN, n=1) if len(name) < 64 else []
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise Refusal(400, f"unknown field '{name[:64]}'{hint}", code="unknown_field", param=name[:64])
+            raise ErrorResponse(
+                400, f"unknown field '{name[:64]}'{hint}", code="unknown_field", param=name[:64]
+            )
         if (span := _NUMBERS.get(name)) is not None:
             sound = type(value) in (int, float) and span[0] <= value <= span[1]
             wanted = f"a number from {span[0]} to {span[1]}"
@@ -182,7 +184,7 @@ def _fields(body: dict[str, Any]) -> None:
         else:
             continue
         if not sound:
-            raise bad(name, f"{name}: expected {wanted}")
+            raise bad_field(name, f"{name}: expected {wanted}")
 
 
 def _limit(body: dict[str, Any], bounds: Bounds) -> int:
@@ -190,7 +192,7 @@ def _limit(body: dict[str, Any], bounds: Bounds) -> int:
     for name in names:
         value = body[name]
         if type(value) is not int or not 1 <= value <= bounds.max_tokens:
-            raise bad(name, f"{name}: expected a whole number from 1 to {bounds.max_tokens}")
+            raise bad_field(name, f"{name}: expected a whole number from 1 to {bounds.max_tokens}")
     return int(body[names[0]]) if names else min(bounds.default_tokens, bounds.max_tokens)
 
 
@@ -198,18 +200,20 @@ def _messages(body: dict[str, Any], bounds: Bounds) -> int:
     """Checks them; the tokens of all that a chat template may render, with eight a message for what it adds."""
     messages = body["messages"]
     if not isinstance(messages, list) or not messages:
-        raise bad("messages", "messages: expected a list that is not empty")
+        raise bad_field("messages", "messages: expected a list that is not empty")
     texts = []
     for i, message in enumerate(messages):
         at = f"messages[{i}]"
         if not isinstance(message, dict):
-            raise bad(at, f"{at}: expected an object")
+            raise bad_field(at, f"{at}: expected an object")
         if message.get("role") not in _ROLES:
-            raise bad(f"{at}.role", f"{at}.role: expected one of {', '.join(_ROLES)}")
+            raise bad_field(f"{at}.role", f"{at}.role: expected one of {', '.join(_ROLES)}")
         for name in [name for name, value in message.items() if value is None and name != "content"]:
             del message[name]
         if unknown := sorted(set(message) - _MESSAGE):
-            raise Refusal(400, f"{at}: unknown field '{unknown[0][:64]}'", code="unknown_field", param=at)
+            raise ErrorResponse(
+                400, f"{at}: unknown field '{unknown[0][:64]}'", code="unknown_field", param=at
+            )
         texts.append(_content(message, at))
         texts += [_json(message[name]) for name in sorted(_MESSAGE - {"role", "content"}) if name in message]
     texts += [_json(body[name]) for name in ("tools", "tool_choice") if name in body]
@@ -223,11 +227,11 @@ def _content(message: dict[str, Any], at: str) -> str:
     if content is None and message["role"] == "assistant" and isinstance(message.get("tool_calls"), list):
         return ""
     if not isinstance(content, list) or not content:
-        raise bad(f"{at}.content", f"{at}.content: expected text, or a list of parts of type text")
+        raise bad_field(f"{at}.content", f"{at}.content: expected text, or a list of parts of type text")
     for part in content:
         sound = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
         if not sound or len(part) != 2:
-            raise bad(
+            raise bad_field(
                 f"{at}.content", f"{at}.content: expected parts of type text, with nothing else in them"
             )
     return "".join(part["text"] for part in content)
@@ -244,7 +248,7 @@ def _prompt(prompt: object, bounds: Bounds) -> int:
         return _tokens(prompt, bounds)
     if isinstance(prompt, list) and prompt and all(type(i) is int and 0 <= i < 2**31 for i in prompt):
         return len(prompt)
-    raise bad("prompt", "prompt: expected one text that is not empty, or one list of token ids")
+    raise bad_field("prompt", "prompt: expected one text that is not empty, or one list of token ids")
 
 
 def _tokens(text: str, bounds: Bounds) -> int:
@@ -252,5 +256,5 @@ def _tokens(text: str, bounds: Bounds) -> int:
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
-        raise Refusal(400, "the body holds half a surrogate pair", code="invalid_utf8") from None
+        raise ErrorResponse(400, "the body holds half a surrogate pair", code="invalid_utf8") from None
     return size if size > 16 * bounds.max_sequence else bounds.count(text)

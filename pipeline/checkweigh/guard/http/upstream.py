@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import aiohttp
 
 from checkweigh.engines.http.client import Endpoint
-from checkweigh.guard.guard_policy import Timeouts
-from checkweigh.guard.http.relay import Events, Truncated, whole
-from checkweigh.guard.http.request_schema import Asked
+from checkweigh.guard.guard_policy import UpstreamTimeouts
+from checkweigh.guard.http.relay import EventStream, TruncatedAnswer, parse_whole_answer
+from checkweigh.guard.http.request_schema import ValidatedRequest
 
 OnStart = Callable[[], Awaitable[None]]
 OnData = Callable[[bytes, int], Awaitable[None]]
@@ -32,7 +32,7 @@ class UpstreamError(Exception):
 
 
 @dataclass(slots=True)
-class Answer:
+class UpstreamAnswer:
     """A whole answer."""
 
     body: bytes  # empty for a stream, which was passed on
@@ -41,10 +41,10 @@ class Answer:
     text: str
 
 
-class Waits:
+class WaitDeadline:
     """The deadline of the next wait, moved on with every piece."""
 
-    def __init__(self, limits: Timeouts, first_s: float, *, stream: bool) -> None:
+    def __init__(self, limits: UpstreamTimeouts, first_s: float, *, stream: bool) -> None:
         """``first_s``: to the first byte of a stream, to the whole answer else."""
         self._limits = limits
         self._stream = stream
@@ -60,10 +60,10 @@ class Waits:
         return min(self._end, self._loop.time() + self._limits.idle_s)
 
 
-async def ask(
-    session: aiohttp.ClientSession, endpoint: Endpoint, asked: Asked, body: bytes, waits: Waits,
-    passes: tuple[Events, OnStart, OnData],
-) -> Answer:  # fmt: skip
+async def send_upstream(
+    session: aiohttp.ClientSession, endpoint: Endpoint, asked: ValidatedRequest, body: bytes, waits: WaitDeadline,
+    passes: tuple[EventStream, OnStart, OnData],
+) -> UpstreamAnswer:  # fmt: skip
     """Send the request and pass a stream on as it comes. Raises UpstreamError."""
     headers = {"Content-Type": "application/json"}
     if endpoint.key is not None:
@@ -77,14 +77,14 @@ async def ask(
                     return await _stream(answer, limit, waits, passes)
                 limit.reschedule(waits.next())
                 raw = await _read(answer, limit, waits)
-                return Answer(*whole(raw, None))
+                return UpstreamAnswer(*parse_whole_answer(raw, None))
     except TimeoutError as error:
         if waits.sending:
             raise UpstreamError(499, "the client stopped reading", code="client_slow", fault=False) from error
         raise UpstreamError(
             504, "the engine did not answer in time", code="upstream_timeout", fault=True
         ) from error
-    except (aiohttp.ClientError, ConnectionError, Truncated) as error:
+    except (aiohttp.ClientError, ConnectionError, TruncatedAnswer) as error:
         # Nothing of the error's text: it holds the engine's address.
         said = "the engine broke off" if waits.begun else "the engine cannot be reached"
         raise UpstreamError(502, said, code="upstream_broken", fault=True) from error
@@ -106,9 +106,9 @@ async def _accept(answer: aiohttp.ClientResponse, endpoint: Endpoint) -> None:
 async def _stream(
     answer: aiohttp.ClientResponse,
     limit: asyncio.Timeout,
-    waits: Waits,
-    passes: tuple[Events, OnStart, OnData],
-) -> Answer:
+    waits: WaitDeadline,
+    passes: tuple[EventStream, OnStart, OnData],
+) -> UpstreamAnswer:
     events, start, pass_on = passes
     async for chunk in answer.content.iter_any():
         limit.reschedule(waits.next())
@@ -123,17 +123,17 @@ async def _stream(
         waits.sending = False
         limit.reschedule(waits.next())
     if not events.done or events.finish is None or events.finish in ("abort", "error"):
-        raise Truncated("a stream without an end")
-    return Answer(b"", events.tokens, events.finish, events.text)
+        raise TruncatedAnswer("a stream without an end")
+    return UpstreamAnswer(b"", events.tokens, events.finish, events.text)
 
 
-async def _read(answer: aiohttp.ClientResponse, limit: asyncio.Timeout, waits: Waits) -> bytes:
+async def _read(answer: aiohttp.ClientResponse, limit: asyncio.Timeout, waits: WaitDeadline) -> bytes:
     parts, size = [], 0
     async for chunk in answer.content.iter_any():
         parts.append(chunk)
         size += len(chunk)
         if size > _MAX_ANSWER:
-            raise Truncated("an answer without end")
+            raise TruncatedAnswer("an answer without end")
         limit.reschedule(waits.next())
     return b"".join(parts)
 

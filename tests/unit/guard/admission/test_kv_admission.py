@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkweigh.guard.admission.kv_admission import Gate, Outputs
-from checkweigh.guard.admission.queueing import Entry, Shed
+from checkweigh.guard.admission.kv_admission import KvAdmission, ReplyLengths
+from checkweigh.guard.admission.queueing import QueueEntry, Shed
 from checkweigh.guard.guard_policy import (
-    Admission,
-    Tier,
+    AdmissionLimits,
+    PriorityTier,
     TierLimits,
     Tiers,
 )
@@ -30,19 +30,21 @@ class Asker:
     def __init__(
         self, tiers: Tiers = FREE, *, budget: int = 100, slots: int = 10, queue: int = 256, scoring: int = 2
     ):
-        self.gate = Gate(Admission(tiers=tiers, queue=queue, scoring=scoring), budget=budget, slots=slots)
+        self.gate = KvAdmission(
+            AdmissionLimits(tiers=tiers, queue=queue, scoring=scoring), budget=budget, slots=slots
+        )
         self.said: dict[str, Shed | None] = {}
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, QueueEntry] = {}
 
     def offer(
-        self, name: str, tier: Tier = "standard", cost: int = 10, now: float = 0.0, wait: float = 1e9,
+        self, name: str, tier: PriorityTier = "standard", cost: int = 10, now: float = 0.0, wait: float = 1e9,
         scoring: bool = False,
     ) -> None:  # fmt: skip
         def settle(shed: Shed | None) -> None:
             assert name not in self.said, "settled twice"
             self.said[name] = shed
 
-        entry = Entry(
+        entry = QueueEntry(
             tier=tier, cost=cost, scoring=scoring, asked=now, deadline=now + wait, settle=settle, expected=4
         )
         self.entries[name] = entry
@@ -211,7 +213,7 @@ def test_a_reply_beyond_its_cost_is_charged_for_it() -> None:
 
 
 def test_the_cost_of_a_reply_is_the_rolling_p95() -> None:
-    outputs = Outputs()
+    outputs = ReplyLengths()
     assert outputs.expected(500) == 500
     for i in range(64):
         outputs.add(10 if i % 32 else 400)

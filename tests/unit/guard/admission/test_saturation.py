@@ -7,14 +7,12 @@ import random
 from pathlib import Path
 
 from checkweigh.engines.vllm.server_metrics import Scrape
-from checkweigh.guard.admission.saturation import Memory, Saturation
-from checkweigh.guard.guard_policy import Memory as MemoryLimits
-from checkweigh.guard.guard_policy import Saturation as Limits
-from checkweigh.guard.guard_policy import Supervision
-from checkweigh.guard.host_gauges import Host
-from checkweigh.guard.supervision.watchdog import Backoff, Watch
+from checkweigh.guard.admission.saturation import MemoryPressure, Saturation
+from checkweigh.guard.guard_policy import MemoryLimits, SaturationLimits, Supervision
+from checkweigh.guard.host_gauges import HostGauges
+from checkweigh.guard.supervision.watchdog import HeartbeatWatch, RestartBackoff
 
-LIMITS = Limits(scrape_s=0.5, stale_s=2, kv_high=0.92, kv_low=0.8, waiting_high=8, hold_s=1)
+LIMITS = SaturationLimits(scrape_s=0.5, stale_s=2, kv_high=0.92, kv_low=0.8, waiting_high=8, hold_s=1)
 
 
 def reading(at: float, kv: float = 0.1, waiting: float = 0, steps: float | None = None) -> Scrape:
@@ -67,7 +65,7 @@ def test_an_idle_engine_is_not_frozen_nor_is_one_late_token() -> None:
 
 
 def test_memory_has_hysteresis_and_a_reading_that_is_none_is_critical() -> None:
-    memory = Memory(MemoryLimits(free_low=0.05, free_high=0.1, gpu_free_low=0.02))
+    memory = MemoryPressure(MemoryLimits(free_low=0.05, free_high=0.1, gpu_free_low=0.02))
     said = [memory.read(share) for share in (0.5, 0.04, 0.07, 0.04, 0.09, 0.11, 0.07)]
     assert said == [False, True, True, True, True, False, False]
     assert memory.read(math.nan)
@@ -78,15 +76,15 @@ def test_memory_has_hysteresis_and_a_reading_that_is_none_is_critical() -> None:
 
 
 def test_the_free_share_is_the_lesser_of_the_host_and_a_containers_limit(tmp_path: Path) -> None:
-    assert Host(tmp_path).read().free_share > 0.001
+    assert HostGauges(tmp_path).read().free_share > 0.001
     for name, size in {"max": 8 << 20, "current": (8 << 20) - 1024}.items():
         (tmp_path / f"memory.{name}").write_text(f"{size}\n")
     (tmp_path / "memory.stat").write_text("inactive_file 1024\n")
-    assert Host(tmp_path).read().free_share == 2048 / (8 << 20)
+    assert HostGauges(tmp_path).read().free_share == 2048 / (8 << 20)
 
 
 def test_a_watch_suspects_silence_with_work_inside_and_not_a_long_prompt() -> None:
-    watch = Watch(Supervision(heartbeat_s=10, prefill_grace_s=60, long_prompt=1000))
+    watch = HeartbeatWatch(Supervision(heartbeat_s=10, prefill_grace_s=60, long_prompt=1000))
     watch.started(0.0)
     watch.scraped(1.0, 5, inside=1)
     for now in range(2, 12):
@@ -104,7 +102,7 @@ def test_a_watch_suspects_silence_with_work_inside_and_not_a_long_prompt() -> No
 
 def test_backoff_doubles_with_jitter_and_gives_up() -> None:
     limits = Supervision(backoff_s=1, backoff_max_s=3, crashes=4, crash_window_s=100)
-    backoff = Backoff(limits, random.Random(1))
+    backoff = RestartBackoff(limits, random.Random(1))
     waits = [backoff.crashed(now) for now in (0.0, 1.0, 2.0, 3.0)]
     assert waits[3] is None
     for wait, full in zip(waits[:3], (1, 2, 3), strict=True):
