@@ -1,27 +1,23 @@
-"""NVIDIA's own account of the devices, of a process's memory on them, and how busy they are."""
+"""NVIDIA's own account of the devices: their names, their memory, a process's share of it, how busy they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 
 def names() -> tuple[str, ...]:
     """What the host's devices are called; empty where there is no driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except ImportError:
-        return ()
-    except pynvml.NVMLError:
+    nvml = _open_driver()
+    if nvml is None:
         return ()
     try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-    except pynvml.NVMLError:
+        return tuple(str(nvml.nvmlDeviceGetName(device)) for device in _devices(nvml))
+    except nvml.NVMLError:
         return ()
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def usage(pids: Sequence[int]) -> tuple[int, float] | None:
@@ -30,6 +26,49 @@ def usage(pids: Sequence[int]) -> tuple[int, float] | None:
     None where there is no driver, or where it does not tell (a container may hide process ids; then what the devices
     hold in all would be somebody else's too).
     """
+    nvml = _open_driver()
+    if nvml is None:
+        return None
+    try:
+        held, busy, seen = 0, 0.0, False
+        for device in _devices(nvml):
+            processes = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid in pids]
+            if processes:
+                seen = True
+                held += sum(int(p.usedGpuMemory or 0) for p in processes)
+                busy = max(busy, nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100)
+        return (held, busy) if seen else None
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+class FreeMemory:
+    """Free memory of the host's devices, read again and again while the driver stays open."""
+
+    def __init__(self) -> None:
+        self._nvml = _open_driver()
+        self._handles: list[Any] = []
+        if self._nvml is not None:
+            with suppress(self._nvml.NVMLError):
+                self._handles = _devices(self._nvml)
+
+    def least_share(self) -> float | None:
+        """The free share of the fullest device; 0 when none of them tells, None without a device."""
+        nvml = self._nvml
+        if nvml is None or not self._handles:
+            return None
+        shares = []
+        for device in self._handles:
+            with suppress(nvml.NVMLError):
+                info = nvml.nvmlDeviceGetMemoryInfo(device)
+                shares.append(float(info.free) / float(info.total))
+        return min(shares, default=0.0)
+
+
+def _open_driver() -> Any | None:
+    """``pynvml``, initialised; None where it or the driver is missing."""
     try:
         import pynvml
     except ImportError:
@@ -38,17 +77,9 @@ def usage(pids: Sequence[int]) -> tuple[int, float] | None:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
-    try:
-        held, busy, seen = 0, 0.0, False
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            device = pynvml.nvmlDeviceGetHandleByIndex(index)
-            mine = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid in pids]
-            if mine:
-                seen = True
-                held += sum(int(p.usedGpuMemory or 0) for p in mine)
-                busy = max(busy, pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100)
-        return (held, busy) if seen else None
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    return pynvml
+
+
+def _devices(nvml: Any) -> list[Any]:
+    """A handle for each device."""
+    return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]

@@ -218,6 +218,12 @@ def estimate_model(manifest: Manifest, model_dir: Path) -> MemoryEstimate:
     return estimate_memory(manifest, shape_of(config), elements)
 
 
+def swap_activity() -> int:
+    """Bytes that this host has moved to and from swap since it started."""
+    counters = psutil.swap_memory()
+    return int(counters.sin + counters.sout)
+
+
 def process_memory(*, reset_peak: bool) -> Resources:
     """This process: resident, its peak since the last reset, and what of it lies in swap.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from checkweigh.engines.host_memory import GIB, GROUP, memory_limits
+from checkweigh.engines import gpu
+from checkweigh.engines.host_memory import GIB, GROUP, memory_limits, swap_activity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,55 +26,25 @@ class HostGauges:
 
     def __init__(self, group: Path = GROUP) -> None:
         self._group = group
-        self._swapped = self._swap()
+        self._swapped = swap_activity()
         self._at = time.monotonic()
-        self._gpu = _gpus()
+        self._gpu_memory = gpu.FreeMemory()
 
     def read(self) -> HostReading:
         """Now."""
-        swapped, now = self._swap(), time.monotonic()
+        swapped, now = swap_activity(), time.monotonic()
         rate = (swapped - self._swapped) / max(1e-3, now - self._at)
         self._swapped, self._at = swapped, now
         return HostReading(
             free_share=free_share(self._group),
-            gpu_free_share=self._gpu_free(),
+            gpu_free_share=self._gpu_memory.least_share(),
             swap_bytes=max(0.0, rate),
         )
-
-    @staticmethod
-    def _swap() -> int:
-        swap = psutil.swap_memory()
-        return int(swap.sin + swap.sout)
-
-    def _gpu_free(self) -> float | None:
-        if not self._gpu:
-            return None
-        import pynvml
-
-        shares = []
-        for handle in self._gpu:
-            with suppress(pynvml.NVMLError):
-                info = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                shares.append(float(info.free) / float(info.total))
-        return min(shares, default=0.0)
 
 
 def free_share(group: Path = GROUP) -> float:
     """Of the host's memory or of the control group's limit: the lesser."""
     return min(free / max(1, total) for free, total in memory_limits(group))
-
-
-def _gpus() -> list[object]:
-    """Handles of the GPUs; none without a driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
 
 
 def host_warnings(headroom: float) -> list[str]:

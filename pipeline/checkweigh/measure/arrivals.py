@@ -20,7 +20,7 @@ from checkweigh.records.load_spec import (
     Trace,
 )
 from checkweigh.records.policy import Timing
-from checkweigh.sources.load_trace import Row
+from checkweigh.sources.load_trace import TraceRequest
 
 Floats = NDArray[np.float64]
 Conversation = tuple[Message, ...]
@@ -76,14 +76,14 @@ class PromptSupply:
     """What plans are made of: conversations, and for a trace its rows and the tokens that a word has on average."""
 
     conversations: Sequence[Conversation]
-    rows: Sequence[Row] = ()
+    rows: Sequence[TraceRequest] = ()
     tokens_a_word: float = 1.0
 
     @classmethod
     def of(
         cls,
         conversations: Sequence[Conversation],
-        rows: Sequence[Row],
+        rows: Sequence[TraceRequest],
         encode: Callable[[str], tuple[int, ...]],
     ) -> PromptSupply:
         """``encode`` gives the token ids of a text; it is asked once, for all words there are."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -16,11 +16,14 @@ import psutil
 
 import checkweigh
 from checkweigh.engines import gpu
+from checkweigh.errors import BadInput
 from checkweigh.records.measurement import Provenance
+from checkweigh.sources.repository.git import repository
 
 # What the embedded engine computes with; a stored number or verdict of other versions is of something else.
 COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes")
 PACKAGES = ("torch", "transformers", "tokenizers", "bitsandbytes", "datasets", "numpy", "scipy", "pydantic")
+GIT_TIMEOUT_S = 10  # a tree so large that git needs longer has no provenance; the gate goes on
 
 
 @cache
@@ -42,12 +45,6 @@ def _processor() -> str:
     flags = set(lines.get("flags", lines.get("Features", "")).split())
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd")
     return f"{lines.get('model name', 'unknown processor')} [{' '.join(f for f in known if f in flags)}]"
-
-
-def swap_activity() -> int:
-    """Bytes that this host has moved to and from swap since it started."""
-    found = psutil.swap_memory()
-    return int(found.sin + found.sout)
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
@@ -75,13 +72,9 @@ def provenance(started: str) -> Provenance:
 
 @cache
 def _git() -> tuple[str | None, bool | None]:
-    """The current directory's commit and whether its tree is dirty; None outside git."""
+    """The current directory's commit and whether its tree is dirty; None outside git, or where git does not say."""
     try:
-        commit = _run("git", "rev-parse", "HEAD")
-        return commit, bool(_run("git", "status", "--porcelain"))
-    except (OSError, subprocess.SubprocessError):
+        here = replace(repository(Path()), timeout_s=GIT_TIMEOUT_S)
+        return here.commit("HEAD"), here.dirty
+    except (BadInput, OSError):
         return None, None
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

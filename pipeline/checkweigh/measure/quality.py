@@ -25,13 +25,13 @@ from checkweigh.measure.batching import Batch
 from checkweigh.measure.served_arm import ServedArm, same_tokens
 from checkweigh.records.evalset import Choice, Generation, Item, Message, Text
 from checkweigh.records.measurement import Failed, Observation, Scored
-from checkweigh.scorers.score_items import ScoreItem, by_check
+from checkweigh.scorers.score_items import ScoreItem, score_by_check
 from checkweigh.scoring.choices import choice_scores
 from checkweigh.scoring.replies import looping
 
 
 def run_batch(
-    arm: ServedArm, batch: Batch, replicate: int, score: ScoreItem = by_check
+    arm: ServedArm, batch: Batch, replicate: int, score: ScoreItem = score_by_check
 ) -> tuple[list[Observation], int]:
     """Observations of one batch in the batch's order, and the number of tokens computed.
 

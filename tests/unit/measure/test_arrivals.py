@@ -21,11 +21,11 @@ from checkweigh.records.load_spec import (
     Trace,
 )
 from checkweigh.records.policy import Timing
-from checkweigh.sources.load_trace import Row
+from checkweigh.sources.load_trace import TraceRequest
 
 CONVERSATIONS = [(Message(role="user", content=f"question {i} of several words"),) for i in range(7)]
 TRACE = Trace(kind="trace", file="t.csv", speed=4.0, max_prompt_tokens=30, max_output_tokens=9)
-ROWS = [Row(at=float(i * i), prompt_tokens=3 + 10 * i, output_tokens=1 + i) for i in range(40)]
+ROWS = [TraceRequest(at=float(i * i), prompt_tokens=3 + 10 * i, output_tokens=1 + i) for i in range(40)]
 SUPPLY = PromptSupply(conversations=CONVERSATIONS, rows=ROWS)
 
 

@@ -1,10 +1,13 @@
-"""The hardware class of a measurement."""
+"""What is known of the host: the hardware class of a measurement, its devices' memory, the commit it was made at."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +19,8 @@ class NVMLError(Exception):
     pass
 
 
-def driver(*names: str, broken: str = "") -> types.ModuleType:
-    """A pynvml for a host with these devices, in which the function ``broken`` fails."""
+def driver(*names: str, broken: str = "", free: tuple[int, ...] = ()) -> types.ModuleType:
+    """A pynvml for a host with these devices, ``free`` of 100 bytes on each, in which the function ``broken`` fails."""
     found = types.ModuleType("pynvml")
 
     def function(name: str, work: Callable[..., object]) -> None:
@@ -34,6 +37,7 @@ def driver(*names: str, broken: str = "") -> types.ModuleType:
     function("nvmlDeviceGetCount", lambda: len(names))
     function("nvmlDeviceGetHandleByIndex", lambda index: index)
     function("nvmlDeviceGetName", lambda index: names[index])  # type: ignore[index]
+    function("nvmlDeviceGetMemoryInfo", lambda index: SimpleNamespace(free=free[index], total=100))  # type: ignore[index]
     return found
 
 
@@ -59,3 +63,35 @@ def test_numbers_of_another_gpu_are_of_another_class(hardware: Callable[[types.M
 def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", driver("NVIDIA H100", broken=broken))
     assert gpu.names() == ()
+
+
+def test_the_fullest_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(module: types.ModuleType) -> float | None:
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        return gpu.FreeMemory().least_share()
+
+    assert share(driver("A100", "H100", free=(80, 25))) == 0.25
+    assert share(driver()) is None
+    for broken in ("nvmlInit", "nvmlDeviceGetCount"):
+        assert share(driver("A100", broken=broken, free=(80,))) is None
+    assert share(driver("A100", broken="nvmlDeviceGetMemoryInfo", free=(80,))) == 0.0, (
+        "a device that is silent is full"
+    )
+
+
+def test_provenance_names_the_commit_and_whether_the_tree_is_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commit_of = host_facts._git.__wrapped__
+    assert commit_of() == (None, None)
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert commit_of() == (None, None), "no commit yet"
+    subprocess.run(["git", *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    commit, dirty = commit_of()
+    assert (len(str(commit)), dirty) == (40, False)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "new").write_text("")
+    monkeypatch.chdir(tmp_path / "below")
+    assert commit_of() == (commit, True)

@@ -12,7 +12,7 @@ import pytest
 from tests.builders import IDENTITY, check
 from tests.unit.measure.conftest import InProcess, encode, make_arm
 
-from checkweigh.decision.compare import compare_blocks
+from checkweigh.decision.compare_timing import compare_blocks
 from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.app import MockApp
 from checkweigh.engines.mock.mock_knobs import MockKnobs

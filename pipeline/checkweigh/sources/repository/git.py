@@ -35,9 +35,10 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A working tree, by its root."""
+    """A working tree, by its root. ``timeout_s``: how long one command of git may take."""
 
     root: Path
+    timeout_s: int = TIMEOUT_S
 
     def commit(self, revision: str) -> str:
         """The commit that a revision names. BadInput when there is none."""
@@ -55,6 +56,11 @@ class Repository:
     def shallow(self) -> bool:
         """Whether history was cut off when this clone was made."""
         return self._text("rev-parse", "--is-shallow-repository") == "true"
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the working tree differs from its commit, untracked files among it."""
+        return bool(self._text("status", "--porcelain"))
 
     def merge_base(self, base: str) -> str:
         """The commit where HEAD left ``base`` (a commit). BadInput when there is none, or it cannot be known here."""
@@ -113,7 +119,7 @@ class Repository:
         return [os.fsdecode(field) for field in self._run(*arguments).split(b"\0")[:-1]]
 
     def _run(self, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-        return _git(self.root, *arguments, env=env)
+        return _git(self.root, *arguments, env=env, timeout_s=self.timeout_s)
 
 
 def repository(folder: Path) -> Repository:
@@ -124,17 +130,19 @@ def repository(folder: Path) -> Repository:
     return Repository(Path(root))
 
 
-def _git(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> bytes:
+def _git(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: int = TIMEOUT_S
+) -> bytes:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            capture_output=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
         )  # fmt: skip
     except FileNotFoundError:
         raise BadInput("git is not installed here: what changed cannot be known") from None
     except subprocess.TimeoutExpired:
-        raise BadInput(f"git {arguments[0]} in {folder} did not end in {TIMEOUT_S} s") from None
+        raise BadInput(f"git {arguments[0]} in {folder} did not end in {timeout_s} s") from None
     if done.returncode != 0:
         reason = done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.returncode}"
         raise BadInput(f"git {arguments[0]} in {folder} failed: {reason}")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from checkweigh.decision.compare_divergence import SERVED
+from checkweigh.engines import host_memory
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, PinMismatch, Problem
-from checkweigh.measure import host_facts
 from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.progress import Progress
 from checkweigh.records.measurement import EngineIdentity
@@ -70,7 +70,7 @@ class EngineSession:
         if self._arm is None:
             return
         engine, self._arm = self._arm.engine, None
-        self.swapped += host_facts.swap_activity() - self._swap_at_start
+        self.swapped += host_memory.swap_activity() - self._swap_at_start
         try:
             if engine.identity.kind in SERVED and (counters := engine.resources().telemetry):
                 self.telemetry.append(counters)
@@ -123,7 +123,7 @@ class EngineSession:
 
     def _start(self) -> ServedArm:
         self.progress(f"{self.role}: starting the engine", 0, 1)
-        self._swap_at_start = host_facts.swap_activity()
+        self._swap_at_start = host_memory.swap_activity()
         resolved = self.resolved
         renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)
         log = self.logs / f"{self.role}.log"

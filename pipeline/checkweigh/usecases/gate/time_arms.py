@@ -10,9 +10,9 @@ from pathlib import Path
 
 from checkweigh.decision.compare import compare_blocks
 from checkweigh.decision.verdict import decide, only_look
+from checkweigh.engines import host_memory
 from checkweigh.errors import EngineError
 from checkweigh.files import lock
-from checkweigh.measure import host_facts
 from checkweigh.measure.arrivals import PromptSupply
 from checkweigh.measure.load_pairs import PairUnderLoad, run_load
 from checkweigh.measure.paired_blocks import (
@@ -77,7 +77,7 @@ def time_arms(
         what="is timing on this host",
         waiting=lambda: progress("timing: another checkweigh is timing on this host; waiting for it", 0, 0),
     ):
-        swapped = host_facts.swap_activity()
+        swapped = host_memory.swap_activity()
         while True:
             turn, alone = _turns(sessions)
             rules = StopRules(  # after the starts: a server on a GPU compiles for longer than it is timed
@@ -93,7 +93,7 @@ def time_arms(
                 continue
             late = rules.deadline == deadline < time.monotonic() and _unfinished(run, policy)
             notes = [*run.notes, *([BY_RESTARTS] if alone else [])]
-            if moved := host_facts.swap_activity() - swapped:
+            if moved := host_memory.swap_activity() - swapped:
                 notes.append(f"warning: this host moved {moved / 2**20:,.0f} MiB to and from swap meanwhile")
             return Timed(run=run.model_copy(update={"notes": tuple(notes)}), late=late)
 

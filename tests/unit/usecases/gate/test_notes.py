@@ -6,8 +6,8 @@ import json
 
 from tests.unit.measure.conftest import MANIFEST
 
+from checkweigh.engines import host_memory
 from checkweigh.engines.protocol import Telemetry
-from checkweigh.measure import host_facts
 from checkweigh.records.manifest import Manifest, Ngram
 from checkweigh.usecases.gate.note_servers import served, swapping
 
@@ -48,4 +48,4 @@ def test_a_host_that_swaps_is_warned_of() -> None:
     assert swapping("baseline", 0) == ()
     (note,) = swapping("baseline", 3 << 20)
     assert "3 MiB" in note
-    assert host_facts.swap_activity() >= 0
+    assert host_memory.swap_activity() >= 0
