@@ -31,8 +31,9 @@ from benchmarks.zoo.gating import ROOT, changed, rules
 from benchmarks.zoo.specimens import BASELINE
 
 from checkweigh.decision.compare import compare
-from checkweigh.decision.looks import planned, restricted, slices
+from checkweigh.decision.looks import planned
 from checkweigh.decision.pairing import pair
+from checkweigh.decision.slices import restricted, slices
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.files import write_atomic
 from checkweigh.measure import host_facts

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from checkweigh import canonical
-from checkweigh.decision.looks import PARTS, merged
+from checkweigh.decision.slices import PARTS, merged
 from checkweigh.errors import StoreError
 from checkweigh.files import lock, read_sealed, write_atomic, write_sealed
 from checkweigh.records.evalset import AnyScorer

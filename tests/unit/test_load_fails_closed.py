@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.builders import check, policy
 
-from checkweigh.decision.compare import compare_blocks
+from checkweigh.decision.compare_timing import compare_blocks
 from checkweigh.decision.verdict import decide
 from checkweigh.errors import BadDocument
 from checkweigh.records.comparison import Comparison, Estimate, Inestimable

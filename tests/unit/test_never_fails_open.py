@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, judge, measured, policy, with_observations
 
-from checkweigh.decision.compare import compare, compare_blocks
+from checkweigh.decision.compare import compare
 from checkweigh.decision.compare_divergence import compare_divergence
-from checkweigh.decision.looks import planned, restricted, slices
+from checkweigh.decision.compare_timing import compare_blocks
+from checkweigh.decision.looks import planned
 from checkweigh.decision.pairing import pair
+from checkweigh.decision.slices import restricted, slices
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.errors import BadDocument
 from checkweigh.records.calibration import Floor

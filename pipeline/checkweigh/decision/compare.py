@@ -1,4 +1,4 @@
-"""A check and its paired sample -> a Comparison. Pure; chooses the estimator, nothing else.
+"""A check of quality and its paired sample -> a Comparison. Pure; chooses the estimator, nothing else.
 
 1. A sample with problems, too few items or clusters, or constant graded scores is ``Inestimable``; so are lengths that
    are constant in both arms. In one arm alone constant lengths may block, and never pass.
@@ -20,23 +20,18 @@ import numpy as np
 from checkweigh.decision.looks import Level, alone
 from checkweigh.decision.pairing import Bools, Floats, PairedSample
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
-from checkweigh.records.measurement import PairedRun
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check
 from checkweigh.stats import (
-    MIN_BLOCKS,
     MIN_EFFECTIVE_CLUSTERS,
     Evidence,
     Partition,
-    block_log_ratio,
-    block_rates,
     clustered_mean,
     clustered_proportion,
     clustered_tango,
     differing_share_upper,
     effective_binary_n,
     least_n_without_flips,
-    nominal_level,
     ratio_difference,
 )
 
@@ -45,7 +40,10 @@ EVENTS = frozenset({"bad_ending", "truncated", "empty", "looping", "failed"})
 
 
 def margin_of(check: Check) -> float:
-    """The margin on the scale of the comparison: a relative rise or fall becomes the log ratio of that size."""
+    """The margin on the scale of the comparison: a relative rise or fall becomes the log ratio of that size.
+
+    It is applied in the pass test of each estimator, in the block rule (``verdict``) and in the text (``wording``).
+    """
     if check.scale != "relative":
         return check.margin
     falls = check.direction == "higher" and check.kind != "equivalence"
@@ -72,9 +70,9 @@ def compare(check: Check, sample: PairedSample, *, alpha: float | Level) -> Comp
     record = _record(check, sample, complete, block, level)
     if check.kind != "equivalence":
         return record
-    opposite = _mirror(check)
+    opposite = mirrored_check(check)
     block = _estimate(opposite, _take(sample, complete), level.high)
-    return _both_sides(record, _record(opposite, sample, complete, block, level))
+    return equivalence_of(record, _record(opposite, sample, complete, block, level))
 
 
 def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) -> tuple[Comparison, ...]:
@@ -110,7 +108,7 @@ def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) ->
         else:
             constant = _one_length(check, row, whole)
             side = None if constant else passing
-            record = _to_record(check, block, side, level, pairs=block.n, means=both, at=i)
+            record = to_estimate(check, block, side, level, pairs=block.n, means=both, at=i)
             found.append(record.model_copy(update={"exclusions": constant}))
     return tuple(found)
 
@@ -122,122 +120,6 @@ def _means(sample: PairedSample, values: Floats) -> Floats:
     return np.asarray(values @ (sample.weights / sample.weights.sum()))
 
 
-def block_key(check: Check) -> str:
-    """Name of the value in a block that a check on timing, memory or a rate looks at."""
-    return check.metric if check.statistic == "mean" else f"{check.metric}.{check.statistic}"
-
-
-def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level) -> Comparison:
-    """Timing, memory and rates: one datum for each pair of blocks; p and bounds are those of repeated looks."""
-    if run is None:
-        return Inestimable(reason="timing was not measured")
-    level = alpha if isinstance(alpha, Level) else alone(alpha)
-    key = block_key(check)
-    rows = [(b.baseline.get(key, np.nan), b.candidate.get(key, np.nan)) for b in run.blocks]
-    values = np.array(rows, dtype=np.float64).reshape(-1, 2)
-    if reason := _unusable_blocks(check, run, values):
-        return Inestimable(reason=reason)
-    nominal = nominal_level(run.looks, level.passing)
-    middle = np.mean if METRICS[check.metric].unit == "share" else np.median
-    means = float(middle(values[:, 0])), float(middle(values[:, 1]))
-    sides = (check, _mirror(check))[: 2 if check.kind == "equivalence" else 1]
-    records = []
-    for side in sides:
-        block, passing, exclusions = _blocks_evidence(side, run, values, nominal)
-        if not block.estimable.all():
-            return Inestimable(reason="the blocks do not vary, so that no interval can be stated")
-        record = _to_record(side, block, passing, level, pairs=len(values), means=means)
-        records.append(
-            _repeated(record, run, level.passing / nominal).model_copy(update={"exclusions": exclusions})
-        )
-    return records[0] if len(records) == 1 else _both_sides(*records)
-
-
-def _unusable_blocks(check: Check, run: PairedRun, values: Floats) -> str:
-    """Why the blocks cannot say anything about the check; empty when they can."""
-    shares = METRICS[check.metric].unit == "share"
-    swamped = sum(b.baseline.get("saturated", 0.0) > 0 for b in run.blocks)
-    if len(values) < MIN_BLOCKS:
-        return f"{len(values)} pairs of blocks, {max(MIN_BLOCKS, check.min_clusters)} needed"
-    if swamped and check.metric != "peak_memory":
-        return f"the baseline was over-saturated in {swamped} blocks: a load that it cannot carry compares nothing"
-    if not np.isfinite(values).all() or (values < 0).any() or (not shares and (values == 0).any()):
-        return f"'{block_key(check)}' is missing or not positive in some blocks"
-    if shares and any(check.metric not in b.unlike for b in run.blocks):
-        return f"it was not counted on which requests the arms differ in {check.metric}"
-    if check.metric == "error_rate" and (values[:, 0] == 1).all():
-        return "the baseline answered no request at all"
-    return ""
-
-
-def _too_few(check: Check, run: PairedRun) -> str:
-    """What the check asks for and the blocks do not have, in words; empty when they have it."""
-    requests = sum(b.requests for b in run.blocks)
-    if len(run.blocks) < check.min_clusters:
-        return f"{len(run.blocks)} pairs of blocks, {check.min_clusters} needed"
-    return f"{requests} requests, {check.min_items} needed" if requests < check.min_items else ""
-
-
-def _blocks_evidence(
-    check: Check, run: PairedRun, values: Floats, alpha: float
-) -> tuple[Evidence, Evidence | None, tuple[str, ...]]:
-    """Evidence of the block test, of the pass test, and what kept the two apart (STATISTICS, "Failed items").
-
-    Fewer pairs than the policy asks for cannot pass. They may block: a slow candidate is what makes a run too long, and
-    where the arms are equal how many pairs fit into the time does not know which arm is which.
-    """
-    block, passing, notes = _both_tests(check, run, values, alpha)
-    short = _too_few(check, run)
-    return (block, None, (*notes, f"{short}: no pass")) if short else (block, passing, notes)
-
-
-def _both_tests(
-    check: Check, run: PairedRun, values: Floats, alpha: float
-) -> tuple[Evidence, Evidence | None, tuple[str, ...]]:
-    margin = margin_of(check)
-    if METRICS[check.metric].unit == "share":
-        counts = np.array([b.unlike[check.metric] for b in run.blocks], dtype=np.float64)
-        worse, better = counts.T if check.direction == "higher" else counts.T[::-1]
-        evidence = block_rates(better, worse, [b.requests for b in run.blocks], margin=margin, alpha=alpha)
-        return evidence, evidence, ()
-    block = block_log_ratio(_log_ratios(check, values), margin=margin, alpha=alpha)
-    stopped = sum(b.candidate.get("saturated", 0.0) > 0 for b in run.blocks)
-    if stopped and check.metric != "peak_memory":
-        return block, None, (f"the candidate was over-saturated in {stopped} blocks: no pass",)
-    key = f"{block_key(check)}.bound"
-    arms = [(b.baseline, b.candidate) for b in run.blocks]
-    bounds = np.array(
-        [[v.get(key, own) for v, own in zip(a, o, strict=True)] for a, o in zip(arms, values, strict=True)]
-    )
-    if (bounds == values).all():
-        return block, block, ()
-    note = "requests without an answer count against the arm that left them so"
-    if (bounds <= 0).any():
-        return block, None, (note, "the baseline left too many: no pass")
-    return block, block_log_ratio(_log_ratios(check, bounds), margin=margin, alpha=alpha), (note,)
-
-
-def _log_ratios(check: Check, values: Floats) -> Floats:
-    return np.asarray(_sign(check) * np.log(values[:, 1] / values[:, 0]))
-
-
-def _repeated(record: Estimate, run: PairedRun, ratio: float) -> Estimate:
-    """Repeated p-values (Jennison and Turnbull 2000, ch. 9): small as often as the policy says, over all looks.
-
-    Pass: the p at this look, in units of what the look may spend. Block: Bonferroni over the planned looks.
-    """
-    if run.looks == (1.0,) and run.planned_looks == 1:
-        return record
-    method = f"{record.method}, look {len(run.looks)} of at most {run.planned_looks}"
-    return record.model_copy(
-        update={
-            "p_pass": min(1.0, record.p_pass * ratio),
-            "p_worse": min(1.0, record.p_worse * run.planned_looks),
-            "method": method,
-        }
-    )
-
-
 def _paired_binary(sample: PairedSample) -> bool:
     """Whether every value is 0 or 1: then flips are counted, and items weigh the same."""
     values = np.concatenate([sample.baseline, sample.candidate])
@@ -245,19 +127,19 @@ def _paired_binary(sample: PairedSample) -> bool:
     return bounded and bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
 
 
-def _mirror(check: Check) -> Check:
+def mirrored_check(check: Check) -> Check:
     """The same check looking the other way."""
     return check.model_copy(update={"direction": "lower" if check.direction == "higher" else "higher"})
 
 
-def _both_sides(record: Estimate, mirrored: Estimate) -> Estimate:
+def equivalence_of(record: Estimate, mirrored: Estimate) -> Estimate:
     """Two one-sided tests (Schuirmann 1987): equivalence needs both; either side may block."""
     return record.model_copy(
         update={"p_pass": max(record.p_pass, mirrored.p_pass), "p_better": mirrored.p_worse}
     )
 
 
-def _sign(check: Check) -> float:
+def orientation(check: Check) -> float:
     return 1.0 if check.direction == "higher" else -1.0
 
 
@@ -334,7 +216,7 @@ def _identical(sample: PairedSample, level: Level) -> Comparison:
 def _estimate(check: Check, sample: PairedSample, alpha: float) -> Evidence:
     """The metric's estimator on a sample without failures."""
     partition = Partition.from_labels(sample.clusters)
-    margin, sign = margin_of(check), _sign(check)
+    margin, sign = margin_of(check), orientation(check)
     if check.kind == "absolute":
         return _absolute(check, sample, partition, alpha)
     if _paired_binary(sample):
@@ -349,7 +231,7 @@ def _estimate(check: Check, sample: PairedSample, alpha: float) -> Evidence:
 
 def _absolute(check: Check, sample: PairedSample, partition: Partition, alpha: float) -> Evidence:
     """The candidate alone against the limit ``check.margin``; effect = how far it is on the good side."""
-    sign, limit = _sign(check), check.margin
+    sign, limit = orientation(check), check.margin
     if _paired_binary(sample):
         return clustered_proportion(sample.candidate, partition, limit=limit, sign=sign, alpha=alpha)
     if METRICS[check.metric].estimator == "ratio":
@@ -413,7 +295,7 @@ def _record(check: Check, sample: PairedSample, complete: Bools, block: Evidence
     means = _mean(sample, sample.baseline), _mean(sample, sample.candidate)
     assert means[0] is not None
     assert means[1] is not None
-    record = _to_record(check, block, passing, level, pairs=block.n, means=(means[0], means[1]))
+    record = to_estimate(check, block, passing, level, pairs=block.n, means=(means[0], means[1]))
     return record.model_copy(
         update={
             "failed_baseline": int(failed_b.sum()),
@@ -423,7 +305,7 @@ def _record(check: Check, sample: PairedSample, complete: Bools, block: Evidence
     )
 
 
-def _to_record(
+def to_estimate(
     check: Check,
     block: Evidence,
     passing: Evidence | None,

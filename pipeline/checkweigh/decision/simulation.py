@@ -18,18 +18,9 @@ from zlib import crc32
 import numpy as np
 from scipy import special
 
-from checkweigh.decision.compare import (
-    block_key,
-    compare_blocks,
-    compare_many,
-    margin_of,
-)
-from checkweigh.decision.looks import (
-    Level,
-    Look,
-    planned,
-    slices,
-)
+from checkweigh.decision.compare import compare_many, margin_of
+from checkweigh.decision.compare_timing import block_key, compare_blocks
+from checkweigh.decision.looks import Level, Look, planned
 from checkweigh.decision.pairing import Floats, PairedSample
 from checkweigh.decision.planning import (
     Noise,
@@ -38,6 +29,7 @@ from checkweigh.decision.planning import (
     items_of,
     size_of,
 )
+from checkweigh.decision.slices import slices
 from checkweigh.decision.verdict import checks_of, decide, hypotheses
 from checkweigh.progress import Progress
 from checkweigh.records.comparison import Comparison

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkweigh.decision.looks import shared
 from checkweigh.decision.noise_floor import floor_of
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.planning import (
@@ -24,6 +23,7 @@ from checkweigh.decision.planning import (
     problems,
 )
 from checkweigh.decision.simulation import CORRELATION, Bench, simulate
+from checkweigh.decision.slices import shared
 from checkweigh.errors import StoreError
 from checkweigh.measure import host_facts
 from checkweigh.progress import Progress

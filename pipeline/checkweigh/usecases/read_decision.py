@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from checkweigh.decision.looks import merged
+from checkweigh.decision.slices import merged
 from checkweigh.errors import BadInput
 from checkweigh.records.decision import Decision
 from checkweigh.records.measurement import MeasurementSet

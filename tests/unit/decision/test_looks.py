@@ -1,28 +1,16 @@
-"""Looks: which items each adds, what a check may spend there, and the decision at a look."""
+"""Looks: what a check may spend at each, and the decision at a look."""
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import special
 from tests.builders import check, evalset, measured, policy
 
 from checkweigh.decision.compare import compare
-from checkweigh.decision.looks import (
-    Look,
-    designed,
-    effective_items,
-    information,
-    pass_levels,
-    planned,
-    restricted,
-    slices,
-)
+from checkweigh.decision.looks import Look, designed, effective_items, information, pass_levels, planned
 from checkweigh.decision.pairing import pair
+from checkweigh.decision.slices import restricted, slices
 from checkweigh.decision.verdict import (
     Judgement,
     checks_of,
@@ -70,54 +58,6 @@ def judged(of: Policy, number: int, by: float, noise: float = 1.0, source: EvalS
         for c in checks_of(of)
     }
     return decide(of, found, (), look)
-
-
-@given(
-    n=st.integers(1, 150),
-    size=st.integers(1, 7),
-    strata=st.integers(1, 6),
-    seed=st.integers(0, 5),
-    shares=st.sampled_from([(1.0,), ADAPTIVE, (0.5, 1.0), (0.01, 0.02, 1.0)]),
-)
-@settings(max_examples=80, deadline=None)
-def test_slices_are_whole_clusters_and_every_item_once(
-    n: int, size: int, strata: int, seed: int, shares: tuple[float, ...]
-) -> None:
-    source = evalset("choice", n, cluster_size=size, strata=strata)
-    parts = slices(source, shares, seed)
-    assert len(parts) == len(shares)
-    assert sorted(i.id for part in parts for i in part) == sorted(i.id for i in source.items)
-    homes: dict[str, set[int]] = {}
-    for j, part in enumerate(parts):
-        for item in part:
-            homes.setdefault(item.cluster, set()).add(j)
-    assert all(len(looks) == 1 for looks in homes.values()), "no cluster lies in two looks"
-    done = 0
-    for part, share in zip(parts, shares, strict=True):
-        done += len(part)
-        assert abs(done - share * n) <= size, "as near to the share as clusters allow"
-    shuffled = source.model_copy(update={"items": source.items[::-1]})
-    assert [{i.id for i in p} for p in slices(shuffled, shares, seed)] == [{i.id for i in p} for p in parts]
-
-
-def test_the_order_follows_the_seed_and_spreads_the_strata() -> None:
-    first, again, other = (slices(SET, ADAPTIVE, seed)[0] for seed in (0, 0, 1))
-    assert first == again
-    assert {i.id for i in first} != {i.id for i in other}
-    for seed in range(5):
-        counts = Counter(item.stratum for item in slices(SET, ADAPTIVE, seed)[0])
-        assert set(counts) == {"s0", "s1", "s2", "s3"}
-        assert max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_lonely_strata_do_not_bunch() -> None:
-    """Strata of one cluster each come anywhere in the order, not all in its middle."""
-    items = tuple(item.model_copy(update={"stratum": item.cluster}) for item in SET.items)
-    lonely = SET.model_copy(update={"items": items})
-    first, other = (slices(lonely, ADAPTIVE, seed)[0] for seed in (0, 1))
-    assert len(first) == len(other) == 200
-    shared = len({i.id for i in first} & {i.id for i in other})
-    assert shared < 60, "an eighth of an eighth is 25: the seed decides, not the names"
 
 
 def test_effective_items_are_kishs_for_equal_weights() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, judge, measured, policy
 
-from checkweigh.decision.compare import compare_blocks
+from checkweigh.decision.compare_timing import compare_blocks
 from checkweigh.decision.verdict import Judgement, checks_of, decide
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import Verdict

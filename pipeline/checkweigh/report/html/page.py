@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from checkweigh.canonical import short
 from checkweigh.decision import formatting
-from checkweigh.decision.compare import block_key
+from checkweigh.decision.compare_timing import block_key
 from checkweigh.records.decision import Arm, Decision
 from checkweigh.records.metrics import METRICS
 from checkweigh.report import view

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from checkweigh.decision.looks import Part
+from checkweigh.decision.slices import Part
 from checkweigh.errors import HostBusy
 from checkweigh.measure import host_facts
 from checkweigh.measure.batching import Batch, plan_batches

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from checkweigh.decision.compare import compare, compare_blocks
+from checkweigh.decision.compare import compare
 from checkweigh.decision.compare_divergence import compare_divergence
+from checkweigh.decision.compare_timing import compare_blocks
 from checkweigh.decision.looks import Level, Look, planned
 from checkweigh.decision.noise_floor import floor_of
 from checkweigh.decision.pairing import pair

@@ -27,7 +27,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from checkweigh import canonical
-from checkweigh.decision.looks import slices
+from checkweigh.decision.slices import slices
 from checkweigh.decision.verdict import JUDGING
 from checkweigh.errors import BadInput, StoreError
 from checkweigh.files import lock, read_sealed, write_sealed

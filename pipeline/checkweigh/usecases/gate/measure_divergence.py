@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkweigh.decision.looks import Part, merged
+from checkweigh.decision.slices import Part, merged
 from checkweigh.errors import BadInput, EngineError, PinMismatch
 from checkweigh.measure import host_facts
 from checkweigh.measure.batching import Batch, plan_batches

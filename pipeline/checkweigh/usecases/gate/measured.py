@@ -6,12 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from checkweigh.decision.looks import (
-    Part,
-    merged,
-    parts_of,
-    restricted,
-)
+from checkweigh.decision.slices import Part, merged, parts_of, restricted
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, PairedRun
 from checkweigh.usecases.gate.inputs import Inputs
