@@ -8,8 +8,8 @@ from pathlib import Path
 from checkweigh.progress import Progress
 from checkweigh.records.decision import Change
 from checkweigh.sources.pin import verify
-from checkweigh.sources.undeclared import changes, comparable, undeclared
-from checkweigh.usecases.gate.note_speculation import forks
+from checkweigh.sources.undeclared import comparable_metrics, declared_changes, undeclared_differences
+from checkweigh.usecases.gate.notes import fork_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def diff(baseline: Path, candidate: Path, progress: Progress) -> Difference:
     """Verify both manifests, then compare them. Raises BadInput when a lock is missing, stale or wrong."""
     first, second = verify(baseline, progress), verify(candidate, progress)
     return Difference(
-        changes(first.manifest, second.manifest),
-        tuple(undeclared(first.manifest, first.pins, second.manifest, second.pins)),
-        comparable(first.pins, second.pins),
-        forks(first.manifest, second.manifest),
+        declared_changes(first.manifest, second.manifest),
+        tuple(undeclared_differences(first.manifest, first.pins, second.manifest, second.pins)),
+        comparable_metrics(first.pins, second.pins),
+        fork_note(first.manifest, second.manifest),
     )

@@ -15,18 +15,20 @@ from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
 from checkweigh.progress import Progress
 from checkweigh.records.calibration import Calibration
 from checkweigh.records.evalset import EvalSet
+from checkweigh.records.load_spec import Trace
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset
-from checkweigh.sources.load_trace import TraceRequest
+from checkweigh.sources.load_trace import TraceRequest, read_trace
 from checkweigh.sources.pin import Resolved, read_pinned, verify
 from checkweigh.sources.undeclared import undeclared_differences
 from checkweigh.usecases.calibration_store import known
-from checkweigh.usecases.gate.load_checks import loaded
 from checkweigh.usecases.gate.open_engine import engine_spec
 
+EMBEDDED = ("transformers", "fake")  # engines that answer this process only
+TEMPLATE_TOKENS = 64  # of a chat template around one message, at most
 T = TypeVar("T")
 
 
@@ -59,7 +61,9 @@ def read_inputs(
     arms: list[Resolved | None] = [None] * len(paths)
     if rules and all(documents):  # a misspelt name is said at once, not when a model was fetched and digested
         arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in paths]  # type: ignore[misc]
-    trace = (_try(wrong, lambda: loaded(policy, rules, arms)) if rules and calibrated else None) or ()
+    trace = (
+        _try(wrong, lambda: _read_trace_for(policy, rules, arms)) if rules and calibrated else None
+    ) or ()
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
@@ -149,7 +153,7 @@ def _sets(wrong: list[BadInput], path: Path, policy: Policy, progress: Progress)
     sets = tuple(evalset for evalset in found if evalset is not None)
     for evalset in sets:
         _try(wrong, partial(item_scorer, evalset))
-    problems = list(_misfits(policy, sets, complete=len(sets) == len(found)))
+    problems = list(_policy_misfits(policy, sets, complete=len(sets) == len(found)))
     if problems:
         wrong.append(
             BadDocument(
@@ -159,7 +163,9 @@ def _sets(wrong: list[BadInput], path: Path, policy: Policy, progress: Progress)
     return sets
 
 
-def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iterator[tuple[str, str, str]]:
+def _policy_misfits(
+    policy: Policy, sets: Sequence[EvalSet], *, complete: bool
+) -> Iterator[tuple[str, str, str]]:
     """(path, expected, found): a check may only name sets that measure its metric, and strata that exist.
 
     Timing needs prompts. Sets that could not be loaded (not ``complete``) have been complained of already.
@@ -188,3 +194,49 @@ def _misfits(policy: Policy, sets: Sequence[EvalSet], *, complete: bool) -> Iter
             if stratum is not None and stratum not in strata[card.name]:
                 known = f"one of {', '.join(strata[card.name])} of {card.name}"
                 yield f"checks[{i}].where.stratum", known, stratum
+
+
+def _read_trace_for(path: Path, policy: Policy, arms: Sequence[Resolved | None]) -> tuple[TraceRequest, ...]:
+    """The rows of the trace that the policy replays, if it does. Raises BadDocument with all that does not fit."""
+    load = policy.timing.load
+    if load is None:
+        return ()
+    rows: tuple[TraceRequest, ...] = ()
+    if isinstance(load.arrivals, Trace):
+        rows = read_trace(path.resolve().parent / load.arrivals.file)
+    problems = [
+        Problem(file=str(path), line=None, path=where, expected=expected, found=found)
+        for where, expected, found in _load_misfits(policy, [arm for arm in arms if arm is not None], rows)
+    ]
+    if problems:
+        raise BadDocument(problems)
+    return rows
+
+
+def _load_misfits(
+    policy: Policy, arms: Sequence[Resolved], rows: Sequence[TraceRequest]
+) -> Iterator[tuple[str, str, str]]:
+    """(path, expected, found): engines must serve; a trace must have enough requests, and fit the engines."""
+    timing = policy.timing
+    embedded = dict.fromkeys(str(arm.path) for arm in arms if arm.manifest.engine.kind in EMBEDDED)
+    if embedded:
+        served = "manifests of engines that serve over HTTP, such as vllm"
+        yield "timing.load", served, f"embedded ones in {', '.join(embedded)}"
+    arrivals = None if timing.load is None else timing.load.arrivals
+    if not isinstance(arrivals, Trace):
+        return
+    needed = timing.looks[-1] * timing.requests
+    if len(rows) < needed:
+        yield (
+            "timing.load.arrivals.file",
+            f"a trace of {needed} requests, one for each of all blocks",
+            f"{len(rows)}",
+        )
+    longest = arrivals.max_prompt_tokens + arrivals.max_output_tokens + TEMPLATE_TOKENS
+    for arm in arms:
+        if arm.manifest.limits.max_sequence < longest:
+            yield (
+                "timing.load.arrivals",
+                f"max_prompt_tokens and max_output_tokens that fit into {arm.manifest.name}'s limits.max_sequence",
+                f"{longest} tokens with the template's, {arm.manifest.limits.max_sequence} allowed",
+            )

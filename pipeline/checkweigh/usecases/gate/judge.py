@@ -9,14 +9,14 @@ from functools import cached_property
 from checkweigh.decision.compare import compare
 from checkweigh.decision.compare_divergence import compare_divergence
 from checkweigh.decision.compare_timing import compare_blocks
-from checkweigh.decision.looks import Level, Look, planned
+from checkweigh.decision.looks import Level, Look, looks_for_sets
 from checkweigh.decision.noise_floor import floor_of
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import (
     Judgement,
-    checks_of,
+    all_checks,
     decide,
-    hypotheses,
+    hypothesis_count,
 )
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
@@ -40,19 +40,19 @@ class Judge:
         """The judgement at look ``number``."""
         look = self.looks[number - 1]
         comparisons = {
-            check.id: self._compare(check, look, evidence) for check in checks_of(self.inputs.policy)
+            check.id: self._compare(check, look, evidence) for check in all_checks(self.inputs.policy)
         }
         return decide(self.policy, comparisons, self.inputs.candidate.manifest.intends, look)
 
     @cached_property
     def looks(self) -> tuple[Look, ...]:
         """All looks, with what each check may spend there."""
-        return planned(self.policy, checks_of(self.policy), self.inputs.evalsets, self.hypotheses)
+        return looks_for_sets(self.policy, all_checks(self.policy), self.inputs.evalsets, self.hypotheses)
 
     @property
     def hypotheses(self) -> int:
         """K of the block test."""
-        return hypotheses(self.policy, self.inputs.candidate.manifest.intends)
+        return hypothesis_count(self.policy, self.inputs.candidate.manifest.intends)
 
     @cached_property
     def policy(self) -> Policy:

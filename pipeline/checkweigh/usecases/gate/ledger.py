@@ -27,7 +27,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from checkweigh import canonical
-from checkweigh.decision.slices import slices
+from checkweigh.decision.slices import slice_items
 from checkweigh.decision.verdict import JUDGING
 from checkweigh.errors import BadInput, StoreError
 from checkweigh.files import lock, read_sealed, write_sealed
@@ -122,7 +122,7 @@ class _Gated:
         attached = any(arm is not None and arm.manifest.engine.endpoint is not None for arm in arms)
         return canonical.digest(
             {**self.pins, "policy": self.policy, "sets": sets, "intends": intends, "hardware": host_facts.hardware(),
-             "protocol": PROTOCOL, "packages": host_facts.versions(host_facts.COMPUTING),
+             "protocol": PROTOCOL, "packages": host_facts.versions(host_facts.EMBEDDED_PACKAGES),
              **({"gate": uuid4().hex} if attached else {}), **({"trace": trace} if trace else {})}
         )  # fmt: skip
 
@@ -136,7 +136,7 @@ class _Gated:
         """Digest of everything that is fixed before the first look."""
         policy = self.inputs.policy
         order = {
-            s.card.name: [[item.id for item in part] for part in slices(s, policy.looks, policy.seed)]
+            s.card.name: [[item.id for item in part] for part in slice_items(s, policy.looks, policy.seed)]
             for s in self.inputs.evalsets
         }
         return canonical.digest(

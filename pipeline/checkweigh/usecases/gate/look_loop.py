@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from checkweigh.decision.looks import Part
-from checkweigh.decision.verdict import Judgement, hypotheses
+from checkweigh.decision.slices import Part
+from checkweigh.decision.verdict import Judgement, hypothesis_count
 from checkweigh.measure.paired_blocks import ARMS
 from checkweigh.progress import Progress
 from checkweigh.records.decision import LookMade, Verdict
@@ -30,8 +30,7 @@ from checkweigh.usecases.gate.measured import (
     nothing,
     whole_parts,
 )
-from checkweigh.usecases.gate.time_arms import Prompts, time_arms
-from checkweigh.usecases.gate.timing_prompts import conversations, wanted
+from checkweigh.usecases.gate.time_arms import TimingPrompts, answered_by_both, needs_timing, time_arms
 
 BLOCKED_FIRST = "not timed: the verdict was settled without it"
 
@@ -81,7 +80,7 @@ class Looking:
             if self.late and not blocked:
                 return judgement
             stops = not blocked and self._ready(number, judgement)
-            if stops and wanted(self.inputs.policy):
+            if stops and needs_timing(self.inputs.policy):
                 self._time()
                 judgement = self._judged(number)
             self._note(number, judgement, before)
@@ -137,7 +136,10 @@ class Looking:
             for name in check.evalset
         }
         arms = {str(role): self.arms[role] for role in ARMS}
-        if comparable_metrics(self.inputs.baseline.pins, self.inputs.candidate.pins)["kl"] != "yes" or not names:
+        if (
+            comparable_metrics(self.inputs.baseline.pins, self.inputs.candidate.pins)["kl"] != "yes"
+            or not names
+        ):
             return Divergences()
         asked = [p for p in parts if p.evalset.card.name in names and p.evalset.items]
         return measure_divergences(asked, arms, found)
@@ -157,10 +159,12 @@ class Looking:
     def _time(self) -> None:
         """Interleaved timing of both arms. Both engines start anew: what an arm measured before, or did not because it
         was stored, shows in the memory of its process."""
-        said = conversations(self.evidence)
+        conversations = answered_by_both(self.evidence)
         timing = self.timing
-        if timing is None and said and not self.late:
-            prompts = Prompts(conversations=said, rows=self.inputs.trace, sweep=self.inputs.sweep)
+        if timing is None and conversations and not self.late:
+            prompts = TimingPrompts(
+                conversations=conversations, rows=self.inputs.trace, sweep=self.inputs.sweep
+            )
             sessions = {str(role): self.arms[role].session for role in ARMS}
             deadline = min(self.arms[role].deadline for role in ARMS)
             timed = time_arms(self.inputs.policy, sessions, prompts, self.progress, deadline=deadline)
@@ -169,7 +173,7 @@ class Looking:
 
     def _untimed(self, judgement: Judgement) -> Judgement:
         """A block before anything was timed, saying so in the checks on timing."""
-        if not wanted(self.inputs.policy):
+        if not needs_timing(self.inputs.policy):
             return judgement
         self.evidence = replace(self.evidence, untimed=BLOCKED_FIRST)
         return self._judged(self.made[-1].number)
@@ -201,7 +205,7 @@ class Looking:
         """K of the block test."""
         if self.judge is not None:
             return self.judge.hypotheses
-        return max(1, hypotheses(self.inputs.policy, self.inputs.candidate.manifest.intends))
+        return max(1, hypothesis_count(self.inputs.policy, self.inputs.candidate.manifest.intends))
 
     def saved_seconds(self) -> float | None:
         """What the looks that were not made would have cost, at the speed of those that were; None when all were.

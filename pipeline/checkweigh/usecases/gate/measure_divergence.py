@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkweigh.decision.slices import Part, merged
+from checkweigh.decision.slices import Part, merge_measurements
 from checkweigh.errors import BadInput, EngineError, PinMismatch
 from checkweigh.measure import host_facts
 from checkweigh.measure.batching import Batch, plan_batches
@@ -28,7 +28,7 @@ class Divergences:
     def grown(self, more: Divergences) -> Divergences:
         """With another look's parts; a set is there only when all of its parts are."""
         whole = {
-            name: merged([record, more.records[name]])
+            name: merge_measurements([record, more.records[name]])
             for name, record in self.records.items()
             if name in more.records
         }

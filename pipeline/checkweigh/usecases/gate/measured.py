@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from checkweigh.decision.slices import Part, merged, parts_of, restricted
+from checkweigh.decision.slices import Part, look_parts, merge_measurements, restrict_items
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, PairedRun
 from checkweigh.usecases.gate.inputs import Inputs
@@ -43,7 +43,7 @@ class Evidence:
         names = {part.evalset.card.name: part for part in parts}
         for role in ROLES:
             had, new = self.records[role], more[role]
-            whole = {n: merged([had[n], r]) if n in had else r for n, r in new.items()}
+            whole = {n: merge_measurements([had[n], r]) if n in had else r for n, r in new.items()}
             records[role] = {**had, **whole}
             found = {_place(names[n]): r.key.record_digest() for n, r in new.items()}
             keys[role] = {**self.keys[role], **found}
@@ -78,9 +78,9 @@ def _together(seen: tuple[EvalSet, ...], parts: tuple[Part, ...]) -> tuple[EvalS
 def whole_parts(inputs: Inputs) -> dict[str, tuple[Part, ...]]:
     """Set -> the part of each look."""
     policy = inputs.policy
-    return {s.card.name: parts_of(s, policy.looks, policy.seed) for s in inputs.evalsets}
+    return {s.card.name: look_parts(s, policy.looks, policy.seed) for s in inputs.evalsets}
 
 
 def nothing(inputs: Inputs) -> Evidence:
     """Before the first look."""
-    return Evidence(sets=tuple(restricted(s, ()) for s in inputs.evalsets))
+    return Evidence(sets=tuple(restrict_items(s, ()) for s in inputs.evalsets))

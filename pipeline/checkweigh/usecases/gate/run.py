@@ -19,31 +19,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkweigh import report
-from checkweigh.decision.compare_divergence import summary
 from checkweigh.decision.verdict import Judgement
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import BadInput, Broken, EngineError, StoreError
 from checkweigh.files import disk_full
 from checkweigh.measure import host_facts
 from checkweigh.progress import Progress
-from checkweigh.records.decision import Arm, Budget, Decision, DivergenceSummary, Looks, Verdict
+from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report.worst_items import ItemPair
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.undeclared import declared_changes
 from checkweigh.store import Store
 from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.compose_decision import compose_decision
 from checkweigh.usecases.gate.engine_session import EngineSession
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.item_pairs import item_pairs
 from checkweigh.usecases.gate.ledger import Try, attempt, taken
 from checkweigh.usecases.gate.look_loop import Looking
 from checkweigh.usecases.gate.measured import Evidence, nothing
-from checkweigh.usecases.gate.note_guarantees import guarantees
-from checkweigh.usecases.gate.note_length_limit import no_room
-from checkweigh.usecases.gate.note_servers import served, swapping
-from checkweigh.usecases.gate.note_speculation import acceptance, forks
-from checkweigh.usecases.gate.note_vocabulary import units
-from checkweigh.usecases.gate.time_arms import short_tails
 from checkweigh.usecases.read_decision import read_measurements
 
 OUTPUTS = (  # decision.json is the report package's to remove
@@ -88,7 +81,7 @@ def gate(
         except (Broken, OSError) as error:
             looking = Looking(inputs, arms, progress)
             judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
-            decision = _decision(looking, judgement, started, None)
+            decision = compose_decision(looking, judgement, started, None)
             result = GateResult(decision=decision, evidence=nothing(inputs), final=False)
         records = result.evidence.records
         pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
@@ -148,7 +141,7 @@ def _decided(
     )
     if mine.refused:
         judgement = Judgement(Verdict.INCONCLUSIVE, (mine.refused,), ())
-        decision = _decision(looking, judgement, started, mine)
+        decision = compose_decision(looking, judgement, started, mine)
         return GateResult(decision=decision, evidence=looking.evidence, final=False)
     if mine.entry.number > 1 or mine.earlier:
         progress(f"attempt {mine.entry.number} of {mine.entry.of}; {'; '.join(mine.earlier)}", 0, 0)
@@ -163,7 +156,7 @@ def _decided(
         judgement = _failed(error, arms)
     except (Broken, OSError) as error:
         judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
-    decision = _decision(looking, judgement, started, mine)
+    decision = compose_decision(looking, judgement, started, mine)
     return GateResult(
         decision=decision, evidence=looking.evidence, final=final and judgement.verdict is not Verdict.ERROR
     )
@@ -201,82 +194,3 @@ def _failed(error: EngineError, arms: Mapping[str, ArmMeasurement]) -> Judgement
     who = f"the {error.arm}'s engine" if error.arm else "an engine"
     what = "does not fit into this host's memory" if error.arm and arms[error.arm].session.unfit else "failed"
     return Judgement(Verdict.ERROR, (f"{who} {what}: {error}{tail}",), ())
-
-
-def _decision(looking: Looking, judgement: Judgement, started: str, mine: Try | None) -> Decision:
-    inputs, evidence = looking.inputs, looking.evidence
-    arms = {role: _arm(arm, evidence) for role, arm in looking.arms.items()}
-    manifests = inputs.baseline.manifest, inputs.candidate.manifest
-    provenance = host_facts.provenance(started)
-    return Decision(
-        verdict=judgement.verdict, reasons=judgement.reasons, checks=judgement.results,
-        baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"),
-        changes=declared_changes(*manifests),
-        intends=manifests[1].intends, policy=inputs.policy.record_digest(), policy_name=inputs.policy.name,
-        on_inconclusive=inputs.policy.on_inconclusive,
-        evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
-        guarantees=guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=evidence.timing,
-        looks=None if mine is None else _looks(looking, mine), budget=_budget(looking),
-        attempt=None if mine is None else mine.label(provenance.ended),
-        divergence=_summaries(inputs, evidence), notes=_notes(looking, judgement),
-        stages=tuple(stage for arm in looking.arms.values() for stage in arm.stages), provenance=provenance,
-    )  # fmt: skip
-
-
-def _notes(looking: Looking, judgement: Judgement) -> tuple[str, ...]:
-    inputs = looking.inputs
-    unfounded = looking.judge.unfounded if looking.judge else ()
-    name = inputs.baseline.manifest.name
-    return (
-        *inputs.notes,
-        *(
-            f"{check} informs only: no noise floor of {name} is known on this host for it; "
-            "checkweigh calibrate measures one"
-            for check in unfounded
-        ),
-        *short_tails(inputs.policy),
-        *no_room(judgement.results, inputs.candidate.manifest.sampling.max_tokens),
-        *forks(inputs.baseline.manifest, inputs.candidate.manifest),
-        *units(inputs.policy, inputs.baseline.pins, inputs.candidate.pins),
-        *(
-            note
-            for role, session in ((role, arm.session) for role, arm in looking.arms.items())
-            for note in (
-                *acceptance(session.resolved.manifest, looking.evidence.records[role]),
-                *served(role, session.resolved.manifest, looking.evidence.records[role], session.telemetry),
-                *swapping(role, session.swapped),
-            )
-        ),
-    )
-
-
-def _looks(looking: Looking, mine: Try) -> Looks:
-    return Looks(
-        plan=mine.entry.plan, shares=looking.inputs.policy.looks, made=tuple(looking.made),
-        items=sum(looking.evidence.items.values()), planned=sum(len(s.items) for s in looking.inputs.evalsets),
-        saved_seconds=looking.saved_seconds(),
-    )  # fmt: skip
-
-
-def _budget(looking: Looking) -> Budget:
-    policy = looking.inputs.policy
-    return Budget(
-        false_pass=policy.error_budget.false_pass, false_block=policy.error_budget.false_block,
-        hypotheses=looking.hypotheses, looks=len(policy.looks), attempts=policy.attempts,
-    )  # fmt: skip
-
-
-def _summaries(inputs: Inputs, evidence: Evidence) -> tuple[DivergenceSummary, ...]:
-    records = evidence.divergences.records
-    found = (summary(s, records[s.card.name]) for s in inputs.evalsets if s.card.name in records)
-    return tuple(one for one in found if one is not None)
-
-
-def _arm(arm: ArmMeasurement, evidence: Evidence) -> Arm:
-    identity = next((record.key.identity for record in evidence.records[arm.role].values()), None)
-    resolved = arm.session.resolved
-    return Arm(
-        name=resolved.manifest.name, manifest=resolved.pins.manifest, pins=arm.session.pins,
-        measurements=dict(evidence.keys[arm.role]), identity=identity,
-        replicate=arm.replicate, unsafe=resolved.manifest.unsafe,
-    )  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkweigh.decision.compare import compare_blocks
-from checkweigh.decision.verdict import decide, only_look
+from checkweigh.decision.compare_timing import compare_blocks
+from checkweigh.decision.verdict import decide, last_look
 from checkweigh.engines import host_memory
 from checkweigh.errors import EngineError
 from checkweigh.files import lock
@@ -23,15 +23,16 @@ from checkweigh.measure.paired_blocks import (
     StopRules,
 )
 from checkweigh.measure.served_arm import ServedArm
-from checkweigh.measure.sweep import knees, sweep
+from checkweigh.measure.sweep import knee_sentences, sweep
 from checkweigh.measure.timing import run_pairs
 from checkweigh.progress import Progress
-from checkweigh.records.evalset import Message
-from checkweigh.records.measurement import Block, PairedRun, SweepPoint
+from checkweigh.records.evalset import Generation, Message
+from checkweigh.records.measurement import Block, PairedRun, Scored, SweepPoint
 from checkweigh.records.metrics import METRICS
-from checkweigh.records.policy import GATING_PAIRS, P99_REQUESTS, Policy
+from checkweigh.records.policy import Policy
 from checkweigh.sources.load_trace import TraceRequest
 from checkweigh.usecases.gate.engine_session import EngineSession, start_together
+from checkweigh.usecases.gate.measured import Evidence
 
 TIMING_WAIT_S = 1800
 BY_RESTARTS = (
@@ -41,12 +42,37 @@ SWEEP_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts:
+class TimingPrompts:
     """What is sent while timing: conversations, a trace's rows where one is replayed; ``sweep`` beyond the pairs."""
 
     conversations: Sequence[tuple[Message, ...]]
     rows: Sequence[TraceRequest] = ()
     sweep: bool = False
+
+
+def needs_timing(policy: Policy) -> bool:
+    """Whether a check looks at timing, memory or a rate."""
+    return any(METRICS[check.metric].estimator == "blocks" for check in policy.checks)
+
+
+def answered_by_both(evidence: Evidence) -> list[tuple[Message, ...]]:
+    """Conversations to time: those that both arms answered. One that fails is a failed item, not a slow one."""
+    answered = {
+        role: {
+            (name, o.item)
+            for name, r in evidence.records[role].items()
+            for o in r.observations
+            if isinstance(o.outcome, Scored)
+        }
+        for role in ARMS
+    }
+    return [
+        item.messages
+        for evalset in evidence.sets
+        for item in evalset.items
+        if isinstance(item, Generation)
+        and all((evalset.card.name, item.id) in found for found in answered.values())
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +86,7 @@ class Timed:
 def time_arms(
     policy: Policy,
     sessions: Mapping[str, EngineSession],
-    prompts: Prompts,
+    prompts: TimingPrompts,
     progress: Progress,
     *,
     deadline: float,
@@ -103,20 +129,7 @@ def _unfinished(run: PairedRun, policy: Policy) -> bool:
     return len(run.blocks) < policy.timing.looks[-1] and run.looks[-1] == 1.0
 
 
-def short_tails(policy: Policy) -> Iterator[str]:
-    """What a p99 that only informs lacks to gate (STATISTICS, latency)."""
-    timing = policy.timing
-    pairs, requests = max(0, GATING_PAIRS - timing.pairs), max(0, P99_REQUESTS - timing.requests)
-    for check in policy.checks:
-        if check.statistic == "p99" and check.tier == "advisory" and (pairs or requests):
-            more = " and ".join(
-                [f"{pairs} more pairs"] * bool(pairs) + [f"{requests} more requests a block"] * bool(requests)
-            )
-            gates = f"a p99 gates with {GATING_PAIRS} pairs of {P99_REQUESTS} requests"
-            yield f"{check.id} informs only: {gates}; {more} would do"
-
-
-def _run(turn: ArmProvider, prompts: Prompts, rules: StopRules, seed: int) -> PairedRun:
+def _run(turn: ArmProvider, prompts: TimingPrompts, rules: StopRules, seed: int) -> PairedRun:
     load = rules.timing.load
     if load is None:
         return run_pairs(turn, prompts.conversations, rules, seed)
@@ -131,7 +144,9 @@ def _run(turn: ArmProvider, prompts: Prompts, rules: StopRules, seed: int) -> Pa
         points.extend(sweep(loaded, SWEEP_S))
     except EngineError as error:  # the pairs are measured, and no check rests on the sweep
         notes.append(f"the sweep ended early: {error}")
-    return run.model_copy(update={"sweep": tuple(points), "notes": (*run.notes, *knees(points), *notes)})
+    return run.model_copy(
+        update={"sweep": tuple(points), "notes": (*run.notes, *knee_sentences(points), *notes)}
+    )
 
 
 def _turns(sessions: Mapping[str, EngineSession]) -> tuple[ArmProvider, bool]:
@@ -164,7 +179,7 @@ def settled(policy: Policy, blocks: tuple[Block, ...], looks: LookFractions) -> 
     run = PairedRun(
         seed=policy.seed, blocks=blocks, seconds=0.0, looks=looks, planned_looks=len(policy.timing.looks)
     )
-    levels = only_look(policy).levels
+    levels = last_look(policy).levels
     found = decide(policy, {check.id: compare_blocks(check, run, alpha=levels[check.id]) for check in timed})
     gating = [result for result in found.results if result.gating and result.check in timed]
     critical = [r for r in gating if r.check.tier == "critical"]

@@ -21,8 +21,7 @@ from checkweigh.records.policy import Policy
 from checkweigh.usecases.gate.engine_session import EngineSession
 from checkweigh.usecases.gate.time_arms import (
     BY_RESTARTS,
-    Prompts,
-    short_tails,
+    TimingPrompts,
     time_arms,
 )
 
@@ -86,7 +85,7 @@ def timed(
     sessions: Mapping[str, EngineSession], conversations: list[Messages], max_seconds: float = 60
 ) -> PairedRun:
     """The blocks of two arms, with a minute for all of it."""
-    prompts, deadline = Prompts(conversations=conversations), time.monotonic() + 60
+    prompts, deadline = TimingPrompts(conversations=conversations), time.monotonic() + 60
     return time_arms(rules(max_seconds), sessions, prompts, no_progress, deadline=deadline).run
 
 
@@ -109,7 +108,9 @@ def test_timing_is_late_when_the_gates_time_was_over_and_not_that_of_timing(
     sessions = {str(role): Session(role, Memory(2).start) for role in ARMS}
     deadline = time.monotonic() + (0 if minutes_over else 60)
     short = rules(max_seconds=60 if minutes_over else 1e-9)
-    timed = time_arms(short, sessions, Prompts(conversations=conversations), no_progress, deadline=deadline)
+    timed = time_arms(
+        short, sessions, TimingPrompts(conversations=conversations), no_progress, deadline=deadline
+    )
     assert len(timed.run.blocks) == 1
     assert timed.late is minutes_over
 
@@ -126,20 +127,6 @@ def test_arms_that_do_not_fit_together_take_turns_in_memory(
     assert host.most == room
     assert (host.starts > 4) is restarts
     assert not any(s.unfit or s.failures for s in sessions.values()), "not fitting together is no failure"
-
-
-@pytest.mark.parametrize(
-    ("pairs", "requests", "more"),
-    [
-        (20, 40, "60 more requests a block"), (8, 100, "12 more pairs"),
-        (8, 40, "12 more pairs and 60 more requests a block"), (20, 100, ""),
-    ],
-)  # fmt: skip
-def test_a_p99_that_informs_says_what_it_lacks_to_gate(pairs: int, requests: int, more: str) -> None:
-    tail = TPOT | {"id": "tail", "metric": "e2e", "statistic": "p99"}
-    found = list(short_tails(policy(check(), tail, timing={"pairs": pairs, "requests": requests})))
-    said = f"tail informs only: a p99 gates with 20 pairs of 100 requests; {more} would do"
-    assert found == ([said] if more else [])
 
 
 def test_arms_that_do_not_fit_alone_are_an_error(conversations: list[Messages]) -> None:
