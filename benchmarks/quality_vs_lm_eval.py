@@ -37,7 +37,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from checkweigh import canonical
-from checkweigh.decision.looks import Part
+from checkweigh.decision.slices import Part
 from checkweigh.engines.protocol import Engine, ItemFailure, ScoreRequest, ScoreResult
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.measure import host_facts
@@ -164,7 +164,9 @@ def start_here(resolved: Resolved, folder: Path) -> Here:
         recorders.append(Recorder(open_protected(spec, **options)))
         return cast(Engine, recorders[-1])
 
-    session = EngineSession(role="baseline", resolved=resolved, logs=folder, progress=no_progress, launch=launch)
+    session = EngineSession(
+        role="baseline", resolved=resolved, logs=folder, progress=no_progress, launch=launch
+    )
     started = time.perf_counter()
     session.running()
     seconds = time.perf_counter() - started

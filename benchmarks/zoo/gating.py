@@ -37,7 +37,7 @@ from checkweigh.records.measurement import PROTOCOL, MeasurementSet
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.evalsets.load_evalset import find_evalset, load_evalset, roots
+from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset, load_evalset
 from checkweigh.sources.pin import read_pinned, verify
 from checkweigh.store import Store
 from checkweigh.usecases.read_decision import read_decision, read_measurements
@@ -363,7 +363,7 @@ def _keep_items(specimen: Specimen, decision: Decision, zoo: Zoo, home: Path, fo
     for check in read_policy(zoo.policy).checks:
         if (check.metric, check.evalset) in rows:
             continue
-        sets = [_seen(find_evalset(name, roots(zoo.policy)), records["candidate"]) for name in check.evalset]
+        sets = [_seen(find_evalset(name, evalset_roots(zoo.policy)), records["candidate"]) for name in check.evalset]
         sample = pair(check.metric, sets, records["baseline"], records["candidate"])
         arms = [sample.baseline, sample.candidate]
         arms = [np.exp(arm) if check.metric == "log_length" else arm / sample.size for arm in arms]

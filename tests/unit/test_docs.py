@@ -13,11 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from checkweigh.cli import app
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import GENERATION_SCORERS
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.documents import read_card, read_manifest, read_policy
 from checkweigh.sources.evalsets.load_evalset import load_evalset
-from checkweigh.sources.pin import quiet
 from checkweigh.usecases.evalset_check import check_evalset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def test_the_ten_line_card_is_enough(tmp_path: Path) -> None:
         pa.table({"question": ["Which day?", "Where?"], "answer": ["Monday", "Oslo"]}),
         folder / "tickets.parquet",
     )
-    checked = check_evalset(folder, None, quiet)
+    checked = check_evalset(folder, None, no_progress)
     assert (checked.exit_code, checked.items) == (2, 2)
     (folder / "card.yaml").write_text(card.replace("sha256:" + "0" * 64, checked.digest))
     found = load_evalset(folder)

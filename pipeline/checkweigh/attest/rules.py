@@ -53,13 +53,13 @@ class ReadPredicate:
 
 def read_attested(opened: OpenedEnvelope) -> ReadPredicate:
     """The attested part of an opened envelope: types first, then what stands in it."""
-    wrong = list(opened.refusals)
+    refusals = list(opened.refusals)
     attested = None
     if opened.statement is not None:
-        wrong += _types(opened.statement, TEST_RESULT)
+        refusals += _types(opened.statement, TEST_RESULT)
         if opened.statement.predicate_type == TEST_RESULT:
-            attested = _predicate(opened.statement, wrong)
-    return ReadPredicate(attested=attested, refusals=tuple(wrong))
+            attested = _predicate(opened.statement, refusals)
+    return ReadPredicate(attested=attested, refusals=tuple(refusals))
 
 
 def admission_refusals(
@@ -73,27 +73,27 @@ def admission_refusals(
     4. The verdict is a pass that does not contradict itself, or a waiver of this very decision is at hand.
     5. It is not too old, and not from the future.
     """
-    found = read_attested(opened)
-    wrong = list(found.refusals)
-    wrong += [Refusal(code="files", text=text) for text in expected.file_differences]
+    predicate = read_attested(opened)
+    refusals = list(predicate.refusals)
+    refusals += [Refusal(code="files", text=text) for text in expected.file_differences]
     if opened.statement is not None:
-        wrong += _subjects(opened.statement.subject, subjects(expected.pins))
-    if (attested := found.attested) is not None:
-        wrong += _about(attested, expected)
-        wrong += _verdict(attested, waiver)
-        wrong += _age(attested.ended, expected.now, expected.max_age)
-    return attested, tuple(wrong)
+        refusals += _subjects(opened.statement.subject, subjects(expected.pins))
+    if (attested := predicate.attested) is not None:
+        refusals += _about(attested, expected)
+        refusals += _verdict(attested, waiver)
+        refusals += _age(attested.ended, expected.now, expected.max_age)
+    return attested, tuple(refusals)
 
 
 def waiver_refusals(
     opened: OpenedEnvelope, attested: Attested | None, pins: Pins, policy: str, now: datetime
 ) -> tuple[Waiver | None, tuple[Refusal, ...]]:
     """A waiver that holds for this decision, candidate and policy now, or every reason why there is none."""
-    wrong = [Refusal(code=f"waiver-{r.code}", text=r.text) for r in opened.refusals]
+    refusals = [Refusal(code=f"waiver-{r.code}", text=r.text) for r in opened.refusals]
     waiver = None
     if opened.statement is not None:
-        wrong += [Refusal(code=f"waiver-{r.code}", text=r.text) for r in _types(opened.statement, WAIVER)]
-        wrong += [
+        refusals += [Refusal(code=f"waiver-{r.code}", text=r.text) for r in _types(opened.statement, WAIVER)]
+        refusals += [
             Refusal(code="waiver-subject", text=r.text)
             for r in _subjects(opened.statement.subject, subjects(pins))
         ]
@@ -101,10 +101,10 @@ def waiver_refusals(
             try:
                 waiver = read_part(Waiver, opened.statement.predicate, "waiver")
             except BadDocument as error:
-                wrong += [Refusal(code="waiver", text=str(p)) for p in error.problems[:5]]
+                refusals += [Refusal(code="waiver", text=str(p)) for p in error.problems[:5]]
     if waiver is not None:
-        wrong += _waiver(waiver, attested, pins.record_digest(), policy, now)
-    return (None if wrong else waiver), tuple(wrong)
+        refusals += _waiver(waiver, attested, pins.record_digest(), policy, now)
+    return (None if refusals else waiver), tuple(refusals)
 
 
 def _types(statement: Statement, wanted: str) -> Iterator[Refusal]:
@@ -115,21 +115,21 @@ def _types(statement: Statement, wanted: str) -> Iterator[Refusal]:
         yield Refusal(code="predicate-type", text=text)
 
 
-def _predicate(statement: Statement, wrong: list[Refusal]) -> Attested | None:
+def _predicate(statement: Statement, refusals: list[Refusal]) -> Attested | None:
     ours = statement.predicate.get("checkweigh")
     version = ours.get("schema") if isinstance(ours, Mapping) else None
     if version != ATTESTED:
-        wrong.append(Refusal(code="schema", text=f"expected {ATTESTED}, found {str(version)[:100]!r}"))
+        refusals.append(Refusal(code="schema", text=f"expected {ATTESTED}, found {str(version)[:100]!r}"))
         return None
     try:
-        found: TestResult = read_part(TestResult, statement.predicate, "predicate")
+        predicate: TestResult = read_part(TestResult, statement.predicate, "predicate")
     except BadDocument as error:
-        wrong += [Refusal(code="predicate", text=str(p)) for p in error.problems[:5]]
+        refusals += [Refusal(code="predicate", text=str(p)) for p in error.problems[:5]]
         return None
-    if (found.result in ("PASSED", "WARNED")) != (found.checkweigh.verdict is Verdict.PASS):
-        text = f"the result is {found.result} and the verdict {found.checkweigh.verdict.value}"
-        wrong.append(Refusal(code="result", text=text))
-    return found.checkweigh
+    if (predicate.result in ("PASSED", "WARNED")) != (predicate.checkweigh.verdict is Verdict.PASS):
+        text = f"the result is {predicate.result} and the verdict {predicate.checkweigh.verdict.value}"
+        refusals.append(Refusal(code="result", text=text))
+    return predicate.checkweigh
 
 
 def _subjects(found: Sequence[Subject], wanted: Sequence[Subject]) -> Iterator[Refusal]:
@@ -225,10 +225,10 @@ def _waiver(
 
 def _time(text: str) -> datetime | None:
     try:
-        found = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return None if found.tzinfo is None else found
+    return None if time.tzinfo is None else time
 
 
 def signed_pass_refusals(
@@ -238,14 +238,16 @@ def signed_pass_refusals(
 
     ``decision``, ``pins`` and ``policy`` are digests.
     """
-    found = read_attested(opened)
-    wrong = list(found.refusals)
-    if (attested := found.attested) is not None:
+    predicate = read_attested(opened)
+    refusals = list(predicate.refusals)
+    if (attested := predicate.attested) is not None:
         for what, claimed, actual in (
             ("decision", attested.decision, decision), ("candidate", attested.candidate.pins, pins),
             ("policy", attested.policy, policy),
         ):  # fmt: skip
             if claimed != actual:
-                wrong.append(Refusal(code=what, text=f"signed was {short(claimed)}, this is {short(actual)}"))
-        wrong += _verdict(attested, None)
-    return tuple(wrong)
+                refusals.append(
+                    Refusal(code=what, text=f"signed was {short(claimed)}, this is {short(actual)}")
+                )
+        refusals += _verdict(attested, None)
+    return tuple(refusals)

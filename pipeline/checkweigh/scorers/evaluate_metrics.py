@@ -42,8 +42,8 @@ def metric(name: str) -> Any:
 
         def _compute(self, *, predictions: Sequence[str], references: Sequence[Any]) -> dict[str, Any]:
             scores = [
-                score_against(name, [wanted] if isinstance(wanted, str) else list(wanted), said)
-                for said, wanted in zip(predictions, references, strict=True)
+                score_against(name, [wanted] if isinstance(wanted, str) else list(wanted), prediction)
+                for prediction, wanted in zip(predictions, references, strict=True)
             ]
             return {name: sum(scores) / len(scores), "scores": scores}
 

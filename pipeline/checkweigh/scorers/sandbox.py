@@ -76,7 +76,7 @@ main()
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     """What a program may use: seconds of CPU, bytes of memory and of one file, processes and threads.
 
     The wall limit is wide, because a busy host must not turn a right program into a wrong one.
@@ -91,8 +91,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What became of a program; ``output`` is the beginning of what it wrote."""
+class ProgramResult:
+    """The result of one program; ``output`` is the beginning of what it wrote."""
 
     passed: bool
     timed_out: bool
@@ -102,7 +102,7 @@ class Run:
 class Sandbox:
     """``run(program)``; ScorerError when it is made on a host that cannot isolate."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SandboxLimits) -> None:
         self.limits = limits
         missing = [tool for tool in TOOLS if shutil.which(tool) is None]
         if not sys.platform.startswith("linux") or missing:
@@ -113,7 +113,7 @@ class Sandbox:
         if not self.run("pass").passed:
             raise ScorerError("generated code is only run in a sandbox, and the one here cannot run 'pass'")
 
-    def run(self, program: str) -> Run:
+    def run(self, program: str) -> ProgramResult:
         """Run a program in an empty folder. ScorerError when the sandbox itself fails."""
         secret = secrets.token_hex(16).encode()
         root = Path(tempfile.mkdtemp(prefix="checkweigh-sandbox-"))
@@ -130,40 +130,40 @@ class Sandbox:
                 os.close(theirs)
                 theirs = -1
                 timed_out = self._wait(child)
-                said, text = _until_closed(ours), _beginning(output)
+                message, text = _until_closed(ours), _beginning(output)
         finally:
             os.close(ours)
             if theirs >= 0:
                 os.close(theirs)
             root.rmdir()
-        if not said.startswith(READY):
+        if not message.startswith(READY):
             raise ScorerError(
                 f"generated code is only run in a sandbox, which cannot be had here: {text.strip()}"
             )
-        passed = not timed_out and child.returncode == 0 and said == READY + secret
-        return Run(passed=passed, timed_out=timed_out, output=text)
+        passed = not timed_out and child.returncode == 0 and message == READY + secret
+        return ProgramResult(passed=passed, timed_out=timed_out, output=text)
 
-    def _command(self, root: Path, said: int) -> list[str]:
+    def _command(self, root: Path, ready_fd: int) -> list[str]:
         limits = self.limits
         prefix = os.path.realpath(sys.base_prefix)
         python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-        own, drop = (
+        namespaces, drop = (
             ["--user", "--map-root-user"],
             ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"],
         )
         if os.geteuid() == 0:  # becomes nobody in particular instead, so that the limit of processes holds
             number = str(1_000_000_000 + secrets.randbelow(1_000_000_000))
-            own, drop = [], [f"--reuid={number}", f"--regid={number}", "--clear-groups", *drop]
+            namespaces, drop = [], [f"--reuid={number}", f"--regid={number}", "--clear-groups", *drop]
         return [
             "setpriv", "--pdeathsig=KILL",
-            "unshare", *own, "--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child",
+            "unshare", *namespaces, "--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child",
             "sh", "-c", _BUILD, "sandbox", str(root), str(limits.work), prefix,
             "env", "-i", "LANG=C.UTF-8", "PATH=/usr/bin:/bin", "PYTHONHASHSEED=0", "setpriv", *drop,
-            python, "-B", "-P", "-s", "-S", "-c", _HARNESS, str(said), *map(str, astuple(limits)[:4]),
+            python, "-B", "-P", "-s", "-S", "-c", _HARNESS, str(ready_fd), *map(str, astuple(limits)[:4]),
         ]  # fmt: skip
 
     def _wait(self, child: subprocess.Popen[bytes]) -> bool:
-        """Whether the time was up; the child and all of its own are gone or going."""
+        """Wait for the child, or kill it and its group when the time is up; returns whether it was."""
         try:
             child.wait(self.limits.wall_s)
         except subprocess.TimeoutExpired:
@@ -176,14 +176,14 @@ class Sandbox:
 
 
 def _until_closed(pipe: int) -> bytes:
-    """What was said, until nobody is left who could say more. ScorerError when somebody stays."""
-    said = b""
+    """Everything written to the pipe until its last writer is gone. Raises ScorerError when one stays."""
+    message = b""
     deadline = time.monotonic() + END_S
     while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
         part = os.read(pipe, 1 << 16)
         if not part:
-            return said
-        said = (said + part)[: 1 << 16]
+            return message
+        message = (message + part)[: 1 << 16]
     raise ScorerError("the sandbox of generated code could not be ended")
 
 

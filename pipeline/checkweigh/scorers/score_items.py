@@ -18,7 +18,7 @@ ScoreItem = Callable[[Generation, str], float]
 KNOWN_VERSIONS = {**VERSIONS, "reply_check": 1, "code_execution": 1, "embedding_similarity": 1, "evaluate": 1}
 
 
-def by_check(item: Generation, reply: str) -> float:
+def score_by_check(item: Generation, reply: str) -> float:
     """By the item's own check; ValueError or ArithmeticError where it cannot be applied."""
     if item.check is None:
         raise ScorerError(f"item {item.id}: no check to score it by")
@@ -31,7 +31,7 @@ def item_scorer(evalset: EvalSet) -> ScoreItem:
     card = evalset.card
     wanted = card.scorer
     if card.kind != "generation":
-        return by_check  # of no use: other kinds are scored by their likelihood
+        return score_by_check  # of no use: other kinds are scored by their likelihood
     known = KNOWN_VERSIONS[wanted.name]
     if wanted.version != known:
         found = (
@@ -39,7 +39,7 @@ def item_scorer(evalset: EvalSet) -> ScoreItem:
         )
         raise BadInput(found)
     if wanted.name == "reply_check":
-        return by_check
+        return score_by_check
     return _guarded(card.name, wanted.name, _scorer(wanted, evalset.folder))
 
 
@@ -62,7 +62,7 @@ def _guarded(set_name: str, name: str, score: ScoreItem) -> ScoreItem:
 
     def guarded(item: Generation, reply: str) -> float:
         try:
-            found = score(item, reply)
+            value = score(item, reply)
         except ScorerError as error:
             raise ScorerError(f"set {set_name}, item {item.id}: {error}") from error
         except (Exception, SystemExit) as error:  # a metric that calls exit(0) must not end in a pass
@@ -70,10 +70,10 @@ def _guarded(set_name: str, name: str, score: ScoreItem) -> ScoreItem:
             raise ScorerError(
                 f"set {set_name}, item {item.id}: the scorer {name} failed: {why[:500]}"
             ) from error
-        if not 0.0 <= found <= 1.0:  # NaN is in no range
+        if not 0.0 <= value <= 1.0:  # NaN is in no range
             raise ScorerError(
-                f"set {set_name}, item {item.id}: the scorer {name} gave {found}, not in [0, 1]"
+                f"set {set_name}, item {item.id}: the scorer {name} gave {value}, not in [0, 1]"
             )
-        return found
+        return value
 
     return guarded

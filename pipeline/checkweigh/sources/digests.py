@@ -21,7 +21,7 @@ from checkweigh.errors import SourceError, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Progress
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.model.safetensors_header import tensors
+from checkweigh.sources.model.safetensors_header import read_tensors
 
 CHUNK = 1 << 22
 MEGA = 1_000_000
@@ -36,17 +36,12 @@ PROVENANCE = frozenset(
 
 def file_digest(path: Path) -> str:
     """``sha256:<hex>`` of a file's bytes."""
-    return _remembered(path, "file", _hash_file, _ignore)
-
-
-def tensor_digest(path: Path) -> str:
-    """Digest of a safetensors file's tensors: sorted name, dtype, shape, bytes; not its header."""
-    return _remembered(path, "tensors", _hash_tensors, _ignore)
+    return _cached_digest(path, "file", _hash_file, _no_advance)
 
 
 def json_digest(path: Path) -> str:
     """Digest of a JSON document's content without its provenance keys; of its bytes when it is not JSON."""
-    return _remembered(path, "json", _hash_json, _ignore)
+    return _cached_digest(path, "json", _hash_json, _no_advance)
 
 
 def small_digest(path: Path) -> str:
@@ -75,16 +70,16 @@ def digest_all(paths: Iterable[Path], kind: str, progress: Progress, label: str)
             progress(label, min(done // MEGA, steps - 1), steps)
 
     with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1)) as pool:
-        values = list(pool.map(lambda path: _remembered(path, kind, hasher, advance), paths))
+        values = list(pool.map(lambda path: _cached_digest(path, kind, hasher, advance), paths))
     progress(label, steps, steps)
     return dict(zip((path.name for path in paths), values, strict=True))
 
 
-def _remembered(path: Path, kind: str, hasher: Hasher, advance: Advance) -> str:
+def _cached_digest(path: Path, kind: str, hasher: Hasher, advance: Advance) -> str:
     """``hasher(path)``, from the cache when the very same file was digested before."""
     try:
         before = _identity(path, kind)
-        kept = _kept(before)
+        kept = _read_cached(before)
         if kept is not None:
             advance(path.stat().st_size)
             return kept
@@ -94,7 +89,7 @@ def _remembered(path: Path, kind: str, hasher: Hasher, advance: Advance) -> str:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
-        write_atomic(_place(before), value.encode())
+        write_atomic(_cache_file(before), value.encode())
     except StoreError:
         return value  # a cache that cannot be written costs time, not the answer
     return value
@@ -106,14 +101,14 @@ def _identity(path: Path, kind: str) -> str:
     return f"{kind} {path.resolve()} {stat.st_dev} {stat.st_ino} {times} {stat.st_size}"
 
 
-def _place(identity: str) -> Path:
+def _cache_file(identity: str) -> Path:
     name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
     return cache_root() / "digests" / name[:2] / name
 
 
-def _kept(identity: str) -> str | None:
+def _read_cached(identity: str) -> str | None:
     try:
-        value = _place(identity).read_text()
+        value = _cache_file(identity).read_text()
     except (OSError, UnicodeDecodeError):
         return None
     return value if value.startswith("sha256:") and len(value) == 71 else None
@@ -131,7 +126,7 @@ def _hash_file(path: Path, advance: Advance) -> str:
 def _hash_tensors(path: Path, advance: Advance) -> str:
     total = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        for tensor in tensors(path):
+        for tensor in read_tensors(path):
             total.update(json.dumps([tensor.name, tensor.dtype, tensor.shape, tensor.size]).encode())
             file.seek(tensor.offset)
             left = tensor.size
@@ -148,7 +143,7 @@ def _hash_tensors(path: Path, advance: Advance) -> str:
 def _hash_weights(path: Path, advance: Advance) -> str:
     """Digest of the tensors; of the bytes when the header is damaged, so that two digests can be shown."""
     try:
-        tensors(path)
+        read_tensors(path)
     except SourceError:
         return _hash_file(path, advance)
     return _hash_tensors(path, advance)
@@ -166,11 +161,11 @@ def _hash_json(path: Path, advance: Advance) -> str:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; ValueError for a key that stands twice, because readers differ on which one counts."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         raise ValueError("a key twice")
-    return found
+    return value
 
 
-def _ignore(count: int) -> None:
+def _no_advance(count: int) -> None:
     """Progress that nobody sees."""

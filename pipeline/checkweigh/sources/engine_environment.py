@@ -25,7 +25,7 @@ ASKING_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packages:
+class EnginePackages:
     """The engine's version, a digest of all packages beside it, and where they are."""
 
     version: str
@@ -36,11 +36,11 @@ class Packages:
     image: str | None = None
 
 
-def packages_of(path: Path, engine: Engine) -> Packages | None:
-    """Of the environment that the manifest at ``path`` names; None when it names none.
+def packages_of(path: Path, engine: Engine) -> EnginePackages | None:
+    """The packages of the environment that the manifest at ``path`` names; None when it names none.
 
-    A lock is read; whether it is installed is asked when the engine starts. An interpreter is run once to list its
-    distributions. SourceError, BadDocument: there is nothing of the kind.
+    A lock is read; whether it is installed is checked when the engine starts. An interpreter is run once to list its
+    distributions. Raises BadDocument for a lock that is not one, SourceError for an interpreter without the engine.
     """
     if engine.environment is None:
         return None
@@ -48,21 +48,25 @@ def packages_of(path: Path, engine: Engine) -> Packages | None:
         file = path.parent / engine.environment.lock
         lock = read_engine_lock(file)
         versions = {name: version for name, (version, _) in lock.packages.items()}
-        return Packages(version=lock.version, digest=lock.digest, computing=_computing(versions), lock=file)
+        return EnginePackages(
+            version=lock.version, digest=lock.digest, computing=_computing(versions), lock=file
+        )
     if (image := engine.environment.image) is not None:  # its digest says all; its version, the server itself
-        return Packages(version=engine.version, digest=canonical.digest(image), computing={}, image=image)
+        return EnginePackages(
+            version=engine.version, digest=canonical.digest(image), computing={}, image=image
+        )
     assert engine.environment.interpreter is not None
     python = (
         path.parent / engine.environment.interpreter
     )  # not resolved: a virtual environment is where its link is
-    found = _distributions(python)
-    names = [name for name in DISTRIBUTIONS if name in found]
+    versions = _distributions(python)
+    names = [name for name in DISTRIBUTIONS if name in versions]
     if not names:
         raise SourceError(
             f"{python}: expected an environment with {' or '.join(DISTRIBUTIONS)}, found neither"
         )
-    return Packages(
-        version=found[names[0]].partition("+")[0], digest=canonical.digest(found), computing=_computing(found),
+    return EnginePackages(
+        version=versions[names[0]].partition("+")[0], digest=canonical.digest(versions), computing=_computing(versions),
         python=python,
     )  # fmt: skip
 
@@ -77,7 +81,7 @@ def _distributions(python: Path) -> dict[str, str]:
             [python, "-I", "-c", LIST], capture_output=True, text=True, timeout=ASKING_S, check=True,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        found = json.loads(done.stdout)
+        versions = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise SourceError(f"{python}: expected a Python that lists its packages ({error})") from error
-    return {str(name): str(version) for name, version in found.items()}
+    return {str(name): str(version) for name, version in versions.items()}

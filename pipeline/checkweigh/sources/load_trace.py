@@ -18,7 +18,7 @@ MOST_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TraceRequest:
     """One request: seconds since the first one, tokens of its prompt and of its reply."""
 
     at: float
@@ -26,25 +26,25 @@ class Row:
     output_tokens: int
 
 
-def read_trace(path: Path) -> tuple[Row, ...]:
+def read_trace(path: Path) -> tuple[TraceRequest, ...]:
     """All requests, in order. Raises BadDocument with the lines that cannot be read or run backwards in time."""
     data = read_bytes(path, "a trace of requests", MAX_BYTES)
     lines = csv.reader(io.StringIO(data.decode("utf-8", "replace")))
     header = tuple(next(lines, ()))
     if header != COLUMNS:
         raise BadDocument([_problem(path, 1, ",".join(COLUMNS), ",".join(header) or "nothing")])
-    rows: list[Row] = []
+    rows: list[TraceRequest] = []
     problems: list[Problem] = []
     start: datetime | None = None
     for number, fields in enumerate(lines, 2):
         try:
-            at, prompt, output = _read(fields)
+            at, prompt, output = _read_request(fields)
         except ValueError:
             wanted = "a time as in 2023-11-16 18:17:03.97 and two numbers of tokens above 0"
             problems.append(_problem(path, number, wanted, ",".join(fields)[:100]))
             continue
         start = start or at
-        row = Row((at - start).total_seconds(), prompt, output)
+        row = TraceRequest((at - start).total_seconds(), prompt, output)
         if rows and row.at < rows[-1].at:
             problems.append(_problem(path, number, "a time not before that of the line above", fields[0]))
         rows.append(row)
@@ -55,7 +55,7 @@ def read_trace(path: Path) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _read(fields: Sequence[str]) -> tuple[datetime, int, int]:
+def _read_request(fields: Sequence[str]) -> tuple[datetime, int, int]:
     """Time, prompt tokens, reply tokens. ``fromisoformat`` wants at most six digits after the point."""
     time, prompt, output = fields
     whole, _, fraction = time.partition(".")

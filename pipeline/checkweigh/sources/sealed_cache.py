@@ -21,16 +21,16 @@ BUILD_WAIT_S = 1800
 SEAL = ".checkweigh-seal.json"
 
 
-def published(path: Path, build: Callable[[Path], None]) -> Path:
-    """The directory ``path``, made by ``build(temporary)`` unless a sound one is there.
+def build_sealed(path: Path, build: Callable[[Path], None]) -> Path:
+    """The directory ``path``, made by ``build(temporary)`` unless an intact one is there.
 
     One process builds, others wait. StoreError when the disk refuses; what ``build`` raises passes through,
     and then nothing was changed.
     """
-    if sound(path):
+    if is_intact(path):
         return path
     with lock(path.with_name(path.name + ".lock"), timeout_s=BUILD_WAIT_S, what=f"builds {path.name}"):
-        if sound(path):
+        if is_intact(path):
             return path
         try:
             _sweep(path)
@@ -47,8 +47,8 @@ def published(path: Path, build: Callable[[Path], None]) -> Path:
     return path
 
 
-def sound(path: Path) -> bool:
-    """Whether ``path`` is a published directory that still matches its seal."""
+def is_intact(path: Path) -> bool:
+    """Whether ``path`` is a sealed directory that still matches its seal."""
     try:
         seal = json.loads((path / SEAL).read_text())
         return bool(seal) and seal == _seal(path)
@@ -56,23 +56,23 @@ def sound(path: Path) -> bool:
         return False
 
 
-def damage(path: Path) -> list[tuple[Path, str, str]]:
-    """File, sealed digest and found digest, of everything that changed since ``path`` was published.
+def changed_files(path: Path) -> list[tuple[Path, str, str]]:
+    """File, sealed digest and present digest, of everything that changed since ``path`` was sealed.
 
-    Nothing for a directory that is not there, or that was never published whole.
+    Empty for a directory that is not there, or that was never sealed.
     """
     try:
         sealed = json.loads((path / SEAL).read_text())
-        found = _seal(path)
+        present = _seal(path)
     except (OSError, ValueError, SourceError):
         return []
     if not isinstance(sealed, dict):
         return []
     nothing = "no such file"
     return [
-        (path / name, str(sealed.get(name, nothing)), found.get(name, nothing))
-        for name in sorted(set(sealed) | set(found))
-        if sealed.get(name) != found.get(name)
+        (path / name, str(sealed.get(name, nothing)), present.get(name, nothing))
+        for name in sorted(set(sealed) | set(present))
+        if sealed.get(name) != present.get(name)
     ]
 
 

@@ -10,7 +10,7 @@ from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.metrics import METRICS
 
 
-def changes(baseline: Manifest, candidate: Manifest) -> tuple[Change, ...]:
+def declared_changes(baseline: Manifest, candidate: Manifest) -> tuple[Change, ...]:
     """Every declared value that differs, by dotted path."""
     first, second = dict(_leaves(baseline.declared(), "")), dict(_leaves(candidate.declared(), ""))
     paths = sorted(set(first) | set(second))
@@ -21,23 +21,23 @@ def changes(baseline: Manifest, candidate: Manifest) -> tuple[Change, ...]:
     )
 
 
-def undeclared(
+def undeclared_differences(
     baseline: Manifest, baseline_pins: Pins, candidate: Manifest, candidate_pins: Pins
 ) -> list[str]:
-    """Pins that differ although everything that could explain it is declared alike in both manifests."""
+    """Pins that differ although both manifests declare the same for everything that could explain it."""
     first, second = _explanations(baseline), _explanations(candidate)
-    one, other = dict(_pins(baseline_pins)), dict(_pins(candidate_pins))
-    found = []
-    for pin in sorted(set(one) | set(other)):
+    baseline_values, candidate_values = dict(_pins(baseline_pins)), dict(_pins(candidate_pins))
+    differences = []
+    for pin in sorted(set(baseline_values) | set(candidate_values)):
         section, _, _ = pin.partition(" ")
-        if one.get(pin) != other.get(pin) and first[section] == second[section]:
-            values = " and ".join(_digest(pins.get(pin)) for pins in (one, other))
+        if baseline_values.get(pin) != candidate_values.get(pin) and first[section] == second[section]:
+            values = " and ".join(_digest(pins.get(pin)) for pins in (baseline_values, candidate_values))
             declared = " and ".join(first[section])
-            found.append(f"{pin}: {values}, though {declared} is declared alike in both manifests")
-    return found
+            differences.append(f"{pin}: {values}, though {declared} is declared alike in both manifests")
+    return differences
 
 
-def comparable(baseline: Pins, candidate: Pins) -> dict[str, str]:
+def comparable_metrics(baseline: Pins, candidate: Pins) -> dict[str, str]:
     """Metric -> "yes", or why two arms with these pins cannot be compared on it."""
     answers = dict.fromkeys(METRICS, "yes")
     if baseline.vocabulary != candidate.vocabulary:

@@ -23,7 +23,7 @@ import psutil
 
 from checkweigh.engines.host_memory import GIB, available
 from checkweigh.errors import CheckweighError, ExitCode, ScorerError
-from checkweigh.scorers.sandbox import Limits, Sandbox
+from checkweigh.scorers.sandbox import Sandbox, SandboxLimits
 from checkweigh.sinks.mlflow_target import resolve_target, scrub
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import read_pinned
@@ -182,7 +182,7 @@ def _disk() -> Iterator[Finding]:
 
 def _sandbox() -> Iterator[Finding]:
     try:
-        run = Sandbox(Limits()).run("assert 1 + 1 == 2")
+        run = Sandbox(SandboxLimits()).run("assert 1 + 1 == 2")
     except ScorerError as error:
         yield Finding(
             "sandbox", "note", str(error), "sets scored by code_execution end with exit code 4 here"

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from checkweigh.decision.evalset_audit import Finding, smallest_margin, vet
+from checkweigh.decision.evalset_audit import AuditFinding, audit_items, smallest_margin
 from checkweigh.errors import BadInput, ExitCode, Problem
 from checkweigh.progress import Progress
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.evalsets.load_evalset import Draft, complete, draft
+from checkweigh.sources.evalsets.load_evalset import InspectedEvalSet, inspect_evalset, with_counts
 from checkweigh.sources.pin import verify
 from checkweigh.store import Store
 
@@ -32,7 +32,7 @@ class Checked:
     clusters: int
     strata: dict[str, int]
     margin: float | None
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
     def exit_code(self) -> ExitCode:
@@ -56,7 +56,7 @@ class Checked:
         return "\n".join(lines)
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: AuditFinding) -> str:
     ids = ", ".join(finding.items[:SHOWN_IDS]) + (", ..." if len(finding.items) > SHOWN_IDS else "")
     return f"{finding.severity}: {finding.text}" + (f" [{ids}]" if ids else "")
 
@@ -65,34 +65,34 @@ def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Ch
     """Steps: 1. read card and data, every problem kept; 2. the doubtful, with the baseline's scores where there are
     any: those stored for the manifest ``baseline``, else those the card states. BadInput when there is nothing to
     look at: no sound card, no data, a baseline that is not what is pinned."""
-    found = draft(folder, progress)
+    found = inspect_evalset(folder, progress)
     errors = [_error(problem) for problem in found.problems]
     try:
         item_scorer(EvalSet(card=found.card, items=found.items, folder=str(folder)))
     except BadInput as error:
-        errors.append(Finding(severity="error", rule="scorer", text=str(error)))
+        errors.append(AuditFinding(severity="error", rule="scorer", text=str(error)))
     scores, notes = _scores(found, baseline, progress)
     items = found.items
     sized = items if items and not isinstance(items[0], Text) else ()
-    card = complete(found.card, items) if items else found.card
+    card = with_counts(found.card, items) if items else found.card
     return Checked(
         name=card.name, digest=found.digest, pinned=found.digest == found.card.digest, items=len(items),
         clusters=len({item.cluster for item in items}), strata=dict(card.strata or {}) if items else {},
         margin=smallest_margin(sized) if sized else None,
-        findings=(*errors, *vet(items, scores, card.scorer.name), *notes),
+        findings=(*errors, *audit_items(items, scores, card.scorer.name), *notes),
     )  # fmt: skip
 
 
-def _error(problem: Problem) -> Finding:
+def _error(problem: Problem) -> AuditFinding:
     rule = {"digest": "digest", "id": "duplicates"}.get(problem.path, "unsound")
     if problem.expected == "items that are all different":
         rule = "duplicates"
-    return Finding(severity="error", rule=rule, text=str(problem))
+    return AuditFinding(severity="error", rule=rule, text=str(problem))
 
 
 def _scores(
-    found: Draft, baseline: Path | None, progress: Progress
-) -> tuple[dict[str, float], tuple[Finding, ...]]:
+    found: InspectedEvalSet, baseline: Path | None, progress: Progress
+) -> tuple[dict[str, float], tuple[AuditFinding, ...]]:
     """Mean scores by stratum ('' for the whole set), and what is to be said about where they are from."""
     if found.card.kind == "text":
         return {}, ()
@@ -102,17 +102,19 @@ def _scores(
             return {}, ()
         return {"": stated.metrics["score"], **stated.by_stratum}, ()
     pins = verify(baseline, progress).pins.record_digest()
-    card = complete(found.card, found.items)
+    card = with_counts(found.card, found.items)
     records = Store(cache_root() / "store").find_executions(
         pins=pins, evalset=card.digest, scorer=card.scorer
     )
     if not records:
         text = f"{baseline.stem} has not been measured on this set yet: nothing is known of floor and ceiling"
-        return {}, (Finding(severity="note", rule="not_measured", text=text),)
+        return {}, (AuditFinding(severity="note", rule="not_measured", text=text),)
     return _means(records[0], found.items)
 
 
-def _means(record: MeasurementSet, items: tuple[Item, ...]) -> tuple[dict[str, float], tuple[Finding, ...]]:
+def _means(
+    record: MeasurementSet, items: tuple[Item, ...]
+) -> tuple[dict[str, float], tuple[AuditFinding, ...]]:
     stratum_of = {item.id: item.stratum for item in items}
     values: dict[str, list[float]] = defaultdict(list)
     failed = []
@@ -123,8 +125,8 @@ def _means(record: MeasurementSet, items: tuple[Item, ...]) -> tuple[dict[str, f
             values[stratum_of[observation.item]].append(outcome.values["score"])
         else:
             failed.append(observation.item)
-    notes: tuple[Finding, ...] = ()
+    notes: tuple[AuditFinding, ...] = ()
     if failed:
         text = f"the baseline failed on {len(failed)} of {len(record.observations)} items"
-        notes = (Finding(severity="warning", rule="failed_items", text=text, items=tuple(failed)),)
+        notes = (AuditFinding(severity="warning", rule="failed_items", text=text, items=tuple(failed)),)
     return {name: sum(scores) / len(scores) for name, scores in values.items()}, notes

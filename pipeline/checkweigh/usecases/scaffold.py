@@ -28,7 +28,7 @@ from checkweigh.records.manifest import Manifest, Model
 from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse
 from checkweigh.sources.model.model_directory import (
-    read_object,
+    read_json_object,
     refuse_auto_map,
     template_file,
     template_text,
@@ -169,7 +169,7 @@ def _find(model: str, root: Path, progress: Progress) -> _Found:
         raise SourceError(f"{model}: expected a model directory, found the file {folder.name}")
     weight_files(folder, Model(source=source))
     refuse_auto_map(folder, Model(source=source))
-    config = read_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     text = config.get("text_config") or config
     dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or DTYPES[0])
     longest = text.get("max_position_embeddings")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from checkweigh import canonical
 from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest, Prompts
-from checkweigh.sources.undeclared import changes
+from checkweigh.sources.undeclared import declared_changes
 
 Path = tuple[str | int, ...]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -135,7 +135,7 @@ def test_every_declared_leaf_is_part_of_the_digest(path: Path) -> None:
         at = at[part]
     changed = with_values(TOGETHER.get(path, {path: other(at)}))
     assert digest(changed) != digest(FULL)
-    assert changes(read(FULL), read(changed))
+    assert declared_changes(read(FULL), read(changed))
 
 
 def speculating(**changes: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def test_every_part_of_speculation_is_part_of_the_digest() -> None:
         del document["engine"]["speculative"]["model"]
         documents.append(document)
     assert len({digest(document) for document in documents}) == len(documents)
-    shown = {change.path for change in changes(read(documents[3]), read(documents[4]))}
+    shown = {change.path for change in declared_changes(read(documents[3]), read(documents[4]))}
     assert shown == {"engine.speculative.max_ngram"}
     later = {"speculative", "environment", "env", "args", "endpoint"}
     assert not later & set(read(FULL).declared()["engine"]), "locks from before them stay current"
@@ -269,7 +269,7 @@ def test_every_section_can_be_left_out_but_counts() -> None:
 def test_name_comment_and_intents_are_not(name: str, comment: str, intends: list[str]) -> None:
     document = FULL | {"name": name, "comment": comment, "intends": intends}
     assert digest(document) == digest(FULL)
-    assert changes(read(FULL), read(document)) == ()
+    assert declared_changes(read(FULL), read(document)) == ()
 
 
 VALUES = st.recursive(

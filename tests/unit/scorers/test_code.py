@@ -7,8 +7,8 @@ from tests.conftest import missing
 
 from checkweigh.errors import ScorerError
 from checkweigh.records.evalset import Generation
-from checkweigh.scorers.code import CodeExecution, code_of, program
-from checkweigh.scorers.sandbox import Limits
+from checkweigh.scorers.code import CodeExecution, compose_program, extract_code
+from checkweigh.scorers.sandbox import SandboxLimits
 from checkweigh.sources.evalsets.dataset_recipes import human_eval
 
 ROW = {
@@ -26,7 +26,7 @@ RIGHT = "def rise(xs: List[int]) -> List[int]:\n    return [helper(x) for x in x
 @pytest.fixture(scope="module")
 def score() -> CodeExecution:
     try:
-        return CodeExecution(Limits(cpu_s=1, wall_s=3))
+        return CodeExecution(SandboxLimits(cpu_s=1, wall_s=3))
     except ScorerError as error:
         missing(f"a sandbox ({error})")
         raise
@@ -43,7 +43,7 @@ def score() -> CodeExecution:
     ],
 )
 def test_the_code_of_a_reply(reply: str, code: str) -> None:
-    assert code_of(reply) == code
+    assert extract_code(reply) == code
 
 
 @pytest.mark.parametrize(
@@ -71,5 +71,5 @@ def test_every_test_must_pass(score: CodeExecution) -> None:
 
 
 def test_the_program_has_the_prompts_own_code_first() -> None:
-    made = program(ITEM, f"```python\n{RIGHT}\n```", ITEM.references[0])
+    made = compose_program(ITEM, f"```python\n{RIGHT}\n```", ITEM.references[0])
     assert made.index("from typing") < made.index("return [helper") < made.index("check(rise)")

@@ -13,9 +13,9 @@ import pytest
 from tests.conftest import missing
 
 from checkweigh.errors import ScorerError
-from checkweigh.scorers.sandbox import OUTPUT, Limits, Run, Sandbox
+from checkweigh.scorers.sandbox import OUTPUT, ProgramResult, Sandbox, SandboxLimits
 
-SHORT = Limits(cpu_s=1, wall_s=3)
+SHORT = SandboxLimits(cpu_s=1, wall_s=3)
 FORKS = """
 import os, time
 made = 0
@@ -72,7 +72,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
-def escaped(sandbox: Sandbox, program: str) -> Run:
+def escaped(sandbox: Sandbox, program: str) -> ProgramResult:
     """What became of a program that leaves neither processes nor files behind."""
     run = sandbox.run(program)
     left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
@@ -83,7 +83,7 @@ def escaped(sandbox: Sandbox, program: str) -> Run:
 
 def test_a_sound_program_passes(sandbox: Sandbox) -> None:
     run = sandbox.run("import math, re, collections\nopen('file', 'w').write('x')\nassert math.sqrt(4) == 2")
-    assert run == Run(passed=True, timed_out=False, output="")
+    assert run == ProgramResult(passed=True, timed_out=False, output="")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_program_that_does_not_come_to_its_end_fails(sandbox: Sandbox, program
 
 
 def test_an_endless_loop_is_ended(sandbox: Sandbox) -> None:
-    assert escaped(sandbox, "while True: pass") == Run(
+    assert escaped(sandbox, "while True: pass") == ProgramResult(
         passed=False, timed_out=False, output=sandbox.run("while True: pass").output
     )
 

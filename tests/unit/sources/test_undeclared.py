@@ -15,9 +15,9 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.sources.undeclared import (
     _explanations,
-    changes,
-    comparable,
-    undeclared,
+    comparable_metrics,
+    declared_changes,
+    undeclared_differences,
 )
 
 Make = Callable[..., Resolved]
@@ -31,15 +31,15 @@ def make(write_manifest: WriteManifest) -> Make:
 
 
 def drift(one: Resolved, other: Resolved, pins: Pins | None = None) -> list[str]:
-    return undeclared(one.manifest, one.pins, other.manifest, pins or other.pins)
+    return undeclared_differences(one.manifest, one.pins, other.manifest, pins or other.pins)
 
 
 def test_nothing(make: Make) -> None:
     one, other = make("one"), make("other", comment="another", intends=["longer"])
-    assert changes(one.manifest, other.manifest) == ()
+    assert declared_changes(one.manifest, other.manifest) == ()
     assert drift(one, other) == []
-    assert set(comparable(one.pins, other.pins)) == set(METRICS)
-    assert set(comparable(one.pins, other.pins).values()) == {"yes"}
+    assert set(comparable_metrics(one.pins, other.pins)) == set(METRICS)
+    assert set(comparable_metrics(one.pins, other.pins).values()) == {"yes"}
 
 
 def test_declared_changes_are_shown_and_are_no_drift(make: Make) -> None:
@@ -52,7 +52,8 @@ def test_declared_changes_are_shown_and_are_no_drift(make: Make) -> None:
         options={"bias": 1.5},
     )
     shown = {
-        change.path: (change.baseline, change.candidate) for change in changes(one.manifest, other.manifest)
+        change.path: (change.baseline, change.candidate)
+        for change in declared_changes(one.manifest, other.manifest)
     }
     assert shown == {
         "prompts.system": ("null", "Be brief."),
@@ -69,7 +70,7 @@ def test_declared_changes_are_shown_and_are_no_drift(make: Make) -> None:
 
 
 def test_a_long_value_is_cut(make: Make) -> None:
-    (change,) = changes(make("one").manifest, make("other", prompts={"system": "x" * 500}).manifest)
+    (change,) = declared_changes(make("one").manifest, make("other", prompts={"system": "x" * 500}).manifest)
     assert len(change.candidate) == 200
 
 
@@ -150,7 +151,7 @@ def test_the_same_path_in_two_folders_is_drift(
 
 def test_another_vocabulary(make: Make) -> None:
     pins = make("one").pins
-    answers = comparable(pins, pins.model_copy(update={"vocabulary": OTHER}))
+    answers = comparable_metrics(pins, pins.model_copy(update={"vocabulary": OTHER}))
     assert {metric for metric, answer in answers.items() if answer != "yes"} == {
         "log_perplexity", "kl", "log_length", "tpot",
     }  # fmt: skip

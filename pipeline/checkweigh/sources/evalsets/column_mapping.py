@@ -1,4 +1,4 @@
-"""A row of somebody's data -> a row of ours, by the card's ``columns``. Pure.
+"""A row of the user's data -> a row in our own fields, by the card's ``columns``. Pure.
 
 Nothing is guessed: a cell that is null, of another type, or ambiguous is a problem, never a default.
 """
@@ -12,24 +12,24 @@ from typing import Any
 from checkweigh import canonical
 from checkweigh.records.columns import Columns
 from checkweigh.records.evalset import Card
+from checkweigh.sources.evalsets.row_readers import DataRow
 
-Row = dict[str, Any]
-Fault = tuple[str, str, str]  # column, expected, found
+ColumnFault = tuple[str, str, str]  # column, expected, found
 DEFAULT_CHECK = "phrase"
 
 
-class _Bad(Exception):
+class _BadCell(Exception):
     def __init__(self, expected: str, found: str) -> None:
         self.expected = expected
         self.found = found
 
 
-def adapt(card: Card, number: int, row: Row) -> tuple[Row, list[Fault]]:
-    """Our row, and what is wrong with theirs; ``number`` names a row without an id."""
+def map_columns(card: Card, number: int, row: DataRow) -> tuple[DataRow, list[ColumnFault]]:
+    """The row in our own fields, and every fault of its cells. ``number`` names a row without an id."""
     assert card.columns is not None
     columns = card.columns
-    ours: Row = {}
-    faults: list[Fault] = []
+    ours: DataRow = {}
+    faults: list[ColumnFault] = []
 
     def take(field: str, read: Callable[[Any], Any]) -> None:
         column = getattr(columns, field)
@@ -38,9 +38,9 @@ def adapt(card: Card, number: int, row: Row) -> tuple[Row, list[Fault]]:
         try:
             cell = row.get(column)
             if cell is None:
-                raise _Bad("a value", "null" if column in row else "nothing")
+                raise _BadCell("a value", "null" if column in row else "nothing")
             ours[field] = read(cell)
-        except _Bad as bad:
+        except _BadCell as bad:
             faults.append((column, bad.expected, bad.found))
 
     for field in ("id", "cluster", "stratum"):
@@ -52,10 +52,10 @@ def adapt(card: Card, number: int, row: Row) -> tuple[Row, list[Fault]]:
     take("answer", lambda cell: _answer(cell, ours.get("choices", [])))
     take("references", _references)
     take("check", _mapping)
-    return _finished(card, columns, number, ours), faults
+    return _with_defaults(card, columns, number, ours), faults
 
 
-def _finished(card: Card, columns: Columns, number: int, ours: Row) -> Row:
+def _with_defaults(card: Card, columns: Columns, number: int, ours: DataRow) -> DataRow:
     """With the defaults for what no column was named for, and in the shape of our own files."""
     if columns.id is None:
         ours["id"] = f"row-{number:06d}"
@@ -78,51 +78,51 @@ def _label(cell: Any) -> str:
 
 def _text(cell: Any, wanted: str = "text") -> str:
     if not isinstance(cell, str):
-        raise _Bad(wanted, _shown(cell))
+        raise _BadCell(wanted, _shown(cell))
     if not cell.strip():
-        raise _Bad(f"{wanted} that is not blank", _shown(cell))
+        raise _BadCell(f"{wanted} that is not blank", _shown(cell))
     return cell
 
 
 def _texts(cell: Any) -> list[str]:
     if not isinstance(cell, list):
-        raise _Bad("a list of texts", _shown(cell))
+        raise _BadCell("a list of texts", _shown(cell))
     return [_text(part, "a list of texts") for part in cell]
 
 
-def _messages(cell: Any) -> list[Row]:
+def _messages(cell: Any) -> list[DataRow]:
     """Turns without the nulls that a Parquet struct has for keys that a turn lacks; the record checks the rest."""
     if not isinstance(cell, list) or not all(isinstance(turn, dict) for turn in cell):
-        raise _Bad("a list of {role, content}", _shown(cell))
+        raise _BadCell("a list of {role, content}", _shown(cell))
     return [_plain({key: value for key, value in turn.items() if value is not None}) for turn in cell]
 
 
-def _mapping(cell: Any) -> Row:
+def _mapping(cell: Any) -> DataRow:
     if not isinstance(cell, dict):
-        raise _Bad("a mapping {kind, values, pattern}", _shown(cell))
+        raise _BadCell("a mapping {kind, values, pattern}", _shown(cell))
     return _plain({key: value for key, value in cell.items() if value is not None})
 
 
-def _plain(value: Row) -> Row:
+def _plain(value: DataRow) -> DataRow:
     try:
         canonical.dumps(value)
     except (ValueError, TypeError) as error:
-        raise _Bad("plain JSON", str(error)) from None
+        raise _BadCell("plain JSON", str(error)) from None
     return value
 
 
 def _references(cell: Any) -> list[str]:
     """One right reply or several; a number counts as its shortest text."""
-    found = []
+    references = []
     for part in cell if isinstance(cell, list) else [cell]:
         if isinstance(part, bool) or not isinstance(part, str | int | float):
-            raise _Bad("text, a number, or a list of them", _shown(part))
+            raise _BadCell("text, a number, or a list of them", _shown(part))
         if isinstance(part, float) and not math.isfinite(part):
-            raise _Bad("a finite number", _shown(part))
-        found.append(_text(part) if isinstance(part, str) else canonical.dumps(part))
-    if not found:
-        raise _Bad("at least one reference", _shown(cell))
-    return found
+            raise _BadCell("a finite number", _shown(part))
+        references.append(_text(part) if isinstance(part, str) else canonical.dumps(part))
+    if not references:
+        raise _BadCell("at least one reference", _shown(cell))
+    return references
 
 
 def _answer(cell: Any, choices: list[str]) -> int:
@@ -130,13 +130,15 @@ def _answer(cell: Any, choices: list[str]) -> int:
     if isinstance(cell, int) and not isinstance(cell, bool):
         return cell
     if not isinstance(cell, str):
-        raise _Bad("an index into the choices, or one of them", _shown(cell))
+        raise _BadCell("an index into the choices, or one of them", _shown(cell))
     places = {index for index, choice in enumerate(choices) if choice == cell}
     if cell.isascii() and cell.isdecimal() and int(cell) < len(choices):
         places.add(int(cell))
     if len(places) != 1:
         count = "none" if not places else "more than one"
-        raise _Bad("an index into the choices, or one of them", f"{_shown(cell)}, which is {count} of them")
+        raise _BadCell(
+            "an index into the choices, or one of them", f"{_shown(cell)}, which is {count} of them"
+        )
     return places.pop()
 
 

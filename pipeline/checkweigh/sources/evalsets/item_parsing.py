@@ -17,12 +17,12 @@ from checkweigh.records.yaml.document import explain
 from checkweigh.scoring.replies import CHECKS, score_reply
 from checkweigh.scoring.standard import STANDARD, score_against
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.evalsets.row_readers import json_lines, present, problem
+from checkweigh.sources.evalsets.row_readers import data_problem, json_lines, without_nulls
 
-Parsed = tuple[tuple[Item, ...], list[Problem]]
+ItemsAndProblems = tuple[tuple[Item, ...], list[Problem]]
 
 
-def own_items(card: Card, source: Path) -> Parsed:
+def own_items(card: Card, source: Path) -> ItemsAndProblems:
     """The items as ``datasets`` reads them, which must be what the file's JSON says, line by line."""
     lines = json_lines(source)
     expected, problems = parse_items(card, source, lines)
@@ -39,7 +39,7 @@ def own_items(card: Card, source: Path) -> Parsed:
         if not problems and len(rows) == len(lines) and items == expected:
             return items, []
     of = f"the {len(lines)} rows of the file"
-    return (), [problem(source, None, "", of, "other rows when read by datasets")]
+    return (), [data_problem(source, None, "", of, "other rows when read by datasets")]
 
 
 def _load(card: Card, source: Path, fresh: bool) -> list[Any]:
@@ -57,12 +57,12 @@ def _load(card: Card, source: Path, fresh: bool) -> list[Any]:
             cache_dir=str(cache_root() / "datasets" / canonical.short(card.digest)),
             download_mode="force_redownload" if fresh else None,
         )  # fmt: skip
-        return [present(row) for row in loaded]
+        return [without_nulls(row) for row in loaded]
     except (datasets.exceptions.DatasetsError, ValueError, OSError, TypeError) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         if disk_full(error):
             raise StoreError(f"{cache_root() / 'datasets'}: cannot be written ({reason})") from error
-        raise BadDocument([problem(source, None, "", "rows that datasets can read", reason)]) from error
+        raise BadDocument([data_problem(source, None, "", "rows that datasets can read", reason)]) from error
     finally:
         if not hidden:
             datasets.enable_progress_bars()
@@ -83,8 +83,8 @@ def _features(kind: Kind) -> Any:
     return Features(columns | {"check": check, "references": List(text)})
 
 
-def parse_items(card: Card, source: Path | str, rows: Iterable[tuple[int, Any]]) -> Parsed:
-    """The rows that are sound items, and what is wrong with the others."""
+def parse_items(card: Card, source: Path | str, rows: Iterable[tuple[int, Any]]) -> ItemsAndProblems:
+    """The rows that are valid items, and every problem of the others."""
     items: list[Item] = []
     problems: list[Problem] = []
     first: dict[str, int] = {}
@@ -93,24 +93,24 @@ def parse_items(card: Card, source: Path | str, rows: Iterable[tuple[int, Any]])
         try:
             item = ITEM_OF[card.kind].model_validate_json(canonical.dumps(row))
         except ValueError as error:
-            problems += _explain(card.kind, source, line, row, error)
+            problems += _row_problems(card.kind, source, line, row, error)
             continue
-        if isinstance(item, Generation) and (fault := _fault(card, item)):
-            problems.append(problem(source, line, *fault))
+        if isinstance(item, Generation) and (fault := _scorer_fault(card, item)):
+            problems.append(data_problem(source, line, *fault))
         if item.id in first:
             seen = f"'{item.id}' again, first in line {first[item.id]}"
-            problems.append(problem(source, line, "id", "ids that are all different", seen))
+            problems.append(data_problem(source, line, "id", "ids that are all different", seen))
         first.setdefault(item.id, line)
         content = canonical.digest(item.model_dump(mode="json", exclude={"id", "cluster", "stratum"}))
         if content in same and first[item.id] == line:
             seen = f"the item of line {same[content]} again under another id"
-            problems.append(problem(source, line, "", "items that are all different", seen))
+            problems.append(data_problem(source, line, "", "items that are all different", seen))
         same.setdefault(content, line)
         items.append(item)
     return tuple(items), problems
 
 
-def _fault(card: Card, item: Generation) -> tuple[str, str, str] | None:
+def _scorer_fault(card: Card, item: Generation) -> tuple[str, str, str] | None:
     """What the card's scorer lacks to score any reply at all, such as a pattern that is no regular expression."""
     scorer, check = card.scorer.name, item.check
     if (check is None) == (scorer == "reply_check"):
@@ -131,7 +131,7 @@ def _fault(card: Card, item: Generation) -> tuple[str, str, str] | None:
     return None
 
 
-def _explain(kind: Kind, source: Path | str, line: int, row: Any, error: ValueError) -> list[Problem]:
+def _row_problems(kind: Kind, source: Path | str, line: int, row: Any, error: ValueError) -> list[Problem]:
     if not isinstance(error, ValidationError):
-        return [problem(source, line, "", "a plain JSON object", str(error))]
+        return [data_problem(source, line, "", "a plain JSON object", str(error))]
     return explain(ITEM_OF[kind], error, row, str(source), line)

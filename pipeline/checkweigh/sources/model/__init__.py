@@ -1,1 +1,1 @@
-"""What lies in a model directory, what is derived from it, how its template renders."""
+"""A model directory: its files, weights derived from a source, and how its chat template renders."""

@@ -19,27 +19,27 @@ from checkweigh.progress import Progress
 from checkweigh.records.manifest import Derive, Model
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
-from checkweigh.sources.sealed_cache import damage, published
+from checkweigh.sources.sealed_cache import build_sealed, changed_files
 
 TIMEOUT_S = 1800
 
 
-def served_dir(model: Model, found: Path, progress: Progress) -> Path:
+def served_directory(model: Model, source_path: Path, progress: Progress) -> Path:
     """The directory that is served: the source's own, or the one derived from it."""
     source, recipe = model.source, model.derive
-    if found.is_dir():
+    if source_path.is_dir():
         if recipe is not None:
             raise SourceError(f"{source}: expected a GGUF file for {recipe.recipe}, found a directory")
-        return found
-    if recipe is None or found.suffix != ".gguf":
+        return source_path
+    if recipe is None or source_path.suffix != ".gguf":
         raise SourceError(
             f"{source}: expected a model directory, or a .gguf file with model.derive, "
-            f"found the file {found.name}"
+            f"found the file {source_path.name}"
         )
-    return derived(found, file_digest(found), recipe, progress)
+    return derive_model(source_path, file_digest(source_path), recipe, progress)
 
 
-def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Path:
+def derive_model(source: Path, digest: str, recipe: Derive, progress: Progress) -> Path:
     """Directory of the derived model, made on first use. SourceError when the recipe fails."""
     name = f"{short(digest)}-{recipe.recipe}-v{recipe.version}"
 
@@ -61,15 +61,15 @@ def derived(source: Path, digest: str, recipe: Derive, progress: Progress) -> Pa
         progress(f"converting {source.name} (once)", 1, 1)
 
     target = cache_root() / "derived" / name
-    _refuse_damaged(target)
-    return published(target, build)
+    _refuse_changed(target)
+    return build_sealed(target, build)
 
 
-def _refuse_damaged(folder: Path) -> None:
+def _refuse_changed(folder: Path) -> None:
     """PinMismatch for derived files that were changed: nobody should think that they never were."""
     problems = [
         Problem(file=str(file), line=None, path="", expected=f"{sealed}, as it was made", found=found)
-        for file, sealed, found in damage(folder)
+        for file, sealed, found in changed_files(folder)
     ]
     if problems:
         hint = f"a damaged one (remove {folder}: it is made again)"
@@ -81,16 +81,16 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def refuse_holes(found: Mapping[str, Any]) -> None:
+def refuse_missing_tensors(loading_info: Mapping[str, Any]) -> None:
     """SystemExit for a file without all of its model's tensors, by transformers' loading info.
 
     transformers fills such a model with random numbers and a warning.
     """
     for kind in ("missing_keys", "mismatched_keys"):
-        if found[kind]:
-            first = min(map(str, found[kind]))
+        if loading_info[kind]:
+            first = min(map(str, loading_info[kind]))
             raise SystemExit(
-                f"{len(found[kind])} tensors of the model are not in the file ({kind}), such as {first}"
+                f"{len(loading_info[kind])} tensors of the model are not in the file ({kind}), such as {first}"
             )
 
 
@@ -103,10 +103,10 @@ def _gguf_to_safetensors(source: Path, folder: Path) -> None:
 
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True, trust_remote_code=False)
-    loaded, found = AutoModelForCausalLM.from_pretrained(
+    loaded, loading_info = AutoModelForCausalLM.from_pretrained(
         **where, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
     )
-    refuse_holes(found)
+    refuse_missing_tensors(loading_info)
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

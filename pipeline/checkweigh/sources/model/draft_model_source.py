@@ -9,7 +9,7 @@ from checkweigh.errors import SourceError
 from checkweigh.progress import Progress
 from checkweigh.records.manifest import DraftModel, Eagle3, Manifest
 from checkweigh.sources.digests import digest_all, small_digest
-from checkweigh.sources.model.derive import served_dir
+from checkweigh.sources.model.derive import served_directory
 from checkweigh.sources.model.model_directory import (
     check_shards,
     refuse_auto_map,
@@ -17,7 +17,7 @@ from checkweigh.sources.model.model_directory import (
     weight_files,
 )
 from checkweigh.sources.model.render import Renderer
-from checkweigh.sources.model.safetensors_header import tensors
+from checkweigh.sources.model.safetensors_header import read_tensors
 from checkweigh.sources.resolve import resolve
 
 
@@ -38,7 +38,7 @@ def find_draft(path: Path, manifest: Manifest, progress: Progress) -> DraftFiles
         return None
     own_tokens = not isinstance(manifest.engine.speculative, Eagle3)
     plain = model.as_model()
-    folder = served_dir(plain, resolve(model.source, path.parent, progress).path, progress)
+    folder = served_directory(plain, resolve(model.source, path.parent, progress).path, progress)
     weights = weight_files(folder, plain)
     for name in ("config.json", "tokenizer.json") if own_tokens else ("config.json",):
         if not (folder / name).is_file():
@@ -52,11 +52,11 @@ def draft_digests(files: DraftFiles | None, progress: Progress) -> dict[str, str
         return {}
     kind = "tensors" if files.model.derive is not None else "file"
     data = [path for path in files.weights if path.suffix != ".json"]
-    found = digest_all(data, kind, progress, "digests of the drafting model (MB)")
+    digests = digest_all(data, kind, progress, "digests of the drafting model (MB)")
     small = small_files(files.folder, files.folder) | {
         p.name: p for p in files.weights if p.suffix == ".json"
     }
-    return dict(sorted((found | {name: small_digest(path) for name, path in small.items()}).items()))
+    return dict(sorted((digests | {name: small_digest(path) for name, path in small.items()}).items()))
 
 
 def require_same_tokens(files: DraftFiles, template: str, vocabulary: str) -> None:
@@ -69,9 +69,10 @@ def require_same_tokens(files: DraftFiles, template: str, vocabulary: str) -> No
     check_shards(files.weights)
     for path in files.weights:
         if path.suffix == ".safetensors":
-            tensors(path)
-    found = Renderer(files.folder, template).vocabulary_digest
-    if found != vocabulary:
+            read_tensors(path)
+    drafting = Renderer(files.folder, template).vocabulary_digest
+    if drafting != vocabulary:
         raise SourceError(
-            f"{files.folder}: expected the model's own vocabulary ({vocabulary}) in the drafting model, found {found}"
+            f"{files.folder}: expected the model's own vocabulary ({vocabulary}) in the drafting model, "
+            f"found {drafting}"
         )

@@ -54,13 +54,13 @@ def refuse_code(folder: Path, model: Model) -> list[Path]:
 
 def refuse_auto_map(folder: Path, model: Model) -> None:
     """SourceError for a configuration that names code of its own, unless that is allowed."""
-    found = [
+    naming = [
         f"auto_map in {name}"
         for name in ("config.json", "tokenizer_config.json")
-        if (folder / name).is_file() and "auto_map" in read_object(folder / name)
+        if (folder / name).is_file() and "auto_map" in read_json_object(folder / name)
     ]
-    if found and not model.unsafe_remote_code:
-        raise _remote_code(folder, ", ".join(found))
+    if naming and not model.unsafe_remote_code:
+        raise _remote_code(folder, ", ".join(naming))
 
 
 def _remote_code(folder: Path, found: str) -> SourceError:
@@ -71,22 +71,22 @@ def _remote_code(folder: Path, found: str) -> SourceError:
 
 def small_files(tokenizer_dir: Path, model_dir: Path) -> dict[str, Path]:
     """Name -> file, of the tokenizer and of the model's configurations: they decide ids and defaults."""
-    found = {name: tokenizer_dir / name for name in TOKENIZERS}
-    found |= {name: model_dir / name for name in CONFIGURATIONS}
-    return {name: path for name, path in sorted(found.items()) if path.is_file()}
+    files = {name: tokenizer_dir / name for name in TOKENIZERS}
+    files |= {name: model_dir / name for name in CONFIGURATIONS}
+    return {name: path for name, path in sorted(files.items()) if path.is_file()}
 
 
 def template_file(folder: Path) -> Path:
     """Where a tokenizer directory keeps its chat template: in its own file, or in the configuration."""
-    own = folder / "chat_template.jinja"
-    return own if own.is_file() else folder / "tokenizer_config.json"
+    template = folder / "chat_template.jinja"
+    return template if template.is_file() else folder / "tokenizer_config.json"
 
 
 def template_text(path: Path) -> str:
     """The chat template in a Jinja file or a ``tokenizer_config.json``. SourceError when there is none."""
     if path.suffix != ".json":
         return read_text(path)
-    template = read_object(path).get("chat_template")
+    template = read_json_object(path).get("chat_template")
     if isinstance(template, list):  # several by name; engines use the one named default
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
@@ -107,7 +107,7 @@ def read_text(path: Path) -> str:
         raise SourceError(f"{path}: cannot be read as text ({error})") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object. SourceError when the file holds anything else."""
     try:
         value = json.loads(read_text(path))
@@ -122,7 +122,7 @@ def check_shards(weights: list[Path]) -> None:
     """SourceError for an index that names weights which are not there, or names them in no known way."""
     there = {path.name for path in weights}
     for index in (path for path in weights if path.suffix == ".json"):
-        shards = read_object(index).get("weight_map")
+        shards = read_json_object(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise SourceError(f"{index}: expected weight_map, tensor names and their files")
         gone = sorted(set(shards.values()) - there)
@@ -132,13 +132,13 @@ def check_shards(weights: list[Path]) -> None:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        found = sorted(folder.iterdir())
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise SourceError(f"{folder}: cannot be read ({error.strerror})") from error
-    broken = [path for path in found if path.is_symlink() and not path.exists()]
+    broken = [path for path in paths if path.is_symlink() and not path.exists()]
     if broken:
         raise SourceError(f"{folder}: expected files, found links to nothing: {_names(broken)}")
-    return [path for path in found if path.is_file()]
+    return [path for path in paths if path.is_file()]
 
 
 def _names(paths: list[Path]) -> str:

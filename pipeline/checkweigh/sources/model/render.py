@@ -1,6 +1,6 @@
 """The pinned rendering: messages -> token ids, with nothing but the tokenizer file and the chat template.
 
-Independent of any engine, so that an engine's own prompt ids can be held against it.
+Independent of any engine, so that an engine's own prompt ids can be compared with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from checkweigh import canonical
 from checkweigh.errors import SourceError
 from checkweigh.records.evalset import Message
-from checkweigh.sources.model.model_directory import read_object
+from checkweigh.sources.model.model_directory import read_json_object
 
 _TEMPLATE_FAILURES = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -51,7 +51,7 @@ class Renderer:
             raise SourceError(f"{tokenizer_dir / 'tokenizer.json'}: not a tokenizer ({error})") from error
         self._tokenizer.no_truncation()  # as transformers does: what the file says of it is for training
         self._tokenizer.no_padding()
-        config = _special_map(tokenizer_dir) | read_object(tokenizer_dir / "tokenizer_config.json")
+        config = _special_map(tokenizer_dir) | read_json_object(tokenizer_dir / "tokenizer_config.json")
         if config.get("split_special_tokens"):
             self._tokenizer.encode_special_tokens = True
         self._special = {name: _content(config[name]) for name in SPECIAL if config.get(name)}
@@ -64,10 +64,10 @@ class Renderer:
     def prefix_id(self) -> int:
         """The token before raw text: BOS, else EOS."""
         name = self._special.get("bos_token") or self._special.get("eos_token")
-        found = self._tokenizer.token_to_id(name) if name else None
-        if found is None:
+        token_id = self._tokenizer.token_to_id(name) if name else None
+        if token_id is None:
             raise SourceError("the tokenizer has neither a BOS nor an EOS token to put before raw text")
-        return int(found)
+        return int(token_id)
 
     @cached_property
     def vocabulary_digest(self) -> str:
@@ -110,7 +110,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def _special_map(folder: Path) -> dict[str, Any]:
     """Special tokens of an older tokenizer, whose configuration may leave them to a file of their own."""
     path = folder / "special_tokens_map.json"
-    return read_object(path) if path.is_file() else {}
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _content(token: Any) -> str:

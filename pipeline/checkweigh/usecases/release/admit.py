@@ -19,7 +19,7 @@ from checkweigh.records.manifest import Pins
 from checkweigh.records.policy import Policy
 from checkweigh.report.safe import one_line
 from checkweigh.sources.documents import read_policy
-from checkweigh.sources.pin import read_pinned, verify_bytes
+from checkweigh.sources.pin import read_pinned, verify_files
 
 MAX_AGE = timedelta(days=30)
 
@@ -114,7 +114,7 @@ def admit(
 def _verify_files(manifest: Path, progress: Progress) -> tuple[Path | None, tuple[str, ...]]:
     """The folder of the weights, or None and every difference between the files and the lock."""
     try:
-        folder, _ = verify_bytes(manifest, progress)
+        folder, _ = verify_files(manifest, progress)
     except PinMismatch as error:
         return None, tuple(str(problem) for problem in error.problems)
     return folder, ()

@@ -15,7 +15,7 @@ import yaml
 from checkweigh import canonical
 from checkweigh.errors import BadDocument, BadInput, PinMismatch
 from checkweigh.records.evalset import Choice, Generation, Text
-from checkweigh.sources.evalsets.load_evalset import find_evalset, load_evalset, roots
+from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset, load_evalset
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 Row = dict[str, Any]
@@ -291,7 +291,10 @@ def test_sets_stand_beside_the_policy_and_nowhere_else(
 ) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
-    assert roots(tmp_path / "gates" / "p.yaml") == (tmp_path / "gates" / "evalsets", tmp_path / "evalsets")
+    assert evalset_roots(tmp_path / "gates" / "p.yaml") == (
+        tmp_path / "gates" / "evalsets",
+        tmp_path / "evalsets",
+    )
 
 
 def test_other_items_at_the_same_place_and_time_are_read_anew(write: Write) -> None:

@@ -20,8 +20,8 @@ from checkweigh import canonical
 from checkweigh.errors import BadDocument, PinMismatch, SourceError
 from checkweigh.records.evalset import Choice, Generation, Text
 from checkweigh.sources.digests import file_digest
-from checkweigh.sources.evalsets.dataset_recipes import RECIPES, Recipe
-from checkweigh.sources.evalsets.load_evalset import draft, load_evalset
+from checkweigh.sources.evalsets.dataset_recipes import RECIPES, DatasetRecipe
+from checkweigh.sources.evalsets.load_evalset import inspect_evalset, load_evalset
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
 Row = dict[str, Any]
@@ -303,7 +303,7 @@ def test_a_draft_has_every_problem_and_what_is_sound(make: Make) -> None:
     folder = make(
         "d.jsonl", [*ASKED, {"question": None, "right": "x"}, ASKED[0]], digest="sha256:" + "0" * 64
     )
-    found = draft(folder)
+    found = inspect_evalset(folder)
     assert found.digest == file_digest(folder / "d.jsonl")
     assert [problem.path for problem in found.problems] == ["digest", "question", ""]
     assert [item.id for item in found.items][:4] == ["row-000001", "row-000002", "row-000003", "row-000004"]
@@ -348,7 +348,7 @@ def test_a_recipe_is_for_one_version_of_one_package(
         text = str(row["words"])[::-1]
         return {"id": text, "cluster": text, "stratum": "all", "text": text}
 
-    monkeypatch.setitem(RECIPES, "turned@1", Recipe("tinydata==1.0/d.jsonl", "text", turned))
+    monkeypatch.setitem(RECIPES, "turned@1", DatasetRecipe("tinydata==1.0/d.jsonl", "text", turned))
     lines = '{"words": "abc"}\n{"other": 1}\n'
     card = {
         "wheel": file_digest(wheel(index, {"d.jsonl": lines})), "digest": canonical.digest_bytes(lines.encode()),
@@ -357,7 +357,7 @@ def test_a_recipe_is_for_one_version_of_one_package(
     folder = make("unused.jsonl", b"", "text", source="package:tinydata==1.0/d.jsonl", **card)
     (fault,) = said(folder)
     assert fault.endswith("d.jsonl:2: expected a row that the recipe turned@1 knows, found KeyError: 'words'")
-    assert [item.id for item in draft(folder).items] == ["cba"]
+    assert [item.id for item in inspect_evalset(folder).items] == ["cba"]
     card["kind"] = "text"
     choice = {"kind": "choice", "scorer": {"name": "choice_probability", "version": 1}}
     for changed in ({"source": "package:tinydata==2.0/d.jsonl"}, choice):

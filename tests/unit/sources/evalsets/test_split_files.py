@@ -16,7 +16,7 @@ from checkweigh.canonical import short
 from checkweigh.errors import BadDocument, PinMismatch, SourceError
 from checkweigh.sources.digests import file_digest
 from checkweigh.sources.pin import pin, verify
-from checkweigh.sources.sealed_cache import published
+from checkweigh.sources.sealed_cache import build_sealed
 
 WHOLE = b"GGUF" + bytes(range(256)) * 40
 DIGEST = canonical.digest_bytes(WHOLE)
@@ -50,7 +50,7 @@ def piece(folder: Path, i: int, data: bytes) -> Path:
 @pytest.fixture
 def write(write_manifest: WriteManifest, checkweigh_home: Path, tiny_model_dir: Path) -> Write:
     """``write(0, 1, 2)`` -> an unpinned manifest of these pieces; the tiny model stands for what is derived."""
-    published(
+    build_sealed(
         checkweigh_home / "derived" / f"{short(DIGEST)}-gguf-to-safetensors-v1",
         lambda folder: shutil.copytree(tiny_model_dir, folder, dirs_exist_ok=True),
     )

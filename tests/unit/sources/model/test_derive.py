@@ -8,16 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.builders import tensor_digest
 from tests.conftest import WriteManifest
 
 from checkweigh.canonical import short
 from checkweigh.errors import PinMismatch, SourceError
+from checkweigh.progress import no_progress
 from checkweigh.records.manifest import Derive
-from checkweigh.sources.digests import file_digest, tensor_digest
+from checkweigh.sources.digests import file_digest
 from checkweigh.sources.model import derive
-from checkweigh.sources.model.derive import derived
-from checkweigh.sources.pin import quiet, verify
-from checkweigh.sources.sealed_cache import SEAL, published
+from checkweigh.sources.model.derive import derive_model
+from checkweigh.sources.pin import verify
+from checkweigh.sources.sealed_cache import SEAL, build_sealed
 
 RECIPE = Derive(recipe="gguf-to-safetensors")
 
@@ -33,7 +35,7 @@ def gguf(tmp_path: Path) -> Path:
 def made(gguf: Path, checkweigh_home: Path, tiny_model_dir: Path) -> Path:
     """The directory that the recipe would have made of ``gguf``: here the tiny model."""
     name = f"{short(file_digest(gguf))}-gguf-to-safetensors-v1"
-    return published(
+    return build_sealed(
         checkweigh_home / "derived" / name,
         lambda folder: shutil.copytree(tiny_model_dir, folder, dirs_exist_ok=True),
     )
@@ -99,7 +101,9 @@ def test_another_source_file(manifest: Path, made: Path, gguf: Path, tiny_model_
     pinned = verify(manifest).pins.source
     gguf.write_bytes(b"GGUF, others say")
     name = f"{short(file_digest(gguf))}-gguf-to-safetensors-v1"
-    published(made.parent / name, lambda folder: shutil.copytree(tiny_model_dir, folder, dirs_exist_ok=True))
+    build_sealed(
+        made.parent / name, lambda folder: shutil.copytree(tiny_model_dir, folder, dirs_exist_ok=True)
+    )
     assert said(manifest) == f"{gguf}: pins.source: expected {pinned}, found {file_digest(gguf)}"
 
 
@@ -107,12 +111,12 @@ def test_another_source_file(manifest: Path, made: Path, gguf: Path, tiny_model_
 def test_a_recipe_that_takes_too_long(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derive, "TIMEOUT_S", 0.05)
     with pytest.raises(SourceError, match=r"gguf-to-safetensors took more than 0\.05 s"):
-        derived(gguf, file_digest(gguf), RECIPE, quiet)
+        derive_model(gguf, file_digest(gguf), RECIPE, no_progress)
 
 
 def test_a_file_that_is_no_gguf(gguf: Path, checkweigh_home: Path) -> None:
     pytest.importorskip("transformers")
-    make: Callable[[], Path] = lambda: derived(gguf, file_digest(gguf), RECIPE, quiet)  # noqa: E731
+    make: Callable[[], Path] = lambda: derive_model(gguf, file_digest(gguf), RECIPE, no_progress)  # noqa: E731
     with pytest.raises(SourceError, match=r"model\.gguf: gguf-to-safetensors failed: .*"):
         make()
     assert [p for p in (checkweigh_home / "derived").iterdir() if p.is_dir()] == []
@@ -129,11 +133,11 @@ def test_a_file_without_all_tensors_is_not_filled_up(tiny_model_dir: Path, tmp_p
         _, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         return dict(found)
 
-    derive.refuse_holes(loading())
+    derive.refuse_missing_tensors(loading())
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         SystemExit, match=r"1 tensors of the model are not in the file .*layers\.1\.mlp\.up_proj"
     ):
-        derive.refuse_holes(loading())
+        derive.refuse_missing_tensors(loading())
