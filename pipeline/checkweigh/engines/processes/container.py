@@ -1,8 +1,8 @@
-"""A server inside a container image that is there already, by docker or podman: the command around its own.
+"""A server inside a container, by docker or podman: the command around the server's own.
 
-The image is named by digest and never pulled. It may see the model, the tokenizer and the chat template, read-only, and
-the variables of the manifest. Its port is published on loopback only. A container outlives its client, so that
-``ending`` is run when all is over.
+The image is named by digest, must be on this host already and is never pulled. The container sees the model, the
+tokenizer and the chat template, read-only, and the variables of the manifest. Its port is published on loopback only.
+A container outlives its client, so ``ending`` is run after the client's end.
 """
 
 from __future__ import annotations
@@ -19,26 +19,25 @@ from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import SourceError
 
 RUNTIMES = ("docker", "podman")
-ASKING_S = 30
+INSPECT_S = 30
 
 
 def runtime() -> str:
-    """Where docker is, else podman. SourceError: neither."""
+    """The path of docker, else of podman. SourceError: this host has neither."""
     for name in RUNTIMES:
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     raise SourceError(f"expected {' or '.join(RUNTIMES)} to run engine.environment.image, found neither")
 
 
 def require_image(image: str) -> str:
-    """The runtime that has the image. SourceError: it is not there."""
-    found = runtime()
-    done = _ask([found, "image", "inspect", image])
-    if done is None:
+    """The runtime that has the image. SourceError: it does not have it."""
+    path = runtime()
+    if _output([path, "image", "inspect", image]) is None:
         raise SourceError(
-            f"expected the image {image} on this host, found none: {Path(found).name} pull {image}"
+            f"expected the image {image} on this host, found none: {Path(path).name} pull {image}"
         )
-    return found
+    return path
 
 
 def around(
@@ -58,11 +57,11 @@ def around(
         word for variable in sorted(variables) for word in ("--env", variable)
     ]  # values stay off the command line
     devices = ["--gpus", "all"] if spec.manifest.engine.device == "cuda" else []
-    own = list(inner[1:])
-    own[own.index("--host") + 1] = "0.0.0.0"  # inside; outside only loopback reaches it
+    arguments = list(inner[1:])
+    arguments[arguments.index("--host") + 1] = "0.0.0.0"  # inside; outside only loopback reaches it
     return [
         runtime(), "run", "--rm", "--init", "--pull", "never", "--name", name, "--ipc", "host", *devices,
-        "--publish", f"127.0.0.1:{port}:{port}", *mounts, *passed, "--entrypoint", "python3", spec.image, *own,
+        "--publish", f"127.0.0.1:{port}:{port}", *mounts, *passed, "--entrypoint", "python3", spec.image, *arguments,
     ]  # fmt: skip
 
 
@@ -73,19 +72,19 @@ def ending(name: str) -> list[str]:
 
 def processes(name: str) -> list[psutil.Process]:
     """The container's processes as this host sees them."""
-    found = _ask([runtime(), "inspect", "--format", "{{json .State.Pid}}", name])
+    pid = _output([runtime(), "inspect", "--format", "{{json .State.Pid}}", name])
     try:
-        first = psutil.Process(int(json.loads(found or "0")))
+        first = psutil.Process(int(json.loads(pid or "0")))
         return [first, *first.children(recursive=True)]
     except (ValueError, psutil.Error):
         return []
 
 
-def _ask(command: list[str]) -> str | None:
-    """Its output; None when it fails."""
+def _output(command: list[str]) -> str | None:
+    """What a command prints; None when it fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=ASKING_S, check=True, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=INSPECT_S, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -20,7 +20,7 @@ METHODS = {"ngram": "ngram", "draft": "draft_model", "eagle3": "eagle3"}  # ours
 
 
 def command(spec: EngineSpec, python: Path, port: int, template: Path) -> list[str]:
-    """What starts the server. ``template``: a file with the pinned chat template."""
+    """The command that starts the server. ``template``: a file with the pinned chat template."""
     manifest = spec.manifest
     engine = manifest.engine
     return [
@@ -55,7 +55,7 @@ def unable(manifest: Manifest, abilities: Capabilities) -> list[Problem]:
 
 
 def variables(manifest: Manifest, key: str) -> dict[str, str]:
-    """The server's environment variables: those that are pinned, and what keeps it quiet, offline and ours."""
+    """The server's environment variables: the pinned ones, and those that keep it quiet, offline and behind our key."""
     return {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
@@ -125,10 +125,10 @@ def speculative_config(spec: EngineSpec) -> dict[str, Any] | None:
     setting = spec.manifest.engine.speculative
     if setting is None:
         return None
-    found: dict[str, Any] = {"num_speculative_tokens": setting.num_tokens}
+    config: dict[str, Any] = {"num_speculative_tokens": setting.num_tokens}
     if isinstance(setting, Ngram):
-        return found | {
+        return config | {
             "method": "ngram", "prompt_lookup_max": setting.max_ngram, "prompt_lookup_min": setting.min_ngram,
         }  # fmt: skip
     assert isinstance(setting, Draft | Eagle3)
-    return found | {"method": METHODS[setting.method], "model": str(spec.draft_dir)}
+    return config | {"method": METHODS[setting.method], "model": str(spec.draft_dir)}

@@ -1,10 +1,10 @@
-"""vLLM: a server of our own for each arm, started, held against its manifest, warmed up, asked and ended.
+"""The vLLM engine: a server of its own for each arm, started, compared with its manifest, warmed up, asked, ended.
 
-1. ``preflight``: its environment is there and can do what is set; then: the model fits into the host's memory.
+1. ``preflight``: its environment is there and can do what is set. The model must fit into the host's memory.
 2. Start on a free loopback port with a random key, and wait until it is healthy or dead.
-3. What it reports must be what the manifest says; the first difference of any kind refuses to compare.
+3. ``identify``: what it reports must be what the manifest says; any difference is refused.
 4. Warm up with prompts of several lengths: the first request of a kind compiles kernels for seconds.
-5. Every call runs with a deadline; a server that dies, hangs or answers something else is ended and named.
+5. Every call runs with a deadline. A server that dies, hangs or gives a wrong answer is ended, and the error says why.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ _TIMEOUTS = Timeouts()
 class VllmEngine:
     """An ``Engine``. Entering starts the server, leaving ends it; ``endpoint`` is where it listens meanwhile.
 
-    Raises on any call: EngineDied, EngineTimeout, EngineOutOfMemory, EngineError as ``WorkerEngine`` does; BadInput when
-    a setting is refused or the prefix cache cannot be kept cold; PinMismatch when it serves something else.
+    Any call raises EngineDied, EngineTimeout, EngineOutOfMemory and EngineError as ``WorkerEngine`` does. BadInput: a
+    setting is refused, or the prefix cache cannot be kept cold. PinMismatch: the server is not what is pinned.
     """
 
     def __init__(self, spec: EngineSpec, *, log: Path, timeouts: Timeouts = _TIMEOUTS) -> None:
@@ -139,7 +139,9 @@ class VllmEngine:
         assert self._server is not None
         while not self._server.ended(wait_s=0.2):
             with suppress(EngineError, TimeoutError):
-                self._runner.run(with_timeout(5.0, lambda: self._client.get_text(f"{self.endpoint.root}/health")))
+                self._runner.run(
+                    with_timeout(5.0, lambda: self._client.get_text(f"{self.endpoint.root}/health"))
+                )
                 return True
             if time.monotonic() > until:
                 raise self._slow("start", self.timeouts.start)
@@ -152,7 +154,9 @@ class VllmEngine:
         self._kv_tokens = report.kv_tokens
         renderer = Renderer(self.spec.tokenizer_dir, self.spec.chat_template)
         capabilities = ServerCapabilities(ids=True, scores=True)
-        self._batches = BatchClient(self._client, self.spec.manifest, renderer, capabilities, self._identity.eos)
+        self._batches = BatchClient(
+            self._client, self.spec.manifest, renderer, capabilities, self._identity.eos
+        )
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt token ids as the server itself renders them, generation prompt included."""
@@ -178,11 +182,11 @@ class VllmEngine:
         return topk_kl.states(self.score, batch, folder)
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """Lower bounds on the divergence, from what both servers wrote."""
         decode = self._batches.renderer.decode
-        return [topk_kl.compare(request.id, theirs, mine, decode) for request in batch]
+        return [topk_kl.compare(request.id, their_states, own_states, decode) for request in batch]
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Memory of the server and all it started, and its counters. Judges whether timed requests were cold."""

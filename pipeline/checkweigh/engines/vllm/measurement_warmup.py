@@ -18,10 +18,10 @@ LENGTHS = (6, 48, 160, 400)  # of prompts, in tokens
 TOGETHER = 4  # prompts of each length
 
 
-async def warm_up(talk: BatchClient, vocabulary_size: int) -> None:
+async def warm_up(batches: BatchClient, vocabulary_size: int) -> None:
     """Send distinct prompts of several lengths, alone and together, and one that is scored."""
     rng = np.random.default_rng(0)
-    longest = talk.manifest.limits.max_sequence - 16
+    longest = batches.manifest.limits.max_sequence - 16
     for length in sorted({min(length, longest) for length in LENGTHS}):
         prompts = rng.integers(0, vocabulary_size, (TOGETHER, length)).tolist()
         requests = [
@@ -31,9 +31,9 @@ async def warm_up(talk: BatchClient, vocabulary_size: int) -> None:
             )
             for i, ids in enumerate(prompts)
         ]  # fmt: skip
-        await talk.client.stream(requests[0])
-        await gather_all([talk.client.stream(request) for request in requests[1:]])
+        await batches.client.stream(requests[0])
+        await gather_all([batches.client.stream(request) for request in requests[1:]])
     text = "The box is weighed against a standard. " * 4
-    await talk.score(
+    await batches.score(
         [ScoreRequest(id="warm-up", messages=None, continuations=(text,), top_k=k) for k in (0, 1)]
     )

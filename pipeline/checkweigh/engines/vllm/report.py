@@ -1,7 +1,7 @@
-"""What a vLLM server says of itself, and where that is not what the manifest says. Pure.
+"""What a vLLM server reports of itself, and where it differs from its manifest. Pure.
 
-It says its version and longest sequence over HTTP, its cache in a metric, and everything else in one line of its
-log, written by the engine's own process: "Initializing a V1 LLM engine (v0.32.0) with config: ...".
+The server reports its version and longest sequence over HTTP, and its cache in a metric. Everything else is in one line
+of its log, written by the engine's own process: "Initializing a V1 LLM engine (v0.32.0) with config: ...".
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OVERRIDDEN = re.compile(r"[Dd]efault (?:vLLM )?sampling parameters have been ove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """A server's own words. ``cores`` is empty where it binds to none."""
+class ServerReport:
+    """What a server reports of itself. ``cores`` is empty where it binds to none."""
 
     version: str
     model: str
@@ -37,12 +37,17 @@ class Report:
     defaults: str  # sampling defaults that it took from the model, in words; empty when none
 
 
-def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: str, log: str) -> Report:
-    """Raises EngineError where the server does not say what it must."""
+def read_report(
+    version: Mapping[str, Any], models: Mapping[str, Any], metrics: str, log: str
+) -> ServerReport:
+    """A server's report, from its answers to /version, /v1/models and /metrics and from its log.
+
+    Raises EngineError where the server does not report what it must.
+    """
     line = CONFIG.search(log)
     if line is None:
         raise EngineError("the server does not report its configuration", cause="no such line in its log")
-    said = line.group(2)
+    config = line.group(2)
     try:
         (model,) = models["data"]
         longest, name, number = int(model["max_model_len"]), str(model["id"]), str(version["version"])
@@ -50,23 +55,23 @@ def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: 
         raise EngineError("the server does not report its version and model", cause=repr(error)) from error
     cache = read_cache_settings(metrics)
     settings = {
-        "enforce_eager": _field(said, "enforce_eager"),
-        "kv_cache_dtype": _field(said, "kv_cache_dtype"),
-        "prefix_caching": _field(said, "enable_prefix_caching"),
-        "chunked_prefill": _field(said, "enable_chunked_prefill"),
-        "tensor_parallel": _field(said, "tensor_parallel_size"),
-        "pipeline_parallel": _field(said, "pipeline_parallel_size"),
-        "speculative": _speculative(said),
+        "enforce_eager": _field(config, "enforce_eager"),
+        "kv_cache_dtype": _field(config, "kv_cache_dtype"),
+        "prefix_caching": _field(config, "enable_prefix_caching"),
+        "chunked_prefill": _field(config, "enable_chunked_prefill"),
+        "tensor_parallel": _field(config, "tensor_parallel_size"),
+        "pipeline_parallel": _field(config, "pipeline_parallel_size"),
+        "speculative": _speculative(config),
         "block_size": cache.get("block_size", "unknown"),
-        "quantization": _field(said, "quantization"),
+        "quantization": _field(config, "quantization"),
     }
     logged = CACHE.search(log)
     tokens = cache.get("kv_cache_size_tokens", logged.group(1).replace(",", "") if logged else "")
     bound = CORES.search(log)
     overridden = OVERRIDDEN.search(log)
-    return Report(
+    return ServerReport(
         version=number.partition("+")[0], model=name, max_sequence=longest,
-        dtype=_field(said, "dtype").removeprefix("torch."), device=_field(said, "device_config"),
+        dtype=_field(config, "dtype").removeprefix("torch."), device=_field(config, "device_config"),
         quantization=_method(settings["quantization"]), settings=settings,
         kv_tokens=int(tokens) if tokens.isdigit() else None,
         cores=tuple(int(core) for core in bound.group(1).split(",") if core.strip()) if bound else (),
@@ -74,29 +79,33 @@ def read_report(version: Mapping[str, Any], models: Mapping[str, Any], metrics: 
     )  # fmt: skip
 
 
-def mismatches(manifest: Manifest, report: Report) -> list[Problem]:
-    """Everything that the server says otherwise than the manifest; what that leaves to the engine is not asked."""
+def mismatches(manifest: Manifest, report: ServerReport) -> list[Problem]:
+    """Every difference between the manifest and the report; what the manifest leaves to the engine is not compared."""
     engine, args = manifest.engine, manifest.engine.args or VllmArgs()
-    wanted: dict[str, tuple[object, object]] = {
+    compared: dict[str, tuple[object, object]] = {
         "name": (manifest.name, report.model),
         "engine.args.enforce_eager": (str(args.enforce_eager), report.settings["enforce_eager"]),
         "quantization.kv_dtype": (manifest.quantization.kv_dtype, report.settings["kv_cache_dtype"]),
         "engine.args.tensor_parallel": (str(args.tensor_parallel), report.settings["tensor_parallel"]),
         "engine.args.pipeline_parallel": (str(args.pipeline_parallel), report.settings["pipeline_parallel"]),
-        "engine.speculative": (_wanted_speculative(manifest), report.settings["speculative"]),
+        "engine.speculative": (_declared_speculative(manifest), report.settings["speculative"]),
     }
     for name in ("prefix_caching", "chunked_prefill", "block_size"):
         value = getattr(args, name)
         if value is not None:
-            wanted[f"engine.args.{name}"] = (str(value), report.settings[name])
+            compared[f"engine.args.{name}"] = (str(value), report.settings[name])
     if engine.device == "cpu" and report.cores:
-        wanted["engine.threads"] = (engine.threads, len(report.cores))
+        compared["engine.threads"] = (engine.threads, len(report.cores))
     problems = [
         Problem(
-            file=manifest.name, line=None, path=path, expected=str(want), found=f"{have} (the server says)"
+            file=manifest.name,
+            line=None,
+            path=path,
+            expected=str(declared),
+            found=f"{reported} (the server says)",
         )
-        for path, (want, have) in wanted.items()
-        if want != have
+        for path, (declared, reported) in compared.items()
+        if declared != reported
     ]
     if report.defaults:
         expected = "no sampling default but the manifest's"
@@ -114,32 +123,35 @@ def mismatches(manifest: Manifest, report: Report) -> list[Problem]:
     return problems
 
 
-def _method(said: str) -> str:
-    """The method of a quantization; vLLM adds to its name the kernels that it chose, which stay in the settings."""
-    return "none" if said == "None" else said.removeprefix("auto_").removesuffix("_marlin")
+def _method(quantization: str) -> str:
+    """The method of a quantization. vLLM adds to its name the kernels that it chose, which stay in the settings."""
+    return "none" if quantization == "None" else quantization.removeprefix("auto_").removesuffix("_marlin")
 
 
-def _field(said: str, name: str) -> str:
-    found = re.search(rf"(?:^|, ){name}=([^,)]*)", said)
-    if found is None:
+def _field(config: str, name: str) -> str:
+    """A field of the logged configuration. EngineError: it is missing."""
+    match = re.search(rf"(?:^|, ){name}=([^,)]*)", config)
+    if match is None:
         raise EngineError("the server does not report its configuration", cause=f"{name} is missing")
-    return found.group(1).strip("'\" ")
+    return match.group(1).strip("'\" ")
 
 
-def _speculative(said: str) -> str:
-    found = re.search(r"(?:^|, )speculative_config=(None|SpeculativeConfig\(([^)]*)\))", said)
-    if found is None:
+def _speculative(config: str) -> str:
+    """Method and number of tokens of the logged speculation, or "none". EngineError: it is missing."""
+    match = re.search(r"(?:^|, )speculative_config=(None|SpeculativeConfig\(([^)]*)\))", config)
+    if match is None:
         raise EngineError(
             "the server does not report its configuration", cause="speculative_config is missing"
         )
-    if found.group(1) == "None":
+    if match.group(1) == "None":
         return "none"
-    method = re.search(r"method='?(\w+)", found.group(2))
-    tokens = re.search(r"num_spec(?:ulative)?_tokens=(\d+)", found.group(2))
+    method = re.search(r"method='?(\w+)", match.group(2))
+    tokens = re.search(r"num_spec(?:ulative)?_tokens=(\d+)", match.group(2))
     return f"{method.group(1) if method else '?'} {tokens.group(1) if tokens else '?'}"
 
 
-def _wanted_speculative(manifest: Manifest) -> str:
+def _declared_speculative(manifest: Manifest) -> str:
+    """The manifest's speculation in the words of ``_speculative``."""
     setting = manifest.engine.speculative
     if setting is None:
         return "none"

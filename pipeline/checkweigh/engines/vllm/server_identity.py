@@ -10,12 +10,12 @@ import json
 from checkweigh.engines.http.client import Client
 from checkweigh.engines.identity import identity_problems
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.engines.vllm.report import Report, mismatches, read_report
+from checkweigh.engines.vllm.report import ServerReport, mismatches, read_report
 from checkweigh.errors import PinMismatch
 from checkweigh.records.measurement import EngineIdentity
 
 
-async def identify(client: Client, spec: EngineSpec, log: str) -> tuple[Report, EngineIdentity]:
+async def identify(client: Client, spec: EngineSpec, log: str) -> tuple[ServerReport, EngineIdentity]:
     """What the server at ``client`` reports of itself. ``log``: all that it has logged since its start.
 
     Raises PinMismatch where it is not what the manifest says, EngineError where it does not say what it is.
@@ -31,7 +31,7 @@ async def identify(client: Client, spec: EngineSpec, log: str) -> tuple[Report, 
     return report, identity
 
 
-def identity_of(spec: EngineSpec, report: Report) -> EngineIdentity:
+def identity_of(spec: EngineSpec, report: ServerReport) -> EngineIdentity:
     """The identity of the server that reports ``report``."""
     return EngineIdentity(
         kind="vllm", version=report.version, dtype=report.dtype, device=report.device,

@@ -23,9 +23,7 @@ from checkweigh.errors import BadInput, EngineError
 _SAMPLE = re.compile(rb"^vllm:([a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _NEEDED = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-_WARMEST = (
-    0.01  # share of looked-up tokens found in the prefix cache, above which timed requests were not cold
-)
+_WARMEST = 0.01  # share of looked-up tokens found in the prefix cache; above it, timed requests were not cold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +145,11 @@ def read_cache_settings(text: str) -> Mapping[str, str]:
 
 def require_cold(before: Telemetry, after: Telemetry) -> None:
     """BadInput when timed requests found their prompts in the prefix cache, although each had a salt of its own."""
-    asked, found = after.cache_queries - before.cache_queries, after.cache_hits - before.cache_hits
-    if asked > 0 and found > _WARMEST * asked:
+    queries, hits = after.cache_queries - before.cache_queries, after.cache_hits - before.cache_hits
+    if queries > 0 and hits > _WARMEST * queries:
         raise BadInput(
-            f"the prefix cache knew {found / asked:.0%} of the timed prompts ({found} of {asked} tokens) although each "
-            "has a salt of its own: its times would say nothing; set engine.args.prefix_caching: false"
+            f"the prefix cache knew {hits / queries:.0%} of the timed prompts ({hits} of {queries} tokens) although "
+            "each has a salt of its own: its times would say nothing; set engine.args.prefix_caching: false"
         )
 
 

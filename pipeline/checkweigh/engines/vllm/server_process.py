@@ -25,7 +25,7 @@ from checkweigh.errors import EngineDied, EngineError
 GRACE_S = 20.0  # that a server has to drain and leave
 TAIL_LINES = 25
 MEMORY = "out of memory"
-# What a log says when a server fails, and what that means. The first that is found counts.
+# What a log says when a server fails, and what that means. The first pattern that matches counts.
 CAUSES = (
     (re.compile(r"address already in use", re.I), "its port was taken"),
     (re.compile(r"out of memory|MemoryError|Cannot allocate memory|No available memory for the cache|not enough memory"

@@ -1,4 +1,4 @@
-"""Divergence of two servers that say only their likeliest tokens: a lower bound (``truncated_divergence``).
+"""Divergence of two servers that report only their likeliest tokens: a lower bound (``truncated_divergence``).
 
 ``states`` of such a server are the ``TOP_K`` likeliest tokens at each position of a text, with log-probabilities.
 """
@@ -36,20 +36,23 @@ def write(result: ScoreResult | ItemFailure, folder: Path) -> States | ItemFailu
     """A text's likeliest tokens, on disk, whole or not at all."""
     if isinstance(result, ItemFailure):
         return result
-    (found,) = result.continuations
-    if found.top_ids is None or found.top_logprobs is None:
+    (text,) = result.continuations
+    if text.top_ids is None or text.top_logprobs is None:
         raise EngineError(f"{result.id}: no alternatives came")
     data = io.BytesIO()
-    np.savez(data, ids=np.array(found.token_ids, np.int64), top_ids=found.top_ids, top=found.top_logprobs)
+    np.savez(data, ids=np.array(text.token_ids, np.int64), top_ids=text.top_ids, top=text.top_logprobs)
     write_atomic(states_file(folder, result.id), data.getvalue())
-    return States(id=result.id, token_ids=found.token_ids)
+    return States(id=result.id, token_ids=text.token_ids)
 
 
 def compare(
-    name: str, theirs: Path, mine: Path, decode: Callable[[Sequence[int]], str]
+    name: str, baseline: Path, candidate: Path, decode: Callable[[Sequence[int]], str]
 ) -> Divergence | ItemFailure:
-    """The bound at each position of one text."""
-    files = [states_file(folder, name) for folder in (theirs, mine)]
+    """The bound at each position of one text, from the folders that ``states`` of both arms wrote to.
+
+    Raises BadInput where the arms have different tokens.
+    """
+    files = [states_file(folder, name) for folder in (baseline, candidate)]
     if not all(file.is_file() for file in files):
         return ItemFailure(id=name, reason="engine", detail="an arm has no distributions of this text")
     with np.load(files[0]) as first, np.load(files[1]) as second:

@@ -66,13 +66,13 @@ class EngineProcess:
         return not self.ended.done()
 
     def kill(self) -> None:
-        """SIGKILL: a stopped process dies of it too. The keeper sees to what it started."""
+        """Send SIGKILL: a stopped process dies of it too. The keeper ends what it started."""
         if self.alive:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL; returns when it has ended."""
+        """Send SIGTERM, then SIGKILL; returns when the process has ended."""
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         await asyncio.wait((self.ended,))
@@ -105,7 +105,7 @@ class EngineProcess:
         return f"was {exit_cause(code)}" if code < 0 else exit_cause(code)
 
     def text(self) -> str:
-        """All it has logged."""
+        """All that the process has logged."""
         return self._log.text()
 
     def tail(self) -> str:

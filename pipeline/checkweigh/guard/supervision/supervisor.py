@@ -1,4 +1,4 @@
-"""Keeps one engine running: start, warm up, watch, restart on any exit nobody asked for, stop."""
+"""Keeps one engine running: start, check, warm up, watch, restart after any exit that nobody asked for, stop."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.errors import CheckweighError, EngineError, PinMismatch
 from checkweigh.guard.guard_policy import GuardPolicy
 from checkweigh.guard.supervision.engine_process import EngineProcess
-from checkweigh.guard.supervision.warmup import WarmupFailed, one, warm
-from checkweigh.guard.supervision.watchdog import Backoff, Watch
+from checkweigh.guard.supervision.warmup import WarmupFailed, complete, warm_up
+from checkweigh.guard.supervision.watchdog import HeartbeatWatch, RestartBackoff
 from checkweigh.progress import Say
 
-_LOOK_S = 0.25  # between two looks at a running process
-_WEIGH_S = 1.0  # between two looks at its memory and its /health, which cost some milliseconds
+_POLL_S = 0.25  # between two looks at a running process
+_MEMORY_S = 1.0  # between two looks at its memory and its /health, which cost some milliseconds
 _HEALTH_S = 2.0
 _CHECK_S = 30.0  # to say what it is, once it is healthy
 _END_S = 2.0  # for a process that refuses connections to have ended, so that its exit code is the cause
@@ -31,7 +31,7 @@ _REFUSES = "refuses connections"
 
 
 class Phase(Enum):
-    """Of an engine's life. Only READY takes requests."""
+    """The state of an engine's process. Only READY takes requests."""
 
     STARTING = "starting"
     WARMING = "warming up"
@@ -42,55 +42,52 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
-class Hears(Protocol):
-    """What the supervisor tells, and asks."""
+class SupervisedArm(Protocol):
+    """The arm whose engine is supervised: it is told of the engine's state, and asked what runs in it."""
 
     def up(self, endpoint: Endpoint) -> None:
-        """Warm and ready."""
+        """The engine is warm and ready at ``endpoint``."""
 
     def down(self, why: str) -> None:
-        """Not any more; called at once when the process ends or hangs."""
-
-    def inside(self) -> int:
-        """Requests in the engine."""
+        """The engine is not ready any more; called at once when the process ends or hangs."""
 
     def longest_prompt(self) -> int:
-        """Tokens, of those inside without a token yet."""
+        """Tokens of the longest prompt in the engine that has brought no token yet."""
 
 
 class Supervisor:
-    """Runs until ``stop``. ``plan`` is asked anew for every start, so that a port or key is never reused."""
+    """Runs until ``stop``. ``plan`` is called again for every start, so that a port or key is never reused."""
 
     def __init__(
         self,
         plan: Callable[[], LaunchPlan],
-        hears: Hears,
+        arm: SupervisedArm,
         policy: GuardPolicy,
         say: Say,
         *,
         seed: int = 0,
     ) -> None:
         self._plan = plan
-        self._hears = hears
+        self._arm = arm
         self._limits = policy.supervision
         self._policy = policy
         self._say = say
-        self._backoff = Backoff(policy.supervision, random.Random(seed))
+        self._backoff = RestartBackoff(policy.supervision, random.Random(seed))
         self._stopping = asyncio.Event()
         self._doubted = asyncio.Event()
-        self.watch = Watch(policy.supervision)
+        self.watch = HeartbeatWatch(policy.supervision)
         self.phase = Phase.STARTING
         self.process: EngineProcess | None = None
         self.resident = 0
-        self._weighed = 0.0
+        self._memory_read_at = 0.0
         self.last_cause = ""
         self._was_ready = False
-        self._ready_s = 0.0  # of all lives that have ended
+        self._ready_s = 0.0  # of all processes that have ended
         self.gave_up = False
 
     @property
     def restarts(self) -> int:
-        """So far."""
+        """Restarts so far."""
         return self._backoff.restarts
 
     async def run(self) -> None:
@@ -100,7 +97,7 @@ class Supervisor:
         """
         while not self._stopping.is_set():
             try:
-                self.last_cause = await self._one_life()
+                self.last_cause = await self._run_once()
             except PinMismatch as error:  # another start would serve the same
                 if not self._was_ready:
                     raise
@@ -108,7 +105,7 @@ class Supervisor:
                 return
             if self._stopping.is_set():
                 break
-            self._hears.down(f"the engine is down: {self.last_cause}")
+            self._arm.down(f"the engine is down: {self.last_cause}")
             wait = self._backoff.crashed(self._ready_s)
             tail = "" if self.process is None else self.process.tail()
             if wait is None:
@@ -130,17 +127,17 @@ class Supervisor:
         self.phase = Phase.STOPPED
 
     def doubt(self) -> None:
-        """A request failed: look now, not in a while."""
+        """A request failed: look at the engine now, not in a while."""
         self._doubted.set()
 
     def _give_up(self, why: str) -> None:
         self.phase, self.gave_up = Phase.FAILED, True
         self.last_cause = why
-        self._hears.down(f"the engine {why}")
+        self._arm.down(f"the engine {why}")
         self._say(f"the engine {why}")
 
-    async def _one_life(self) -> str:
-        """One process from start to end; how it ended."""
+    async def _run_once(self) -> str:
+        """Run one process from start to end; returns how it ended."""
         self.phase = Phase.STARTING
         try:
             plan = await asyncio.to_thread(self._plan)  # it may ask a docker, or a Python that imports vLLM
@@ -153,10 +150,10 @@ class Supervisor:
             self.process = None
             return f"cannot be started ({error})"
         try:
-            why = await self._live(process)
+            why = await self._serve(process)
             if self.phase is Phase.READY:  # told before it has ended, which takes a while: send nobody there
                 self.phase = Phase.DOWN
-                self._hears.down(f"the engine is down: {why}")
+                self._arm.down(f"the engine is down: {why}")
             if why == _REFUSES:
                 await asyncio.wait((process.ended,), timeout=_END_S)
             return why if process.alive or why != _REFUSES else process.cause()
@@ -165,7 +162,8 @@ class Supervisor:
             process.kill()
             await asyncio.wait((process.ended,))
 
-    async def _live(self, process: EngineProcess) -> str:
+    async def _serve(self, process: EngineProcess) -> str:
+        """Bring the process up and watch it; returns why it must end, or how it ended."""
         endpoint = process.plan.endpoint
         if (
             (why := await self._within(process, self._healthy(endpoint), self._limits.start_s, "to become healthy"))
@@ -175,14 +173,14 @@ class Supervisor:
             return why
         self.phase, self._was_ready = Phase.READY, True
         self.watch.started(began := time.monotonic())
-        self._hears.up(endpoint)
+        self._arm.up(endpoint)
         self._say("the engine is ready")
         try:
             while True:
                 await self._pause(process)
                 if not process.alive:
                     return process.cause()
-                if why := await self._unwell(process):
+                if why := await self._failure(process):
                     return why
         finally:
             self._ready_s += time.monotonic() - began
@@ -191,12 +189,12 @@ class Supervisor:
         """Until the next look: at once when it ends or is doubted."""
         doubt = asyncio.ensure_future(self._doubted.wait())
         try:
-            await asyncio.wait((process.ended, doubt), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((process.ended, doubt), timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             doubt.cancel()
 
     async def _checked(self, process: EngineProcess) -> str:
-        """How it failed to say what it is. PinMismatch: it is not what is pinned."""
+        """How it failed to say what it is, empty when it did not fail. PinMismatch: it is not what is pinned."""
         check = process.plan.check(process.plan.endpoint, process.text())
         try:
             return await self._within(process, check, _CHECK_S, "to say what it is")
@@ -204,11 +202,12 @@ class Supervisor:
             return f"does not say what it is: {error}"
 
     async def _warmed(self, process: EngineProcess) -> str:
+        """How it failed to warm up; empty when it did not."""
         self.phase = Phase.WARMING
         limits = self._policy.warmup
         try:
             return await self._within(
-                process, warm(process.plan.endpoint, limits), limits.timeout_s, "to warm up"
+                process, warm_up(process.plan.endpoint, limits), limits.timeout_s, "to warm up"
             )
         except WarmupFailed as error:
             return f"did not warm up: {error}"
@@ -236,19 +235,19 @@ class Supervisor:
                             return
                 await asyncio.sleep(0.1)
 
-    async def _unwell(self, process: EngineProcess) -> str:
+    async def _failure(self, process: EngineProcess) -> str:
         """Why a living process must end: it says so itself, a hang that a probe confirms, or too much memory."""
-        due = (now := time.monotonic()) - self._weighed >= _WEIGH_S
+        due = (now := time.monotonic()) - self._memory_read_at >= _MEMORY_S
         if due or self._doubted.is_set():
             self._doubted.clear()
-            if why := await gone(process.plan.endpoint):
+            if why := await health_failure(process.plan.endpoint):
                 return why
         if due:
-            self._weighed, self.resident = now, await asyncio.to_thread(process.resident)
+            self._memory_read_at, self.resident = now, await asyncio.to_thread(process.resident)
         ceiling = self._policy.memory.ceiling_gib
         if ceiling is not None and self.resident > ceiling * GIB:
             return f"held {self.resident / GIB:.2f} GiB, above its ceiling of {ceiling:g}"
-        if not self.watch.suspect(time.monotonic(), longest_prompt=self._hears.longest_prompt()):
+        if not self.watch.suspect(time.monotonic(), longest_prompt=self._arm.longest_prompt()):
             return ""
         if await probe(process.plan.endpoint, self._limits.probe_s):
             self.watch.delivered(time.monotonic())
@@ -260,8 +259,10 @@ class Supervisor:
         return f"hung: no step for {self._limits.heartbeat_s:g} s and no answer to a probe"
 
 
-async def gone(endpoint: Endpoint) -> str:
-    """How it can be seen that it will serve nobody again. Empty when it may, or does not say in time: it may be busy.
+async def health_failure(endpoint: Endpoint) -> str:
+    """Why the engine will never serve again, as /health shows it.
+
+    Empty when it may serve, or does not answer in time: it may be busy.
 
     vLLM answers 503 once its engine core has died, and for up to five seconds goes on to take requests, which all fail.
     """
@@ -281,7 +282,7 @@ async def gone(endpoint: Endpoint) -> str:
 async def probe(endpoint: Endpoint, seconds: float) -> bool:
     """Whether one token comes in time."""
     try:
-        await one(endpoint, 8, 1, seconds)
+        await complete(endpoint, 8, 1, seconds)
     except WarmupFailed:
         return False
     return True

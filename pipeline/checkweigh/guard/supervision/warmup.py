@@ -1,4 +1,8 @@
-"""Warm-up: distinct requests of several lengths, so that the first client meets compiled kernels and a live cache."""
+"""The guard's warm-up: distinct requests of several lengths, so that the first client meets compiled kernels.
+
+It works with any engine and sends texts of the lengths that the guard's policy names. The gate's warm-up of a vLLM
+server (``engines.vllm.measurement_warmup``) is another one: it sends what a measurement sends.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,21 @@ from checkweigh.engines.http.client import Endpoint
 from checkweigh.guard.guard_policy import Warmup
 
 _WORDS = (
-    "gram",
-    "belt",
-    "seal",
-    "order",
-    "crate",
-    "label",
-    "line",
-    "shift",
-    "scale",
-    "box",
-    "pallet",
-    "weight",
-)
+    "gram", "belt", "seal", "order", "crate", "label", "line", "shift", "scale", "box", "pallet", "weight",
+)  # fmt: skip
 
 
 class WarmupFailed(Exception):
     """A request did not come back whole."""
 
 
-async def warm(endpoint: Endpoint, limits: Warmup) -> None:
+async def warm_up(endpoint: Endpoint, limits: Warmup) -> None:
     """One request of each length, one after the other. Raises WarmupFailed."""
     for length in limits.lengths:
-        await one(endpoint, length, limits.tokens, limits.timeout_s)
+        await complete(endpoint, length, limits.tokens, limits.timeout_s)
 
 
-async def one(endpoint: Endpoint, length: int, tokens: int, seconds: float) -> None:
+async def complete(endpoint: Endpoint, length: int, tokens: int, seconds: float) -> None:
     """One completion of about ``length`` prompt tokens, never the same twice. Raises WarmupFailed."""
     rng = random.Random()
     prompt = " ".join(rng.choice(_WORDS) for _ in range(length))

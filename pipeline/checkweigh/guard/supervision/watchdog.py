@@ -1,4 +1,4 @@
-"""Restarts and hangs as pure rules; times are arguments."""
+"""When to restart an engine, and when to suspect that it hangs. Pure; times are arguments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import deque
 from checkweigh.guard.guard_policy import Supervision
 
 
-class Backoff:
-    """How long to wait before the next start, and when to give up."""
+class RestartBackoff:
+    """Decides how long to wait before the next start, and when to give up."""
 
     def __init__(self, limits: Supervision, rng: random.Random) -> None:
         self._limits = limits
@@ -18,10 +18,11 @@ class Backoff:
         self.restarts = 0
 
     def crashed(self, ready_s: float) -> float | None:
-        """Seconds to wait: doubled for each crash in the window, half to all of it; None: too many, stay down.
+        """Seconds to wait before the next start; None after too many crashes, when the engine stays down.
 
-        ``ready_s``: seconds of readiness so far, of all lives. Starts take no time of it: an engine that loads for
-        minutes and crashes soon after is in a loop too.
+        The wait doubles with each crash in the window; a random half to all of it is taken. ``ready_s``: seconds in
+        which the engine was ready so far, over all its processes. Starts do not count: an engine that loads for minutes
+        and crashes soon after is in a crash loop too.
         """
         self._crashes.append(ready_s)
         while self._crashes[0] < ready_s - self._limits.crash_window_s:
@@ -33,8 +34,8 @@ class Backoff:
         return full * self._rng.uniform(0.5, 1.0)
 
 
-class Watch:
-    """Whether to suspect a hang: work inside, or no word from the engine, and no step for too long.
+class HeartbeatWatch:
+    """Suspects a hang: work inside, or no word from the engine, and no step for too long.
 
     A saturated engine steps, so it is never suspected; one that swallows a long prompt may be silent for longer.
     """
@@ -45,7 +46,7 @@ class Watch:
         self._steps: float | None = None
 
     def started(self, now: float) -> None:
-        """A new process."""
+        """A new process is ready at ``now``, in seconds of the clock of all times here."""
         self._moved, self._steps = now, None
 
     def scraped(self, now: float, steps: float, *, inside: int) -> None:
@@ -59,7 +60,7 @@ class Watch:
         self._moved = now
 
     def suspect(self, now: float, *, longest_prompt: int) -> bool:
-        """Whether it is time for a probe. ``longest_prompt``: tokens, of what is inside and has no token yet."""
-        long = longest_prompt >= self._limits.long_prompt
-        limit = self._limits.prefill_grace_s if long else self._limits.heartbeat_s
+        """Whether it is time for a probe. ``longest_prompt``: tokens of the longest prompt without a token yet."""
+        prefill = longest_prompt >= self._limits.long_prompt
+        limit = self._limits.prefill_grace_s if prefill else self._limits.heartbeat_s
         return now - self._moved > limit
