@@ -54,7 +54,7 @@ def serve(
     import json
 
     from checkweigh.errors import BadInput
-    from checkweigh.usecases.serving import Serving
+    from checkweigh.usecases.serving import ServeRequest
     from checkweigh.usecases.serving import serve as run
 
     if len(manifests) > 2:
@@ -62,7 +62,7 @@ def serve(
     if not require_attestation and (policy or max_age):
         raise BadInput("--policy and --max-age: expected --require-attestation with them, found none")
     proofs = _proofs(len(manifests), require_attestation or [], key, policy or [], max_age or ["30d"])
-    asked = Serving(
+    request = ServeRequest(
         manifests=tuple(manifests), limits=limits, split=split, shadow=shadow, host=host, port=port, logs=logs,
         proofs=proofs,
     )  # fmt: skip
@@ -73,13 +73,13 @@ def serve(
         print(json.dumps({"url": url}), flush=True)
 
     bar.__enter__()
-    raise typer.Exit(run(asked, bar.update, lambda line: say(f"checkweigh: {line}"), tell))
+    raise typer.Exit(run(request, bar.update, lambda line: say(f"checkweigh: {line}"), tell))
 
 
 def _proofs(
-    wanted: int, attestations: list[Path], key: Path | None, policies: list[Path], ages: list[str]
+    manifests: int, attestations: list[Path], key: Path | None, policies: list[Path], ages: list[str]
 ) -> tuple[Proof, ...]:
-    """One a manifest, in their order; none where no attestation is named. Raises BadInput."""
+    """One proof for each manifest, in their order; none where no attestation is named. Raises BadInput."""
     if not attestations:
         return ()
     from checkweigh.errors import BadInput
@@ -88,17 +88,19 @@ def _proofs(
 
     if key is None or not policies:
         raise BadInput("--require-attestation: expected --key and --policy with it")
-    if len(attestations) != wanted:
-        raise BadInput(f"--require-attestation: expected one a manifest, {wanted}, found {len(attestations)}")
+    if len(attestations) != manifests:
+        raise BadInput(
+            f"--require-attestation: expected one a manifest, {manifests}, found {len(attestations)}"
+        )
     for option, values in (("--policy", policies), ("--max-age", ages)):
-        if len(values) not in (1, wanted):
+        if len(values) not in (1, manifests):
             raise BadInput(f"{option}: expected one, or one a manifest, found {len(values)}")
     return tuple(
         Proof(
             attestation=attestations[i], key=key, policy=policies[i % len(policies)],
             max_age=duration("--max-age", ages[i % len(ages)]),
         )
-        for i in range(wanted)
+        for i in range(manifests)
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Guarded serving of one manifest or two: verified, planned, held against the host, said, and run until stopped."""
+"""Serve one manifest or two behind the guard: verify them, check the host, say what is in force, run until stopped."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from checkweigh.sources.pin import Resolved, verify
 from checkweigh.usecases.gate.open_engine import engine_spec
 from checkweigh.usecases.read_decision import read_decision
 
-if TYPE_CHECKING:
-    from checkweigh.usecases.release.admit import (
-        Proof,
-    )  # needs the extra `attest`, which serving alone does not
+if TYPE_CHECKING:  # it needs the extra `attest`, which serving alone does not
+    from checkweigh.usecases.release.admit import Proof
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
-    """What the command line says. ``split``: shares of baseline and candidate, in percent. ``proofs``: one each."""
+class ServeRequest:
+    """What is to be served, and where.
+
+    ``manifests``: one, or the baseline's and the candidate's. ``split``: their shares of the sessions, such as 90/10.
+    ``limits``: a guard policy, or None for the defaults. ``proofs``: one for each manifest, or none.
+    """
 
     manifests: tuple[Path, ...]
     limits: Path | None
@@ -58,29 +60,34 @@ def read_limits(path: Path | None) -> GuardPolicy:
     )
 
 
-def serve(asked: Serving, progress: Progress, say: Say, tell: Say) -> ExitCode:
-    """Serve until SIGTERM or SIGINT, then drain. ``tell`` hears the address once it is listened on.
+def serve(request: ServeRequest, progress: Progress, say: Say, tell: Say) -> ExitCode:
+    """Serve until SIGTERM or SIGINT, then drain. ``tell`` is called with the address once the guard listens there.
 
-    1. Read the policy; where proofs are required, admit by them: BLOCK, with every reason said, before anything starts.
-    2. Verify the manifests. 3. Hold them against the host; refuse what is unsafe.
-    4. Say what is in force. 5. Serve. PASS after a stop that was asked for; BROKEN when an engine had given up.
+    1. Read the guard policy. Where proofs are required, admit by them, before anything starts.
+    2. Verify the manifests.
+    3. Compare them with the host and refuse what is unsafe.
+    4. Say what is in force.
+    5. Serve.
+
+    Returns PASS after a stop, BLOCK when a proof was refused (``say`` has every reason) and BROKEN when an engine had
+    given up. Raises BadInput for what the user can mend, before anything starts.
     """
-    share = _share(asked)
-    policy = read_limits(asked.limits)
-    admitted = _admitted(asked, progress, say)
+    share = _share(request)
+    policy = read_limits(request.limits)
+    admitted = _admitted(request, progress, say)
     if admitted is None:
         return ExitCode.BLOCK
-    resolved = [verify(path, progress) for path in asked.manifests]
-    for one, pins in zip(resolved, admitted, strict=False):
-        if one.pins.record_digest() != pins:
+    resolved = [verify(path, progress) for path in request.manifests]
+    for manifest, pins in zip(resolved, admitted, strict=False):
+        if manifest.pins.record_digest() != pins:
             raise BadInput(
-                f"{one.path}: expected the pins that were admitted, found others: it changed meanwhile"
+                f"{manifest.path}: expected the pins that were admitted, found others: it changed meanwhile"
             )
-    setup = _setup(asked, policy, resolved, share)
+    setup = _setup(request, policy, resolved, share)
     keyless = not policy.surface.keys
-    if asked.host not in LOOPBACK and keyless:
+    if request.host not in LOOPBACK and keyless:
         raise BadInput(
-            f"--host {asked.host}: expected surface.keys in the guard policy, found none: it would be open"
+            f"--host {request.host}: expected surface.keys in the guard policy, found none: it would be open"
         )
     for line in banner(
         setup, [(r.manifest.name, r.manifest.engine.kind, r.manifest.unsafe) for r in resolved]
@@ -89,7 +96,7 @@ def serve(asked: Serving, progress: Progress, say: Say, tell: Say) -> ExitCode:
     for line in _warnings(setup, resolved[0], keyless=keyless):
         say(f"warning: {line}")
     guard = Guard(setup, say)
-    asyncio.run(_run(guard, asked, setup.bounds.model, tell))
+    asyncio.run(_run(guard, request, tell))
     gave_up = [
         name for name, arm in guard.arms.items()
         if arm.supervisor is not None and arm.supervisor.gave_up
@@ -97,47 +104,54 @@ def serve(asked: Serving, progress: Progress, say: Say, tell: Say) -> ExitCode:
     return ExitCode.BROKEN if gave_up else ExitCode.PASS
 
 
-def _admitted(asked: Serving, progress: Progress, say: Say) -> list[str] | None:
-    """The digests of the pins admitted, none where no proof is required. None: something was refused."""
-    if not asked.proofs:
+def _admitted(request: ServeRequest, progress: Progress, say: Say) -> list[str] | None:
+    """Digests of the admitted pins; empty where no proof is required, None where one was refused."""
+    if not request.proofs:
         return []
     from checkweigh.usecases.release.admit import admit
 
-    found = [admit(path, proof, progress) for path, proof in zip(asked.manifests, asked.proofs, strict=True)]
-    for path, one in zip(asked.manifests, found, strict=True):
-        for line in one.lines(path):
+    admissions = [
+        admit(path, proof, progress) for path, proof in zip(request.manifests, request.proofs, strict=True)
+    ]
+    for path, admission in zip(request.manifests, admissions, strict=True):
+        for line in admission.lines(path):
             say(line)
-    return [one.pins.record_digest() for one in found] if all(one.admitted for one in found) else None
+    if not all(admission.admitted for admission in admissions):
+        return None
+    return [admission.pins.record_digest() for admission in admissions]
 
 
-async def _run(guard: Guard, asked: Serving, model: str, tell: Say) -> None:
+async def _run(guard: Guard, request: ServeRequest, tell: Say) -> None:
+    """Listen and serve until a signal drains the guard."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, guard.drain)
-    with listen(asked.port, asked.host) as bound:
-        tell(f"http://{asked.host}:{bound.getsockname()[1]}/v1")
+    with listen(request.port, request.host) as bound:
+        tell(f"http://{request.host}:{bound.getsockname()[1]}/v1")
         await guard.run(bound)
 
 
-def _share(asked: Serving) -> float:
+def _share(request: ServeRequest) -> float:
     """The candidate's share of sessions. Raises BadInput for options that do not fit."""
-    if len(asked.manifests) == 1:
-        if asked.split is not None or asked.shadow:
+    if len(request.manifests) == 1:
+        if request.split is not None or request.shadow:
             raise BadInput("--split and --shadow: expected two manifests, found one")
         return 0.0
-    if (asked.split is None) == (not asked.shadow):
+    if (request.split is None) == (not request.shadow):
         raise BadInput("expected either --split or --shadow with two manifests")
-    if asked.split is None:
+    if request.split is None:
         return 0.0
-    parts = asked.split.split("/")
+    parts = request.split.split("/")
     with suppress(ValueError):
         shares = [int(part) for part in parts]
         if len(shares) == 2 and min(shares) >= 0 and sum(shares) == 100:
             return shares[1] / 100
-    raise BadInput(f"--split: expected two percentages that sum to 100, such as 90/10, found '{asked.split}'")
+    raise BadInput(
+        f"--split: expected two percentages that sum to 100, such as 90/10, found '{request.split}'"
+    )
 
 
-def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share: float) -> GuardSetup:
+def _setup(request: ServeRequest, policy: GuardPolicy, resolved: list[Resolved], share: float) -> GuardSetup:
     first = resolved[0].manifest
     limit = min(r.manifest.limits.max_sequence for r in resolved)
     longest = min(policy.admission.max_sequence or limit, limit)
@@ -146,7 +160,7 @@ def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share:
             update={"lengths": tuple(sorted({max(1, min(n, longest // 4)) for n in policy.warmup.lengths}))}
         )}
     )  # fmt: skip
-    sources = [_source(r, asked.logs / f"{r.manifest.name}.log") for r in resolved]
+    sources = [_source(r, request.logs / f"{r.manifest.name}.log") for r in resolved]
     return GuardSetup(
         policy=policy,
         bounds=Bounds(
@@ -157,8 +171,8 @@ def _setup(asked: Serving, policy: GuardPolicy, resolved: list[Resolved], share:
         baseline=sources[0],
         candidate=sources[1] if len(sources) > 1 else None,
         share=share,
-        shadow=asked.shadow,
-        norm_p99_s=_norm(asked.limits, policy, resolved[0]),
+        shadow=request.shadow,
+        norm_p99_s=_norm(request.limits, policy, resolved[0]),
     )  # fmt: skip
 
 
@@ -231,12 +245,12 @@ def _arm_of(decision: Decision, pins: str) -> ArmName | None:
 
 
 def _warnings(setup: GuardSetup, resolved: Resolved, *, keyless: bool) -> list[str]:
-    found = host_warnings(setup.policy.admission.headroom)
+    lines = host_warnings(setup.policy.admission.headroom)
     slots = setup.policy.admission.slots
     if slots is not None and slots > _slots(resolved):
-        found.append(
+        lines.append(
             f"admission.slots {slots} is above the engine's {_slots(resolved)}: the rest queues inside it, unseen"
         )
     if keyless:
-        found.append("no API keys: whoever reaches the port is served")
-    return found
+        lines.append("no API keys: whoever reaches the port is served")
+    return lines
