@@ -9,21 +9,17 @@ is its own cluster. README.md describes the kinds of checks.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import random
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 HERE = Path(__file__).resolve().parent
-SEED = 20240917
+sys.path.insert(0, str(HERE.parent))
+from writing import Row, item, main  # noqa: E402
 
-Row = dict[str, object]
+SEED = 20240917
 
 
 def _rows(table: str) -> list[list[str]]:
@@ -91,16 +87,7 @@ SHOTS: dict[str, tuple[tuple[str, str], ...]] = {
 def _item(
     name: str, stratum: str, prompt: str, kind: str, values: Sequence[str], pattern: str = "", shots: str = ""
 ) -> Row:
-    messages = []
-    for question, answer in SHOTS[shots or stratum]:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {
-        "id": name,
-        "cluster": name,
-        "stratum": stratum,
-        "messages": [*messages, {"role": "user", "content": prompt}],
-        "check": {"kind": kind, "values": list(values), "pattern": pattern},
-    }
+    return item(name, stratum, prompt, kind, values, pattern, before=SHOTS[shots or stratum])
 
 
 def facts(rng: random.Random) -> list[Row]:
@@ -399,41 +386,5 @@ def build() -> list[Row]:
     return [row for make in STRATA for row in make(random.Random(f"{SEED}-{make.__name__}"))]
 
 
-def encode(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(r, sort_keys=True, ensure_ascii=False) + "\n" for r in rows).encode()
-
-
-def counts(rows: list[Row], data: bytes) -> Row:
-    return {
-        "digest": "sha256:" + hashlib.sha256(data).hexdigest(),
-        "items": len(rows),
-        "clusters": len({r["cluster"] for r in rows}),
-        "strata": dict(sorted(Counter(str(r["stratum"]) for r in rows).items())),
-    }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 unless the committed files are current")
-    args = parser.parse_args()
-    rows = build()
-    data = encode(rows)
-    card = yaml.safe_load((HERE / "card.yaml").read_text())
-    fresh = {**card, **counts(rows, data)}
-    if args.check:
-        wrong = []
-        if not (HERE / "items.jsonl").exists() or (HERE / "items.jsonl").read_bytes() != data:
-            wrong.append("items.jsonl is not what the generator gives")
-        if fresh != card:
-            wrong.append("card.yaml: digest or counts are not those of the items")
-        print("\n".join(wrong) or "answers: as generated", file=sys.stderr)
-        return 1 if wrong else 0
-    (HERE / "items.jsonl").write_bytes(data)
-    (HERE / "card.yaml").write_text(yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True, width=110))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(HERE, build, __doc__))

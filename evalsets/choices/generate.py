@@ -11,9 +11,6 @@ position of the right answer is balanced within each stratum.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import random
 import sys
 from collections import Counter
@@ -21,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from writing import Row, main  # noqa: E402
+
 SEED = 20240917
 
 
@@ -488,8 +486,8 @@ STRATA = (
 )
 
 
-def build() -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def build() -> list[Row]:
+    rows: list[Row] = []
     for make in STRATA:
         rng = random.Random(f"{SEED}-{make.__name__}")
         drafts = make(rng)
@@ -522,41 +520,5 @@ def build() -> list[dict[str, object]]:
     return rows
 
 
-def encode(rows: list[dict[str, object]]) -> bytes:
-    return "".join(json.dumps(r, sort_keys=True, ensure_ascii=False) + "\n" for r in rows).encode()
-
-
-def counts(rows: list[dict[str, object]], data: bytes) -> dict[str, object]:
-    return {
-        "digest": "sha256:" + hashlib.sha256(data).hexdigest(),
-        "items": len(rows),
-        "clusters": len({r["cluster"] for r in rows}),
-        "strata": dict(sorted(Counter(str(r["stratum"]) for r in rows).items())),
-    }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 unless the committed files are current")
-    args = parser.parse_args()
-    rows = build()
-    data = encode(rows)
-    card = yaml.safe_load((HERE / "card.yaml").read_text())
-    fresh = {**card, **counts(rows, data)}
-    if args.check:
-        wrong = []
-        if not (HERE / "items.jsonl").exists() or (HERE / "items.jsonl").read_bytes() != data:
-            wrong.append("items.jsonl is not what the generator gives")
-        if fresh != card:
-            wrong.append("card.yaml: digest or counts are not those of the items")
-        print("\n".join(wrong) or "choices: as generated", file=sys.stderr)
-        return 1 if wrong else 0
-    (HERE / "items.jsonl").write_bytes(data)
-    (HERE / "card.yaml").write_text(yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True, width=110))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(HERE, build, __doc__))

@@ -16,7 +16,6 @@ Which runs are taken is decided by a seeded hash of their place, never by what a
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import gzip
 import hashlib
@@ -29,14 +28,14 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from writing import committed, options, report, write  # noqa: E402
+
 SEED = "checkweigh prose 1"
 LOW, HIGH = 550, 880  # characters of a document
 MAX_PER_WORK = {"docs": 2, "books": 3}
@@ -636,39 +635,10 @@ def build(
 # --- files ---
 
 
-def encode(rows: list[dict[str, object]]) -> bytes:
-    return "".join(json.dumps(r, sort_keys=True, ensure_ascii=False) + "\n" for r in rows).encode()
-
-
-def refresh_card(rows: list[dict[str, object]], data: bytes) -> None:
-    path = HERE / "card.yaml"
-    card = yaml.safe_load(path.read_text())
-    card.update(counts(rows, data))
-    path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
-
-
-def counts(rows: list[dict[str, object]], data: bytes) -> dict[str, object]:
-    return {
-        "digest": "sha256:" + hashlib.sha256(data).hexdigest(),
-        "items": len(rows),
-        "clusters": len({r["cluster"] for r in rows}),
-        "strata": dict(sorted(Counter(str(r["stratum"]) for r in rows).items())),
-    }
-
-
 def check() -> list[str]:
     """What can be verified without the packages: digest, counts, order, origins, the prose filter."""
-    data = (HERE / "items.jsonl").read_bytes()
-    rows = [json.loads(line) for line in data.decode().splitlines()]
-    card = yaml.safe_load((HERE / "card.yaml").read_text())
+    rows, wrong = committed(HERE)
     sources = json.loads((HERE / "sources.json").read_text())
-    wrong = [
-        f"card.yaml: {k} is {card.get(k)!r}, the items give {v!r}"
-        for k, v in counts(rows, data).items()
-        if card.get(k) != v
-    ]
-    if encode(rows) != data:
-        wrong.append("items.jsonl: not in canonical form")
     works = {w["work"]: w for w in sources["works"]}
     order = [w.name for w in WORKS]
     if [r["cluster"] for r in rows] != sorted((r["cluster"] for r in rows), key=order.index):
@@ -684,26 +654,19 @@ def check() -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="verify offline; exit 1 on a difference")
+    parser = options(__doc__)
     parser.add_argument("--debs", type=Path, default=os.environ.get("CHECKWEIGH_DEBS"))
     parser.add_argument("--unpacked", type=Path, help="folder to keep unpacked packages in")
     parser.add_argument("--repin", action="store_true", help="record the package versions found")
     args = parser.parse_args()
     if args.check:
-        wrong = check()
-        print("\n".join(wrong) or f"{HERE.name}: as committed", file=sys.stderr)
-        return 1 if wrong else 0
+        return report(HERE, check(), "as committed")
     sources = HERE / "sources.json"
     pins = json.loads(sources.read_text())["packages"] if sources.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         rows, packages, works = build(Path(args.debs or scratch), args.repin, pins, args.unpacked)
-    data = encode(rows)
-    (HERE / "items.jsonl").write_bytes(data)
     sources.write_text(json.dumps({"packages": packages, "works": works}, indent=1, sort_keys=True) + "\n")
-    refresh_card(rows, data)
+    write(HERE, rows)
     return 0
 
 

@@ -10,22 +10,19 @@ this folder are meant for small models as well.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import importlib.metadata
-import json
 import sys
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
-import yaml
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from writing import Row, committed, differences, item, options, report, write  # noqa: E402
+
 VERSION = "0.1.25"
 SEED = 20260211
 EACH = 12
-Row = dict[str, object]
 # generator -> kind of check and settings that keep the problems small
 GENERATORS: dict[str, tuple[str, dict[str, object]]] = {
     "basic_arithmetic": ("number", {"max_terms": 3, "max_digits": 2}),
@@ -58,91 +55,48 @@ def build() -> list[Row]:
     asked: set[str] = set()
     for name, (kind, settings) in GENERATORS.items():
         dataset = reasoning_gym.create_dataset(name, seed=SEED, size=10 * EACH, **settings)
-        mine: list[Row] = []
+        taken: list[Row] = []
         for entry in dataset:
             question, answer = str(entry["question"]).strip(), str(entry["answer"]).strip()
-            if len(mine) == EACH:
+            if len(taken) == EACH:
                 break
             if question in asked or len(question) > 1500 or not answer:
                 continue
             if kind == "number":
                 Decimal(answer)  # an answer that is no number must stop the generator
             asked.add(question)
-            name_of = f"{name.replace('_', '-')}-{len(mine) + 1:02d}"
-            mine.append(
-                {
-                    "id": name_of,
-                    "cluster": name_of,
-                    "stratum": name.replace("_", "-"),
-                    "messages": [{"role": "user", "content": question}],
-                    "check": {"kind": kind, "values": [answer], "pattern": ""},
-                }
-            )
-        if len(mine) < EACH:
-            raise SystemExit(f"{name}: {len(mine)} distinct problems, expected {EACH}")
-        rows += mine
+            identity = f"{name.replace('_', '-')}-{len(taken) + 1:02d}"
+            taken.append(item(identity, name.replace("_", "-"), question, kind, [answer]))
+        if len(taken) < EACH:
+            raise SystemExit(f"{name}: {len(taken)} distinct problems, expected {EACH}")
+        rows += taken
     return rows
-
-
-def encode(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(r, sort_keys=True, ensure_ascii=False) + "\n" for r in rows).encode()
-
-
-def counts(rows: list[Row], data: bytes) -> Row:
-    return {
-        "digest": "sha256:" + hashlib.sha256(data).hexdigest(),
-        "items": len(rows),
-        "clusters": len({r["cluster"] for r in rows}),
-        "strata": dict(sorted(Counter(str(r["stratum"]) for r in rows).items())),
-    }
 
 
 def installed() -> bool:
     """Whether this very version is here; another one would make other problems, which is no way to check."""
     try:
-        found = importlib.metadata.version("reasoning-gym")
+        version = importlib.metadata.version("reasoning-gym")
     except importlib.metadata.PackageNotFoundError:
         return False
-    if found != VERSION:
-        raise SystemExit(f"reasoning-gym: expected version {VERSION}, found {found}")
+    if version != VERSION:
+        raise SystemExit(f"reasoning-gym: expected version {VERSION}, found {version}")
     return True
 
 
 def check() -> list[str]:
-    data = (HERE / "items.jsonl").read_bytes()
-    rows = [json.loads(line) for line in data.decode().splitlines()]
-    card = yaml.safe_load((HERE / "card.yaml").read_text())
-    wrong = [
-        f"card.yaml: {key} is {card.get(key)!r}, the items give {value!r}"
-        for key, value in counts(rows, data).items()
-        if card.get(key) != value
-    ]
-    if encode(rows) != data:
-        wrong.append("items.jsonl: not in canonical form")
+    rows, wrong = committed(HERE)
     if Counter(r["stratum"] for r in rows) != {name.replace("_", "-"): EACH for name in GENERATORS}:
         wrong.append(f"items.jsonl: not {EACH} items of each generator")
-    if installed() and encode(build()) != data:
-        wrong.append("items.jsonl is not what the generator gives")
-    return wrong
+    return wrong + (differences(HERE, build()) if installed() else [])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="exit 1 unless the committed files are current")
-    if parser.parse_args().check:
-        wrong = check()
-        print("\n".join(wrong) or "reasoning-gym: as generated", file=sys.stderr)
-        return 1 if wrong else 0
+    if options(__doc__).parse_args().check:
+        return report(HERE, check())
     if not installed():
         raise SystemExit(f"reasoning-gym: expected version {VERSION}, found none (pip install it)")
-    rows = build()
-    data = encode(rows)
-    (HERE / "items.jsonl").write_bytes(data)
-    card = yaml.safe_load((HERE / "card.yaml").read_text())
-    fresh = {**card, **counts(rows, data)}
-    (HERE / "card.yaml").write_text(yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True, width=110))
+    write(HERE, build())
     return 0
 
 
