@@ -1,4 +1,4 @@
-"""The guard as as a raw ASGI application: an allow-list of paths, and nothing of the engine's beyond them."""
+"""The guard's HTTP surface, a raw ASGI application: an allow-list of paths, nothing of the engine's beyond them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ADMIN = ("/admin/kill", "/admin/revive")
 
 
 class GuardApp:
-    """What uvicorn runs. ``gauges`` sets the metrics that are read rather than counted."""
+    """The application that uvicorn runs. ``gauges`` sets the metrics that are read rather than counted."""
 
     def __init__(
         self, handler: RequestHandler, keys: ClientKeys, gauges: Callable[[], None], say: Say
@@ -104,7 +104,7 @@ class GuardApp:
             await _json(send, 200, {"object": "list", "data": [card]})
 
     async def _readyz(self, send: Send) -> None:
-        """Ready while the baseline is; a candidate that is not is said, and gets nothing."""
+        """Ready while the baseline is. A candidate that is not gets no requests; the answer says why."""
         arms = {name: arm.why_not() for name, arm in self._handler.arms.items()}
         ready = not arms["baseline"] and not self._handler.draining
         states = {name: why or "ready" for name, why in arms.items()}
@@ -163,7 +163,7 @@ class GuardApp:
 
 
 async def _while_there(work: Any, receive: Receive) -> None:
-    """Do ``work``; a client that leaves cancels it."""
+    """Do ``work``, until the client leaves: that cancels it."""
     task = asyncio.current_task()
     assert task is not None
     left = False
@@ -189,7 +189,7 @@ async def _while_there(work: Any, receive: Receive) -> None:
 
 
 def _deadline(header: bytes | None) -> float | None:
-    """Seconds from milliseconds. Raises ErrorResponse."""
+    """The client's deadline in seconds, from a header in milliseconds. Raises ErrorResponse."""
     if header is None:
         return None
     if not header.isdigit() or len(header) > 9 or int(header) == 0:

@@ -1,4 +1,4 @@
-"""One arm: an engine's endpoint with its gate, breaker, saturation and supervisor."""
+"""One arm: an engine's endpoint with its admission, breaker, saturation and supervisor."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _DEFAULT_KV = 16_384  # until the engine says, where nothing else does
 
 
 class GuardedArm:
-    """Admission, and everything that watches the engine behind it. Use ``run`` as a task; ``close`` at the end."""
+    """Admission, and everything that watches the engine behind it. Run ``run`` as a task, and ``close`` at the end."""
 
     def __init__(
         self, name: ArmName, policy: GuardPolicy, plan: Callable[[], LaunchPlan] | Endpoint, say: Say,
         *, slots: int,
     ) -> None:  # fmt: skip
-        own = policy.admission
+        limits = policy.admission
         self.name = name
         self.policy = policy
         self.admission = KvAdmission(
-            own, budget=self._budget(policy, own.kv_tokens or _DEFAULT_KV), slots=own.slots or slots
+            limits, budget=self._budget(policy, limits.kv_tokens or _DEFAULT_KV), slots=limits.slots or slots
         )
         self.breaker = Breaker(policy.breaker)
         self.saturation = Saturation(policy.saturation)
@@ -61,16 +61,16 @@ class GuardedArm:
     def _budget(policy: GuardPolicy, kv_tokens: int) -> int:
         return max(1, int(kv_tokens * (1 - policy.admission.headroom)))
 
-    # What the supervisor tells and asks.
+    # What the supervisor reports and asks.
 
     def up(self, endpoint: Endpoint) -> None:
-        """Ready for requests; a probe need not decide, the warm-up did."""
+        """Take requests at ``endpoint``. No probe is needed: the engine was warmed up."""
         self.endpoint = endpoint
         self.saturation.reset()
         self.breaker.reset("process")
 
     def down(self, why: str) -> None:
-        """Refuse everything, and tell those who wait."""
+        """Refuse everything, and answer those who wait."""
         self.breaker.hold("process", why)
         self.admission.flush(Shed(503, "the engine is down", self.breaker.retry_after(time.monotonic())))
 
@@ -78,11 +78,11 @@ class GuardedArm:
         """Tokens of the longest prompt that has brought no token yet."""
         return max((self._prompts[entry] for entry in self._silent), default=0)
 
-    # What the request path tells and asks.
+    # What the request path reports and asks.
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """Connections to the engine."""
+        """The connections to the engine."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
@@ -102,7 +102,7 @@ class GuardedArm:
         return up and not self.draining and not self.breaker.shut(now)
 
     def why_not(self) -> str:
-        """Why it is not ready; empty when it is."""
+        """Why the arm is not ready; empty when it is."""
         if self.draining:
             return "draining"
         if self.supervisor is not None and self.supervisor.phase is not Phase.READY:
@@ -112,7 +112,10 @@ class GuardedArm:
     async def admit(
         self, entry_of: Callable[[Callable[[Shed | None], None]], QueueEntry]
     ) -> tuple[QueueEntry, Shed | None]:
-        """Wait for a place. Cancelled while it waits, the entry is gone; let in, ``leave`` is owed."""
+        """Wait for a place; returns the entry, with the refusal where it got none. Once let in, ``leave`` must follow.
+
+        Cancelled while it waits, the entry is withdrawn.
+        """
         settled: asyncio.Future[Shed | None] = asyncio.get_running_loop().create_future()
 
         def settle(shed: Shed | None) -> None:
@@ -129,12 +132,12 @@ class GuardedArm:
             raise
 
     def sent(self, entry: QueueEntry, prompt_tokens: int) -> None:
-        """A request goes to the engine."""
+        """Note that a request goes to the engine."""
         self._silent.add(entry)
         self._prompts[entry] = prompt_tokens
 
     def delivered(self, entry: QueueEntry, tokens: int) -> None:
-        """Tokens came back."""
+        """Note tokens that came back."""
         self._silent.discard(entry)
         self.admission.produced(entry, tokens)
         self.saturation.delivered()
@@ -142,27 +145,27 @@ class GuardedArm:
             self.supervisor.watch.delivered(time.monotonic())
 
     def leave(self, entry: QueueEntry, *, whole: bool) -> None:
-        """The request is over."""
+        """Give back the place. ``whole``: the reply ended by itself, so that its length counts."""
         self._silent.discard(entry)
         self._prompts.pop(entry, None)
         self.admission.leave(entry, time.monotonic(), whole=whole)
 
-    def takes(self, tier: PriorityTier, asked: ValidatedRequest) -> bool:
-        """Whether a request would be sent at once, and as it is."""
-        expected = self.admission.outputs.expected(asked.max_tokens)
+    def takes(self, tier: PriorityTier, request: ValidatedRequest) -> bool:
+        """Whether a request would be sent at once and as it is."""
+        expected = self.admission.outputs.expected(request.max_tokens)
         entry = QueueEntry(
-            tier=tier, cost=asked.prompt_tokens + expected, scoring=asked.scoring, asked=0.0, deadline=math.inf,
+            tier=tier, cost=request.prompt_tokens + expected, scoring=request.scoring, asked=0.0, deadline=math.inf,
             settle=lambda shed: None, expected=expected,
         )  # fmt: skip
-        sound = self.ready and self.breaker.state is BreakerState.CLOSED
-        return sound and not self.degraded and self.admission.takes(entry)
+        well = self.ready and self.breaker.state is BreakerState.CLOSED
+        return well and not self.degraded and self.admission.takes(entry)
 
     def permit(self) -> Permit | None:
-        """The breaker's leave to send."""
+        """The breaker's permit to send one request; None: it is open."""
         return self.breaker.allow(time.monotonic())
 
     def failed(self, permit: Permit, error: UpstreamError) -> None:
-        """The engine failed a request. Unless it was only late, its supervisor looks at it now."""
+        """Note that the engine failed a request. Unless it was only late, its supervisor looks at it now."""
         self.breaker.failed(permit, time.monotonic(), str(error))
         if self.supervisor is not None and error.status != 504:
             self.supervisor.doubt()
@@ -217,12 +220,12 @@ class GuardedArm:
                 continue
             timeout = aiohttp.ClientTimeout(total=limits.stale_s)
             with suppress(aiohttp.ClientError, TimeoutError, ValueError):
-                async with self.session.get(endpoint.root + "/metrics", timeout=timeout) as answer:
-                    if answer.status != 200:
+                async with self.session.get(endpoint.root + "/metrics", timeout=timeout) as reply:
+                    if reply.status != 200:
                         continue
-                    found = read_scrape(await answer.read(), time.monotonic())
-                self.saturation.read(found)
+                    scrape = read_scrape(await reply.read(), time.monotonic())
+                self.saturation.read(scrape)
                 if self.supervisor is not None:
-                    self.supervisor.watch.scraped(found.at, found.steps, inside=self.admission.inside)
-                if self.policy.admission.kv_tokens is None and found.kv_tokens:
-                    self.admission.budget = self._budget(self.policy, found.kv_tokens)
+                    self.supervisor.watch.scraped(scrape.at, scrape.steps, inside=self.admission.inside)
+                if self.policy.admission.kv_tokens is None and scrape.kv_tokens:
+                    self.admission.budget = self._budget(self.policy, scrape.kv_tokens)

@@ -1,4 +1,4 @@
-"""What is in force, in lines. Pure."""
+"""The lines that say at the start what is served and which limits are in force. Pure."""
 
 from __future__ import annotations
 
@@ -12,37 +12,41 @@ ServedManifest = tuple[str, str, tuple[str, ...]]  # name, engine kind, what is 
 
 def banner(setup: GuardSetup, served: Sequence[ServedManifest]) -> list[str]:
     """Every limit, whether pinned or a default; what is unsafe last."""
-    found = [f"serving {served[0][0]} on {served[0][1]}"]
+    lines = [f"serving {served[0][0]} on {served[0][1]}"]
     if len(served) > 1:
         what = "shadow copies" if setup.shadow else f"{setup.share:.0%} of sessions"
-        found.append(f"candidate {served[1][0]} on {served[1][1]}: {what}")
-    found += [*_sizes(setup), *_tiers(setup.policy), *_care(setup)]
-    return [*found, *(f"UNSAFE: {name} allows {what}" for name, _, unsafe in served for what in unsafe)]
+        lines.append(f"candidate {served[1][0]} on {served[1][1]}: {what}")
+    lines += [*_sizes(setup), *_tiers(setup.policy), *_protections(setup)]
+    return [*lines, *(f"UNSAFE: {name} allows {what}" for name, _, unsafe in served for what in unsafe)]
 
 
 def _sizes(setup: GuardSetup) -> Iterator[str]:
-    own, bounds = setup.policy.admission, setup.bounds
+    admission, bounds = setup.policy.admission, setup.bounds
     yield (
         f"limits: {bounds.max_sequence} tokens a sequence, {bounds.max_tokens} a reply, "
         f"{setup.policy.surface.max_body} bytes a body"
     )
-    cache = "the KV cache the engine reports" if own.kv_tokens is None else f"{own.kv_tokens} KV tokens"
+    cache = (
+        "the KV cache the engine reports"
+        if admission.kv_tokens is None
+        else f"{admission.kv_tokens} KV tokens"
+    )
     yield (
-        f"admission: {1 - own.headroom:.0%} of {cache}, {own.slots or setup.slots} requests inside, "
-        f"{own.scoring} of them scoring, {own.queue} waiting"
+        f"admission: {1 - admission.headroom:.0%} of {cache}, {admission.slots or setup.slots} requests inside, "
+        f"{admission.scoring} of them scoring, {admission.queue} waiting"
     )
 
 
 def _tiers(policy: GuardPolicy) -> Iterator[str]:
     for tier in TIERS:
-        own = policy.admission.tiers.of(tier)
+        limits = policy.admission.tiers.of(tier)
         yield (
-            f"tier {tier}: {own.reserve:.0%} reserved, {own.queue} waiting at most {own.deadline_s:g} s, "
-            f"before all others after {own.age_s:g} s"
+            f"tier {tier}: {limits.reserve:.0%} reserved, {limits.queue} waiting at most {limits.deadline_s:g} s, "
+            f"before all others after {limits.age_s:g} s"
         )
 
 
-def _care(setup: GuardSetup) -> Iterator[str]:
+def _protections(setup: GuardSetup) -> Iterator[str]:
     policy = setup.policy
     times, care, lower = policy.timeouts, policy.supervision, policy.degradation
     yield f"timeouts: {times.first_s:g} s to the first byte, {times.idle_s:g} between two, {times.total_s:g} in all"

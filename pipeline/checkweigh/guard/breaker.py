@@ -18,7 +18,7 @@ _LASTING = 5  # times in a row
 
 
 class BreakerState(Enum):
-    """Of a breaker."""
+    """Closed: requests are sent. Open: none is. Half-open: one probe is."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -31,11 +31,14 @@ class Permit:
 
     generation: int
     probe: bool
-    told: bool = False
+    reported: bool = False
 
 
 class Breaker:
-    """Each change of state begins a generation; what a permit of an earlier one reports changes nothing."""
+    """Leaves an arm alone while it fails. Times are seconds of one monotonic clock.
+
+    Each change of state begins a generation; what a permit of an earlier one reports changes nothing.
+    """
 
     def __init__(self, limits: BreakerLimits) -> None:
         self._limits = limits
@@ -44,16 +47,16 @@ class Breaker:
         self._calls: deque[tuple[float, bool]] = deque()
         self._reopen = 0.0
         self._wait = limits.open_s
-        self._closed = -math.inf  # since, by a probe
+        self._closed = -math.inf  # when a probe last closed it
         self._in_a_row = 0  # failed probes, and trips soon after one that did not fail
         self._holds: dict[str, str] = {}
         self.state = BreakerState.CLOSED
         self.reason = ""
         self.trips = 0
-        self.opened = -math.inf  # last, for failures
+        self.opened = -math.inf  # when it last opened for failures
 
     def allow(self, now: float) -> Permit | None:
-        """A permit, or None: the arm is to be left alone."""
+        """A permit to send one request; None: the arm is to be left alone."""
         if self._holds:
             return None
         if self.state is BreakerState.OPEN and now >= self._reopen:
@@ -66,7 +69,7 @@ class Breaker:
         return None
 
     def succeeded(self, permit: Permit, now: float) -> None:
-        """The engine answered; a probe's success closes."""
+        """Report that the engine answered; a probe's success closes the breaker."""
         if not self._current(permit):
             return
         if permit.probe:
@@ -76,7 +79,7 @@ class Breaker:
             self._count(now, failed=False)
 
     def failed(self, permit: Permit, now: float, why: str) -> None:
-        """5xx, a broken answer or a timeout."""
+        """Report a 5xx, a broken answer or a timeout; a failed probe opens the breaker again, for twice as long."""
         if not self._current(permit):
             return
         if permit.probe:
@@ -92,16 +95,16 @@ class Breaker:
             self._open(now, f"{failures} of {len(self._calls)} requests failed, the last: {why}")
 
     def dropped(self, permit: Permit) -> None:
-        """Cancelled before the engine said anything: it counts for nothing, and another may probe."""
+        """Report that a request was cancelled before the engine answered: it counts for nothing, another may probe."""
         if self._current(permit) and permit.probe:
             self._probing = None
 
     def refuses(self, now: float) -> bool:
-        """Whether ``allow`` would give nothing; changes nothing."""
+        """Whether ``allow`` would return None. Changes nothing."""
         return self.shut(now) or self._probing is not None
 
     def shut(self, now: float) -> bool:
-        """Held, or open and too early for a probe. Beyond that a request is needed: nothing else can be the probe."""
+        """Whether it is held, or open and too early for a probe. After that a request is needed, to be the probe."""
         return bool(self._holds) or (self.state is BreakerState.OPEN and now < self._reopen)
 
     def hold(self, by: str, why: str) -> None:
@@ -118,7 +121,7 @@ class Breaker:
             self._forgive()
 
     def reset(self, by: str) -> None:
-        """A new engine that was warmed up: end ``by``'s hold, and closed unless others hold it."""
+        """End ``by``'s hold, and close unless others hold it: a new engine was warmed up."""
         self._holds.pop(by, None)
         if not self._holds:
             self._closed = -math.inf
@@ -126,7 +129,7 @@ class Breaker:
             self._become(BreakerState.CLOSED)
 
     def again(self, now: float) -> None:
-        """Somebody says that it is mended: a probe may find out at once."""
+        """Allow a probe at once: somebody says that the arm is mended."""
         self._reopen = now
         self._forgive()
 
@@ -141,15 +144,15 @@ class Breaker:
         return bool(self._holds)
 
     def retry_after(self, now: float) -> int:
-        """Whole seconds until it is worth asking again."""
+        """Whole seconds, at least 1, until a client may ask again."""
         return max(1, round(self._limits.open_s if self._holds else self._reopen - now))
 
     def _forgive(self) -> None:
         self._in_a_row, self._wait = 0, self._limits.open_s
 
     def _current(self, permit: Permit) -> bool:
-        fresh = not permit.told and permit.generation == self._generation
-        permit.told = True
+        fresh = not permit.reported and permit.generation == self._generation
+        permit.reported = True
         return fresh
 
     def _count(self, now: float, *, failed: bool) -> None:

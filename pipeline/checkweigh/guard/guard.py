@@ -39,11 +39,11 @@ _BREAKER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSetup:
-    """What is served, and how. With a ``candidate``, ``share`` of sessions or, with ``shadow``, copies go to it."""
+    """What is served, and how. A ``candidate`` gets ``share`` (0 to 1) of sessions or, with ``shadow``, copies."""
 
     policy: GuardPolicy
     bounds: Bounds
-    slots: int
+    slots: int  # requests that an engine computes together
     baseline: ArmSource
     candidate: ArmSource | None = None
     share: float = 0.0
@@ -54,7 +54,7 @@ class GuardSetup:
 
 
 class Guard:
-    """One guarded service."""
+    """One guarded service: its arms, the way of requests through them, and what watches both."""
 
     def __init__(self, setup: GuardSetup, say: Say) -> None:
         policy = setup.policy
@@ -70,12 +70,12 @@ class Guard:
             policy, self.arms, self.router, setup.bounds, self.metrics, self.log, self._on_finished
         )
         self.app = GuardApp(self.handler, ClientKeys(policy.surface, setup.environment), self._gauges, say)
-        own = policy.routing
+        routing = policy.routing
         self.comparison = ArmComparison(
             share=0.5 if setup.shadow else setup.share,
-            margin=own.margin,
-            alpha=own.alpha,
-            least=own.min_requests,
+            margin=routing.margin,
+            alpha=routing.alpha,
+            least=routing.min_requests,
         )
         self._absence = AbsenceMonitor(long_s=policy.breaker.open_max_s)
         self._revivals = self.router.revivals  # that the monitors know of
@@ -101,21 +101,21 @@ class Guard:
         self._tasks = [asyncio.ensure_future(arm.run()) for arm in self.arms.values()]
         self._tasks += [asyncio.ensure_future(self._watch_host()), asyncio.ensure_future(self._flush())]
         serving = asyncio.ensure_future(server.serve(sockets=[bound]))
-        asked = asyncio.ensure_future(self.draining.wait())
+        drain_asked = asyncio.ensure_future(self.draining.wait())
         try:
-            await asyncio.wait((asked, serving, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((drain_asked, serving, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
             for task in self._tasks:
                 if task.done() and not task.cancelled() and task.exception() is not None:
                     task.result()  # a watcher that died is a fault of the guard: never serve unwatched
             await self._drained()
         finally:
-            asked.cancel()
+            drain_asked.cancel()
             server.should_exit = True
             await self._close()
             await serving
 
     def drain(self) -> None:
-        """New requests get 503 from now on."""
+        """Refuse new requests with 503 from now on, and let ``run`` end."""
         if not self.draining.is_set():
             self._say("draining: new requests get 503, running ones are finished")
         self.handler.draining = True
@@ -124,7 +124,7 @@ class Guard:
         self.draining.set()
 
     async def _drained(self) -> None:
-        """Wait for what is inside, at most the policy's time; not for shadows."""
+        """Wait for requests that are inside, at most the policy's time; not for shadows."""
         await self.handler.close()
         end = time.monotonic() + self._setup.policy.supervision.drain_s
         while (
@@ -155,9 +155,9 @@ class Guard:
             self.metrics.free.set(reading.free_share)
             self.metrics.gpu_free.set(math.nan if gpu is None else gpu)
             self.metrics.swap_rate.set(reading.swap_bytes)
-            if (now := reading.swap_bytes > 0) and not swapping:
+            if (swaps := reading.swap_bytes > 0) and not swapping:
                 self._say(f"the host swaps ({reading.swap_bytes / 1e6:.1f} MB/s): latency will spike")
-            swapping = now
+            swapping = swaps
             self._look_for_candidate(time.monotonic())
             await asyncio.sleep(0.5)
 
@@ -223,7 +223,7 @@ class Guard:
         self._alarm(f"candidate switched off: {why}")
 
     def _alarm(self, line: str) -> None:
-        """A log line, and the webhook where there is one; the metric is read from the state."""
+        """Say it, and post it to the webhook where there is one. The metric is read from the state."""
         self._say(f"ALARM: {line}")
         variable = self._setup.policy.monitor.webhook_env
         if variable is not None and (url := self._setup.environment.get(variable)):

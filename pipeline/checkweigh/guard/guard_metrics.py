@@ -1,4 +1,4 @@
-"""The guard's own metrics."""
+"""The guard's own Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SMALL = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05)
 
 
 class GuardMetrics:
-    """A registry of their own; gauges are set when they are read."""
+    """All metrics, in a registry of their own. Gauges are set when they are read."""
 
     def __init__(self) -> None:
         own = self.registry = CollectorRegistry(auto_describe=True)
@@ -75,5 +75,5 @@ class GuardMetrics:
         )
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

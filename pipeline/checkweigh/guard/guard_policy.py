@@ -41,8 +41,8 @@ class Tiers(Record):
 
     def of(self, tier: PriorityTier) -> TierLimits:
         """The limits of one tier."""
-        found: TierLimits = getattr(self, tier)
-        return found
+        limits: TierLimits = getattr(self, tier)
+        return limits
 
 
 class AdmissionLimits(Record):

@@ -1,4 +1,4 @@
-"""What the host says: memory, swap, and what is amiss before serving begins."""
+"""Readings of the host: memory and swap, and what is wrong with it before serving begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from checkweigh.engines.host_memory import GIB, GROUP, memory_limits, swap_activ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReading:
-    """Of one moment."""
+    """The host at one moment. Shares are from 0 to 1."""
 
     free_share: float  # of memory: the host's, or its limit's in a container where that is less
     gpu_free_share: float | None  # of the fullest GPU; None without one
@@ -31,7 +31,7 @@ class HostGauges:
         self._gpu_memory = gpu.FreeMemory()
 
     def read(self) -> HostReading:
-        """Now."""
+        """The host now."""
         swapped, now = swap_activity(), time.monotonic()
         rate = (swapped - self._swapped) / max(1e-3, now - self._at)
         self._swapped, self._at = swapped, now
@@ -43,23 +43,23 @@ class HostGauges:
 
 
 def free_share(group: Path = GROUP) -> float:
-    """Of the host's memory or of the control group's limit: the lesser."""
+    """The free share of the host's memory or of the control group's limit: the lesser."""
     return min(free / max(1, total) for free, total in memory_limits(group))
 
 
 def host_warnings(headroom: float) -> list[str]:
-    """What should not be so on a host that serves."""
-    found = []
+    """What should not be so on a host that serves, in words."""
+    lines = []
     swap, free = psutil.swap_memory(), free_share()
     if swap.total:
         used = f", {swap.used / GIB:.1f} GiB of it in use" if swap.used else ""
-        found.append(
+        lines.append(
             f"the host has {swap.total / GIB:.1f} GiB of swap{used}: latency spikes when it is touched (swapoff -a)"
         )
     if headroom < 0.2:
-        found.append(
+        lines.append(
             f"admission.headroom is {headroom:.0%}: below 20% a burst of long prompts preempts or kills"
         )
     if free < 0.2:
-        found.append(f"only {free:.0%} of the memory is free before anything starts")
-    return found
+        lines.append(f"only {free:.0%} of the memory is free before anything starts")
+    return lines

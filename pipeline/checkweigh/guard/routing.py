@@ -1,4 +1,4 @@
-"""Which arm answers whom: a sticky hash of the session, weights, a shadow, a kill switch. Pure."""
+"""Which arm serves a request: a sticky hash of the session, weights, copies, a kill switch. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ ArmName = Literal["baseline", "candidate"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes, and whether a copy goes to the candidate whose answer nobody sees."""
+    """Where a request goes."""
 
     assigned: ArmName  # by the hash: what an analysis groups by, whatever was switched off since
     served: ArmName
-    shadow: bool = False
+    shadow: bool = False  # a copy, whose answer nobody sees, goes to the candidate
     revivals: int = 0  # of the candidate, when the request was routed
 
 
 class Router:
-    """``candidate_share`` of sessions to the candidate; a session stays where it is while the share does."""
+    """Sends ``candidate_share`` (0 to 1) of sessions to the candidate. A session stays there while the share does.
+
+    Raises ValueError for a share that is none.
+    """
 
     def __init__(self, *, candidate_share: float, shadow: bool, salt: str) -> None:
         if not 0 <= candidate_share <= 1:
@@ -32,11 +35,11 @@ class Router:
         self._salt = salt.encode()
 
     def kill(self, why: str) -> None:
-        """Weight 0 for the candidate, at once and until told otherwise."""
+        """Give the candidate no session any more, until ``revive``."""
         self.killed = self.killed or why
 
     def revive(self) -> None:
-        """Undo ``kill``."""
+        """Undo ``kill``; counted in ``revivals`` when it was killed."""
         if self.killed:
             self.revivals += 1
         self.killed = ""

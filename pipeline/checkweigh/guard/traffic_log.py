@@ -1,7 +1,8 @@
 """The log of requests that ``canary`` reads: one JSON object a line, rotated by size.
 
-A line is written for every request that named a served path, sheds included: an analysis by assigned arm must see
-them. Lines wait in memory for a moment; what cannot be written is counted, and the next line says how many are gone.
+A line is written for every request that named a served path, refusals for load included: an analysis by assigned arm
+must see them. Lines wait in memory for a moment. What cannot be written is counted, and the next line says how many
+are gone.
 A file holds whole lines only: what a full disk cut off, or a killed guard, is taken back before anything is added.
 """
 
@@ -54,23 +55,23 @@ class TrafficLine(Record):
 
 
 def hashed(text: str) -> str:
-    """A digest that says nothing of the text but whether it is the same."""
+    """A digest of ``text``, 32 hex digits, for finding equal texts."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class TrafficLog:
-    """An append-only file and its rotated elders ``PATH.1`` (the youngest) to ``PATH.keep``.
+    """An append-only file and its rotated predecessors ``PATH.1`` (the youngest) to ``PATH.keep``.
 
-    ``add`` and ``take`` by one thread, ``write`` by any.
+    One thread calls ``add`` and ``take``; any calls ``write``.
     """
 
     def __init__(self, limits: Traffic) -> None:
         self._limits = limits
         self._path = None if limits.path is None else Path(limits.path)
         self._waiting: list[TrafficLine] = []
-        self._one = threading.Lock()
+        self._writing = threading.Lock()
         self._whole = False  # the file's last line is known to be
-        self._spilled = self._failed = self._told = 0
+        self._spilled = self._failed = self._reported = 0  # lines lost: for want of room, of a disk; said
         self.error = ""  # why nothing can be written; empty: it can
 
     @property
@@ -98,15 +99,15 @@ class TrafficLog:
             self._spilled += 1
 
     def take(self) -> list[TrafficLine]:
-        """What waits, to be written."""
+        """Take the lines that wait, to be written."""
         lines, self._waiting = self._waiting, []
         return lines
 
     def write(self, lines: Sequence[TrafficLine]) -> None:
-        """Write them. A disk that refuses costs the lines, not the service."""
+        """Write lines. A disk that refuses costs the lines, not the service: see ``error`` and ``lost``."""
         if self._path is None:
             return
-        with self._one:
+        with self._writing:
             done = 0
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,28 +120,28 @@ class TrafficLog:
                 self.error = ""
 
     def _append(self, path: Path, lines: Sequence[TrafficLine]) -> int:
-        """Write what the file has room for, all of it or none; how many lines. Without room it is rotated."""
+        """Write the lines that the file has room for, all or none; returns how many. Without room it is rotated."""
         with path.open("ab", buffering=0) as file:
             if not self._whole:
                 self._mend(path, file.fileno())
             size = full = os.fstat(file.fileno()).st_size
             lost, kept = self.lost, list[bytes]()
             for line in lines:
-                gone = 0 if kept else lost - self._told
-                one = json.dumps(line.model_dump() | {"lost_before": gone}).encode() + b"\n"
-                if full and full + len(one) > self._limits.max_bytes:
+                gone = 0 if kept else lost - self._reported
+                data = json.dumps(line.model_dump() | {"lost_before": gone}).encode() + b"\n"
+                if full and full + len(data) > self._limits.max_bytes:
                     break
-                kept.append(one)
-                full += len(one)
+                kept.append(data)
+                full += len(data)
             if kept:
                 self._put(file.fileno(), b"".join(kept), size)
-                self._told = lost
+                self._reported = lost
         if not kept:
             self._rotate(path)
         return len(kept)
 
     def _put(self, file: int, data: bytes, size: int) -> None:
-        """Everything, or nothing: what a full disk took of it is cut off again."""
+        """Write all of ``data`` or nothing: what a full disk took of it is cut off again."""
         left = memoryview(data)
         try:
             while left:
@@ -153,13 +154,13 @@ class TrafficLog:
 
     def _mend(self, path: Path, file: int) -> None:
         """Cut off half a line that a killed guard left."""
-        own = os.fstat(file)
-        if stat.S_ISREG(own.st_mode) and own.st_size:
-            with path.open("rb") as found:
-                found.seek(-1, os.SEEK_END)
-                if found.read() != b"\n":
-                    found.seek(0)
-                    os.ftruncate(file, found.read().rfind(b"\n") + 1)
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            with path.open("rb") as written:
+                written.seek(-1, os.SEEK_END)
+                if written.read() != b"\n":
+                    written.seek(0)
+                    os.ftruncate(file, written.read().rfind(b"\n") + 1)
                     self._failed += 1
         self._whole = True
 

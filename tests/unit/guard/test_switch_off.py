@@ -27,8 +27,8 @@ class Bench:
         arms = {arm: Endpoint(url=f"http://127.0.0.1:1/{arm}/v1", model="mock") for arm in ARMS}
         share = 0.0 if shadow else 0.5
         setup = GuardSetup(policy=GuardPolicy(), bounds=BOUNDS, slots=4, share=share, shadow=shadow, **arms)  # type: ignore[arg-type]
-        self.said: list[str] = []
-        self.guard = Guard(setup, self.said.append)
+        self.messages: list[str] = []
+        self.guard = Guard(setup, self.messages.append)
         self.traffic = Service(random.Random(seed))
 
     @property
@@ -64,7 +64,7 @@ class Bench:
 def test_a_slow_candidate_is_switched_off_and_a_revived_one_is_compared_from_the_start() -> None:
     bench = Bench(5)
     assert bench.show(bench.draw(30, SLOW)).startswith("ttft ")
-    assert bench.said == [f"ALARM: candidate switched off: {bench.off}"]
+    assert bench.messages == [f"ALARM: candidate switched off: {bench.off}"]
     assert bench.guard.router.weight == 0
     bench.guard.router.revive()  # nothing was served in between
     assert not bench.show(bench.draw(60, Engine())), "what it was is forgotten"

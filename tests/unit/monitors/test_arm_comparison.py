@@ -155,9 +155,9 @@ def test_what_the_baseline_serves_for_a_candidate_that_is_away_is_not_compared()
 
 def ended(here: Service, arm: str, became: str = "failed", **changed: Any) -> str:
     """Show a request of a session of its own that both arms would have sent at once."""
-    told = {name: changed.pop(name) for name in ("trips", "degraded") if name in changed}
+    own = {name: changed.pop(name) for name in ("trips", "degraded") if name in changed}
     fields = {"session": f"{here.rng.random()}", "unhurried": True, **changed}
-    return here.show(request(here.now, outcome(arm, became, **told), **fields))
+    return here.show(request(here.now, outcome(arm, became, **own), **fields))
 
 
 def fails(

@@ -1,8 +1,8 @@
 """Measurement behind the same admission: an Engine that never gives the inner one more than its KV cache can hold.
 
-A batch that fits is passed on as it is, so the batch plan, and the numbers that depend on it, stay what they were. One
-that does not is given in turns: a pure function of the batch and the budget. An item that is alone is never held back;
-what is longer than a sequence may be is the engine's to refuse.
+A batch that fits is passed on as it is, so the batch plan, and the numbers that depend on it, stay what they were. A
+larger one is given in turns, which are a pure function of the batch and the budget. An item that is alone is never held
+back; the engine itself refuses what is longer than a sequence may be.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _offer(gate: KvAdmission, cost: int, *, scoring: bool) -> QueueEntry:
 
 
 def _unheard(shed: Shed | None) -> None:
-    """``Entry.inside`` says it."""
+    """Nothing to do: ``QueueEntry.inside`` says whether it was let in."""
 
 
 def _leave(gate: KvAdmission, inside: list[QueueEntry]) -> None:

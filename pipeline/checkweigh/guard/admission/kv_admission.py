@@ -1,4 +1,4 @@
-"""Admission by KV cost: reserves a tier, bounded queues, a shed for what does not fit. Pure; times are arguments.
+"""Admission by KV cost: reserves of tiers, bounded queues, refusals of what does not fit. Pure; times are arguments.
 
 The cost of a request is its prompt's tokens and the smaller of max_tokens and the rolling 95th percentile of outputs;
 the budget is the engine's KV cache less the headroom. A request that outgrows its cost is charged for it at once.
@@ -19,7 +19,7 @@ _SERVED = 2048  # requests
 
 
 class ReplyLengths:
-    """Lengths of the last replies; their 95th percentile, refreshed now and then."""
+    """The lengths of the last replies, and their 95th percentile, refreshed every 32 replies."""
 
     def __init__(self) -> None:
         self._last: deque[int] = deque(maxlen=_OUTPUTS)
@@ -27,7 +27,7 @@ class ReplyLengths:
         self._p95: int | None = None
 
     def add(self, tokens: int) -> None:
-        """Remember one."""
+        """Remember one reply's length."""
         self._last.append(tokens)
         self._since += 1
         if self._since >= _ENOUGH:
@@ -40,7 +40,7 @@ class ReplyLengths:
 
 
 class KvAdmission:
-    """Books of one engine: what is inside, who waits. Every entry is settled exactly once."""
+    """The books of one engine: which requests are inside, which wait. Every entry is settled exactly once."""
 
     def __init__(self, limits: AdmissionLimits, *, budget: int, slots: int) -> None:
         self._limits = limits
@@ -48,7 +48,7 @@ class KvAdmission:
         self.slots = slots
         self.queues = Queues(limits.tiers, limits.queue)
         self.outputs = ReplyLengths()
-        self.paused = False  # the engine is saturated: nobody is let in, whoever may wait waits
+        self.paused = False  # the engine is saturated: nothing is let in, what may wait waits
         self._tokens: dict[PriorityTier, int] = dict.fromkeys(TIERS, 0)
         self._inside: dict[PriorityTier, int] = dict.fromkeys(TIERS, 0)
         self._scoring = 0
@@ -65,7 +65,7 @@ class KvAdmission:
         return sum(self._inside.values())
 
     def offer(self, entry: QueueEntry, now: float) -> None:
-        """Let in, queue or shed. The entry's ``settle`` may be called before this returns."""
+        """Let an entry in, queue it or refuse it. Its ``settle`` may be called before this returns."""
         if entry.cost > self.budget:
             self._shed(entry, 429, "costs more than the whole budget", now)
         elif entry.deadline <= now:
@@ -91,7 +91,7 @@ class KvAdmission:
         return not self.paused and not len(self.queues) and self._fits(entry, aged=False)
 
     def turn(self, now: float) -> None:
-        """Shed what waited too long, then let in what fits, in order."""
+        """Refuse what waited too long, then let in what fits, in order."""
         for late in self.queues.expired(now):
             self._shed(late, 503, "waited longer than its deadline", now)
         while not self.paused and (entry := self._next(now)) is not None:
@@ -99,12 +99,12 @@ class KvAdmission:
             self._enter(entry)
 
     def flush(self, why: Shed) -> None:
-        """Shed everybody who waits: it would be in vain."""
+        """Refuse everything that waits."""
         for entry in self.queues.drained():
             entry.settle(why)
 
     def produced(self, entry: QueueEntry, tokens: int) -> None:
-        """``tokens`` more came out for an entry that is inside; what goes beyond its cost is charged."""
+        """Note ``tokens`` more of an entry that is inside; what goes beyond its cost is charged."""
         entry.produced += tokens
         if (beyond := entry.produced - entry.expected) > 0:
             entry.expected += beyond
@@ -112,7 +112,7 @@ class KvAdmission:
             self._tokens[entry.tier] += beyond
 
     def leave(self, entry: QueueEntry, now: float, *, whole: bool) -> None:
-        """An entry that was let in is done; ``whole``: its reply ended by itself, so its length counts."""
+        """Give back an entry's place. ``whole``: its reply ended by itself, so that its length counts."""
         entry.inside = False
         self._tokens[entry.tier] -= entry.cost
         self._inside[entry.tier] -= 1
@@ -123,14 +123,14 @@ class KvAdmission:
         self.turn(now)
 
     def withdraw(self, entry: QueueEntry, now: float) -> None:
-        """An entry goes away that waits, or that was let in and does not know it yet."""
+        """Take back an entry that waits, or that was let in and does not know it yet."""
         if entry.inside:
             self.leave(entry, now, whole=False)
         elif self.queues.remove(entry):
             self.turn(now)
 
     def share(self) -> float:
-        """The larger of tokens and requests inside, as a share of what may be; 1 when somebody waits.
+        """The larger of tokens and requests inside, as a share of what may be; 1 when a request waits.
 
         Reserves of other tiers keep one tier's load from ever filling everything: its queue tells.
         """
@@ -155,7 +155,7 @@ class KvAdmission:
         return None
 
     def _fits(self, entry: QueueEntry, *, aged: bool) -> bool:
-        """Whether there is room, beside what others reserved unless it is over age or alone."""
+        """Whether there is room beside what other tiers reserved; an entry over age, or alone, may use that too."""
         if self._scoring_full(entry) or self.inside >= self.slots or self.tokens + entry.cost > self.budget:
             return False
         if aged or self.inside == 0:
@@ -173,7 +173,7 @@ class KvAdmission:
         )
 
     def _unused(self, whole: int, used: dict[PriorityTier, int], tier: PriorityTier) -> int:
-        """What of a tier's reserve is free."""
+        """How much of a tier's reserve is free."""
         return max(0, math.floor(whole * self._limits.tiers.of(tier).reserve) - used[tier])
 
     def _scoring_full(self, entry: QueueEntry) -> bool:

@@ -1,4 +1,4 @@
-"""Bounded queues, one a tier: who is next, who waited too long, who is pushed out. Pure; times are arguments."""
+"""Bounded queues, one a tier: which request is next, waited too long, is pushed out. Pure; times are arguments."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from checkweigh.guard.guard_policy import TIERS, PriorityTier, Tiers
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """A refusal. ``retry_after`` in whole seconds."""
+    """Why a request is not let in. ``retry_after`` in whole seconds."""
 
-    status: int  # 429: too much was asked of us; 503: we cannot
+    status: int  # 429: more was asked than there is room for; 503: it cannot be served
     reason: str
     retry_after: int
 
 
 @dataclass(slots=True, eq=False)
 class QueueEntry:
-    """One request that asks to be let in. ``settle`` hears once what became of it."""
+    """One request that waits for a place or has one. ``settle`` is called once: None when let in, else why not."""
 
     tier: PriorityTier
     cost: int  # KV tokens
-    scoring: bool
-    asked: float
+    scoring: bool  # it asks for the log probabilities of its prompt, which few at a time may
+    asked: float  # when it came
     deadline: float  # of the wait
-    settle: Callable[[Shed | None], None] = field(repr=False)  # None: let in
+    settle: Callable[[Shed | None], None] = field(repr=False)
     waits: bool = True  # False: let in at once or shed
     inside: bool = False
-    produced: int = 0
+    produced: int = 0  # tokens of the reply so far
     expected: int = 0  # tokens of the reply that the cost contains
 
 
@@ -48,26 +48,26 @@ class Queues:
         return sum(map(len, self._lines.values()))
 
     def length(self, tier: PriorityTier) -> int:
-        """Requests of one tier that wait."""
+        """How many requests of one tier wait."""
         return len(self._lines[tier])
 
     def tokens(self) -> int:
-        """What all that wait would cost."""
+        """KV tokens that all waiting requests would cost."""
         return sum(entry.cost for line in self._lines.values() for entry in line)
 
     def full(self, tier: PriorityTier | None = None) -> bool:
-        """Whether no other of this tier, or none at all, may wait."""
+        """Whether no other request of ``tier`` may wait; None: of any tier."""
         if tier is None:
             return len(self) >= self._cap
         return len(self._lines[tier]) >= self._tiers.of(tier).queue
 
     def push(self, entry: QueueEntry) -> None:
-        """Last in its line."""
+        """Put an entry last in its line."""
         self._lines[entry.tier].append(entry)
         self._soonest = min(self._soonest, entry.deadline)
 
     def remove(self, entry: QueueEntry) -> bool:
-        """Take out one that left; False when it is not here."""
+        """Take out an entry; False when it is not here."""
         try:
             self._lines[entry.tier].remove(entry)
         except ValueError:
@@ -79,9 +79,9 @@ class Queues:
         return max((now - line[0].asked for line in self._lines.values() if line), default=0.0)
 
     def order(self, now: float, passed: Callable[[QueueEntry], bool]) -> Iterator[tuple[QueueEntry, bool]]:
-        """The first of each line that is not ``passed`` over, with whether each is over age.
+        """The first of each line that is not ``passed`` over, in the order of service, with whether it is over age.
 
-        In the order of service: the oldest such first, then by tier.
+        Entries over age come first, the oldest of them first; then the others by tier.
         """
         firsts = (next((e for e in line if not passed(e)), None) for line in self._lines.values())
         heads = [entry for entry in firsts if entry is not None]
@@ -93,26 +93,26 @@ class Queues:
                 yield entry, False
 
     def expired(self, now: float) -> list[QueueEntry]:
-        """Those beyond their deadlines, taken out."""
+        """Take out the entries whose deadline has passed."""
         if now < self._soonest:
             return []
         every = [entry for line in self._lines.values() for entry in line]
-        found = [entry for entry in every if entry.deadline <= now]
-        for entry in found:
+        late = [entry for entry in every if entry.deadline <= now]
+        for entry in late:
             self.remove(entry)
         self._soonest = min((e.deadline for e in every if e.deadline > now), default=math.inf)
-        return found
+        return late
 
     def displaced(self, by: PriorityTier) -> QueueEntry | None:
-        """The youngest of the least urgent tier below ``by``, taken out; bulk first."""
+        """Take out the youngest entry of the least urgent tier below ``by``; None: there is none."""
         for tier in reversed(TIERS[TIERS.index(by) + 1 :]):
             if self._lines[tier]:
                 return self._lines[tier].pop()
         return None
 
     def drained(self) -> list[QueueEntry]:
-        """Everything, taken out."""
-        found = [entry for line in self._lines.values() for entry in line]
+        """Take out every entry."""
+        every = [entry for line in self._lines.values() for entry in line]
         for line in self._lines.values():
             line.clear()
-        return found
+        return every

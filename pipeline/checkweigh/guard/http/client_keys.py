@@ -1,4 +1,4 @@
-"""Who asks: API keys, compared in constant time, and the tier of each."""
+"""API keys of clients, compared in constant time, and the tier of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAST = 8  # characters of a key
 
 
 class ClientKeys:
-    """Holds digests, never keys. Without any key everybody is let in, as ``standard``."""
+    """Keeps digests, never keys. Without any key everybody is let in, as ``standard``. BadInput: a key is short."""
 
     def __init__(self, surface: Surface, environment: Mapping[str, str]) -> None:
         self._known: list[tuple[bytes, PriorityTier]] = []
@@ -43,18 +43,18 @@ class ClientKeys:
         tier: PriorityTier = "standard"
         if self._known:
             given = _digest(_bearer(authorization))
-            found = None
-            for digest, its in self._known:  # all of them, whichever fits
+            key_tier = None
+            for digest, its_tier in self._known:  # all of them, so that the time tells nothing
                 if hmac.compare_digest(digest, given):
-                    found = its
-            if found is None:
+                    key_tier = its_tier
+            if key_tier is None:
                 raise ErrorResponse(401, "The API key is missing or wrong.", code="invalid_api_key")
-            tier = found
+            tier = key_tier
         if wanted is None or not self._lower:
             return tier
-        asked = wanted.decode("latin-1")
+        wanted_name = wanted.decode("latin-1")
         for name in TIERS:
-            if name == asked:
+            if name == wanted_name:
                 return max(tier, name, key=TIERS.index) if self._known else name
         raise ErrorResponse(
             400, f"x-checkweigh-tier: expected one of {', '.join(TIERS)}", code="invalid_tier"

@@ -1,4 +1,4 @@
-"""What the guard answers when it does not pass an answer on: always OpenAI's shape, never a word of the upstream's."""
+"""What the guard answers when it does not pass an answer on: in OpenAI's shape, without a word of the engine's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KINDS = {
 
 
 class ErrorResponse(Exception):
-    """An answer of 4xx or 5xx. ``param`` names the field; ``retry_after`` is in whole seconds."""
+    """Raised to answer 4xx or 5xx. ``param`` names the field at fault; ``retry_after`` is in whole seconds."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ErrorResponse(Exception):
         self.retry_after = retry_after
 
     def body(self) -> bytes:
-        """The JSON of the answer."""
+        """The answer's JSON."""
         error = {
             "message": self.message, "type": _KINDS.get(self.status, "server_error"), "param": self.param,
             "code": self.code,
@@ -40,19 +40,19 @@ class ErrorResponse(Exception):
         return json.dumps({"error": error}).encode()
 
     def event(self) -> bytes:
-        """The same as an event of a stream that has begun."""
+        """The same, as an event of a stream that has begun."""
         return b"data: " + self.body() + b"\n\n"
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Of the answer, without its length."""
-        found = [(b"content-type", b"application/json")]
+        """The answer's headers, without its length."""
+        headers = [(b"content-type", b"application/json")]
         if self.retry_after is not None:
-            found.append((b"retry-after", b"%d" % self.retry_after))
+            headers.append((b"retry-after", b"%d" % self.retry_after))
         if self.status == 401:
-            found.append((b"www-authenticate", b"Bearer"))
-        return found
+            headers.append((b"www-authenticate", b"Bearer"))
+        return headers
 
 
 def bad_field(param: str, message: str) -> ErrorResponse:
-    """400 for one field."""
+    """400 for one field of the body."""
     return ErrorResponse(400, message, code="invalid_value", param=param)

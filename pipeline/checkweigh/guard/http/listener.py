@@ -1,4 +1,4 @@
-"""uvicorn with what it lacks against slow and broken clients: a time for headers, a cap on connections, our errors."""
+"""uvicorn, with what it lacks against slow and broken clients: a limit on headers' time, on connections, own errors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _KEEPALIVE_S = 30
 
 
 class Listener(uvicorn.Server):
-    """Leaves signals to whoever runs it."""
+    """A server that leaves signals to its caller."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing."""
+        """Capture none."""
         yield
 
 
@@ -76,7 +76,7 @@ class GuardedConnection(H11Protocol):
     _clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, unless there are too many."""
+        """Accept the connection, unless there are too many."""
         super().connection_made(transport)
         self.transport = CorkedTransport(transport, self.loop)  # type: ignore[assignment]
         if len(self.connections) > self.surface.connections:
@@ -85,12 +85,12 @@ class GuardedConnection(H11Protocol):
         self._clock = self.loop.call_later(self.surface.header_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Also stops the clock."""
+        """Stop the clock too."""
         self._stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Headers that dribble do not stop the clock; whole ones do."""
+        """Stop the clock once the headers are whole; single bytes of them do not."""
         super().data_received(data)
         waiting = self.cycle is None or self.cycle.response_complete
         if not waiting:
@@ -99,20 +99,24 @@ class GuardedConnection(H11Protocol):
             self._clock = self.loop.call_later(self.surface.header_s, self._too_slow)
 
     def send_400_response(self, msg: str) -> None:
-        """In our shape; 431 where h11 says that the headers are too large."""
+        """Answer in the guard's own shape; 431 where h11 says that the headers are too large."""
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
         large = status == 431
-        refusal = ErrorResponse(
+        error_response = ErrorResponse(
             431 if large else 400, "The headers are too large." if large else "This is no HTTP request.",
             code="headers_too_large" if large else "invalid_http",
         )  # fmt: skip
-        body = refusal.body()
-        headers = [*refusal.headers(), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        event = h11.Response(status_code=refusal.status, headers=headers, reason=b"")
+        body = error_response.body()
+        headers = [
+            *error_response.headers(),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        event = h11.Response(status_code=error_response.status, headers=headers, reason=b"")
         for part in (event, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(part) or b"")
         self.transport.close()

@@ -1,4 +1,4 @@
-"""An engine's answer as it passes: whole events only, the tokens counted, the end recognised. Pure."""
+"""An engine's answer on its way to the client: cut into whole events, its tokens counted, its end recognised. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _DONE = b"data: [DONE]"
 
 
 class TruncatedAnswer(Exception):
-    """The engine's answer ended before it was whole, or is no answer."""
+    """The engine's answer ended before it was whole, or is not an answer."""
 
 
 class EventStream:
@@ -32,7 +32,7 @@ class EventStream:
         self.counted: int | None = None
 
     def take(self, chunk: bytes) -> tuple[bytes, int]:
-        """What may go to the client now, and the updates in it."""
+        """Take bytes of the engine; returns (whole events for the client, updates in them). Raises TruncatedAnswer."""
         data = self._rest + chunk
         cut = data.rfind(b"\n\n") + 2
         if cut == 1:
@@ -43,21 +43,21 @@ class EventStream:
         self.updates += updates
         if b'"usage"' in whole or b'"error"' in whole or _DONE in whole or self._keep or b'_reason": "' in whole \
                 or b'_reason":"' in whole:  # fmt: skip
-            whole = b"".join(self._one(event) for event in whole.split(b"\n\n")[:-1])
+            whole = b"".join(self._read_event(event) for event in whole.split(b"\n\n")[:-1])
         return self._renamed(whole), updates
 
     @property
     def tokens(self) -> int:
-        """Of the reply: what the engine counted, else one an update."""
+        """Tokens of the reply: what the engine counted, else one for each update."""
         return self.updates if self.counted is None else self.counted
 
     @property
     def text(self) -> str:
-        """The reply, where it was to be kept."""
+        """The reply's text, where it was to be kept; else empty."""
         return "".join(self._texts)
 
-    def _one(self, event: bytes) -> bytes:
-        """Look into one event; empty when the client is not to see it."""
+    def _read_event(self, event: bytes) -> bytes:
+        """Read one event; returns it, or empty bytes when the client is not to see it."""
         if not event.startswith(b"data:"):
             return event + b"\n\n"
         if event.startswith(_DONE):

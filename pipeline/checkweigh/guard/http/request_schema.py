@@ -1,7 +1,7 @@
-"""A client's body -> what it asks for, checked; everything wrong is 4xx here, before anything goes upstream. Pure.
+"""Reads and checks a client's body. Whatever is wrong is answered with 4xx, before anything goes upstream. Pure.
 
-Only known fields are passed on: an engine's own switches (adapters to load, KV transfer, cache control) are not a
-client's. ``n`` is 1, a request is one prompt, content is text.
+Only known fields are passed on: clients may not use an engine's own switches (adapters to load, KV transfer, cache
+control). ``n`` is 1, a request is one prompt, content is text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Count = Callable[[str], int]
 
 @dataclass(slots=True, kw_only=True)
 class ValidatedRequest:
-    """One request that may be served."""
+    """One request that is well formed and within bounds."""
 
     chat: bool
     body: dict[str, Any]  # as the client sent it; what goes upstream is ``upstream``
@@ -46,16 +46,16 @@ class ValidatedRequest:
     max_tokens: int
     stream: bool
     usage: bool  # the client wants the last chunk with the usage
-    scoring: bool
+    scoring: bool  # it asks for the log probabilities of its prompt
     user: str | None
 
     @property
     def path(self) -> str:
-        """Below /v1."""
+        """Its path below /v1."""
         return "/chat/completions" if self.chat else "/completions"
 
     def prompt(self) -> str:
-        """What was asked, canonical, for the log."""
+        """The messages or the prompt as canonical JSON, for the log."""
         return json.dumps(
             self.body.get("messages" if self.chat else "prompt"), ensure_ascii=False, sort_keys=True
         )
@@ -76,7 +76,7 @@ class ValidatedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What requests are held against. ``count`` gives the tokens of a text, or an upper estimate."""
+    """What requests may ask for, in tokens. ``count`` gives the tokens of a text, or an upper estimate."""
 
     model: str
     max_sequence: int
@@ -86,7 +86,7 @@ class Bounds:
 
 
 def parse_request(raw: bytes, *, chat: bool, bounds: Bounds) -> ValidatedRequest:
-    """The request. Raises ErrorResponse: 400 for what is malformed or out of range, 404 for another model."""
+    """The request in a body. Raises ErrorResponse: 400 for what is malformed or out of range, 404 for another model."""
     body = _object(raw)
     _fields(body)
     if body.get("model") != bounds.model:
@@ -123,8 +123,8 @@ def _object(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ErrorResponse(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
     except (ValueError, RecursionError) as error:
-        said = str(error) if isinstance(error, json.JSONDecodeError) else "not JSON, or too deep"
-        raise ErrorResponse(400, f"the body is not JSON: {said}", code="invalid_json") from None
+        cause = str(error) if isinstance(error, json.JSONDecodeError) else "not JSON, or too deep"
+        raise ErrorResponse(400, f"the body is not JSON: {cause}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise ErrorResponse(400, "the body is not a JSON object", code="invalid_json")
     level: list[Any] = [body]
@@ -146,7 +146,7 @@ def _finite(digits: str) -> float:
 
 
 def _fields(body: dict[str, Any]) -> None:
-    """Known names with values of the right type and range. None stands for absent, as in OpenAI's clients."""
+    """Check names, types and ranges. None stands for absent, as in OpenAI's clients."""
     for name in [name for name, value in body.items() if value is None and name in KNOWN]:
         del body[name]
     for name, value in body.items():
@@ -157,33 +157,33 @@ def _fields(body: dict[str, Any]) -> None:
                 400, f"unknown field '{name[:64]}'{hint}", code="unknown_field", param=name[:64]
             )
         if (span := _NUMBERS.get(name)) is not None:
-            sound = type(value) in (int, float) and span[0] <= value <= span[1]
+            valid = type(value) in (int, float) and span[0] <= value <= span[1]
             wanted = f"a number from {span[0]} to {span[1]}"
         elif (range_ := _INTEGERS.get(name)) is not None:
-            sound = type(value) is int and range_[0] <= value <= range_[1]
+            valid = type(value) is int and range_[0] <= value <= range_[1]
             wanted = f"a whole number from {range_[0]} to {range_[1]}"
         elif name in _BOOLEANS:
-            sound, wanted = type(value) is bool, "true or false"
+            valid, wanted = type(value) is bool, "true or false"
         elif name in _TEXTS:
-            sound, wanted = (
+            valid, wanted = (
                 isinstance(value, str) or (name == "tool_choice" and isinstance(value, dict)),
                 "text",
             )
         elif name in _OBJECTS:
-            sound, wanted = isinstance(value, dict), "an object"
+            valid, wanted = isinstance(value, dict), "an object"
         elif name in _LISTS:
-            sound, wanted = isinstance(value, list), "a list"
+            valid, wanted = isinstance(value, list), "a list"
         elif name == "stop":
             several = (
                 isinstance(value, list) and len(value) <= 16 and all(isinstance(s, str) and s for s in value)
             )
-            sound, wanted = several or (isinstance(value, str) and value != ""), "text, or at most 16 texts"
+            valid, wanted = several or (isinstance(value, str) and value != ""), "text, or at most 16 texts"
         elif name == "logprobs":
-            sound = type(value) is bool or (type(value) is int and 0 <= value <= 20)
+            valid = type(value) is bool or (type(value) is int and 0 <= value <= 20)
             wanted = "true, false or a number up to 20"
         else:
             continue
-        if not sound:
+        if not valid:
             raise bad_field(name, f"{name}: expected {wanted}")
 
 
@@ -197,7 +197,7 @@ def _limit(body: dict[str, Any], bounds: Bounds) -> int:
 
 
 def _messages(body: dict[str, Any], bounds: Bounds) -> int:
-    """Checks them; the tokens of all that a chat template may render, with eight a message for what it adds."""
+    """Check them; returns the tokens of all that a chat template may render, with eight a message for what it adds."""
     messages = body["messages"]
     if not isinstance(messages, list) or not messages:
         raise bad_field("messages", "messages: expected a list that is not empty")
@@ -229,8 +229,8 @@ def _content(message: dict[str, Any], at: str) -> str:
     if not isinstance(content, list) or not content:
         raise bad_field(f"{at}.content", f"{at}.content: expected text, or a list of parts of type text")
     for part in content:
-        sound = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not sound or len(part) != 2:
+        valid = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not valid or len(part) != 2:
             raise bad_field(
                 f"{at}.content", f"{at}.content: expected parts of type text, with nothing else in them"
             )
@@ -252,7 +252,7 @@ def _prompt(prompt: object, bounds: Bounds) -> int:
 
 
 def _tokens(text: str, bounds: Bounds) -> int:
-    """Counted, unless even at 16 bytes a token it is too long to be worth counting."""
+    """Tokens of ``text``; its bytes when even at 16 bytes a token it would be too long."""
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:

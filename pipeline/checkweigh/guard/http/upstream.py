@@ -6,6 +6,7 @@ Whatever goes wrong is an ``UpstreamError`` with the status a client gets, and w
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ _MAX_ANSWER = 256 << 20
 
 
 class UpstreamError(Exception):
-    """No whole answer. ``fault``: the breaker counts it against the engine."""
+    """There is no whole answer. ``status`` is the client's; ``fault``: the breaker counts it against the engine."""
 
     def __init__(self, status: int, message: str, *, code: str, fault: bool) -> None:
         super().__init__(message)
@@ -33,7 +34,7 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class UpstreamAnswer:
-    """A whole answer."""
+    """A whole answer of the engine."""
 
     body: bytes  # empty for a stream, which was passed on
     tokens: int
@@ -42,10 +43,10 @@ class UpstreamAnswer:
 
 
 class WaitDeadline:
-    """The deadline of the next wait, moved on with every piece."""
+    """Until when the next piece is waited for; moves on with every piece."""
 
     def __init__(self, limits: UpstreamTimeouts, first_s: float, *, stream: bool) -> None:
-        """``first_s``: to the first byte of a stream, to the whole answer else."""
+        """``first_s``: seconds to the first byte of a stream, or to the whole of another answer."""
         self._limits = limits
         self._stream = stream
         self._loop = asyncio.get_running_loop()
@@ -56,24 +57,24 @@ class WaitDeadline:
         self.begun = False  # the client has bytes
 
     def next(self) -> float:
-        """For the next piece."""
+        """The loop's time until which the next piece may take."""
         return min(self._end, self._loop.time() + self._limits.idle_s)
 
 
 async def send_upstream(
-    session: aiohttp.ClientSession, endpoint: Endpoint, asked: ValidatedRequest, body: bytes, waits: WaitDeadline,
+    session: aiohttp.ClientSession, endpoint: Endpoint, request: ValidatedRequest, body: bytes, waits: WaitDeadline,
     passes: tuple[EventStream, OnStart, OnData],
 ) -> UpstreamAnswer:  # fmt: skip
     """Send the request and pass a stream on as it comes. Raises UpstreamError."""
     headers = {"Content-Type": "application/json"}
     if endpoint.key is not None:
         headers["Authorization"] = f"Bearer {endpoint.key}"
-    url = endpoint.url.rstrip("/") + asked.path
+    url = endpoint.url.rstrip("/") + request.path
     try:
         async with asyncio.timeout_at(waits.first) as limit:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 await _accept(answer, endpoint)
-                if asked.stream:
+                if request.stream:
                     return await _stream(answer, limit, waits, passes)
                 limit.reschedule(waits.next())
                 raw = await _read(answer, limit, waits)
@@ -85,9 +86,9 @@ async def send_upstream(
             504, "the engine did not answer in time", code="upstream_timeout", fault=True
         ) from error
     except (aiohttp.ClientError, ConnectionError, TruncatedAnswer) as error:
-        # Nothing of the error's text: it holds the engine's address.
-        said = "the engine broke off" if waits.begun else "the engine cannot be reached"
-        raise UpstreamError(502, said, code="upstream_broken", fault=True) from error
+        # The error's own text is kept back: it holds the engine's address.
+        message = "the engine broke off" if waits.begun else "the engine cannot be reached"
+        raise UpstreamError(502, message, code="upstream_broken", fault=True) from error
 
 
 async def _accept(answer: aiohttp.ClientResponse, endpoint: Endpoint) -> None:
@@ -95,7 +96,7 @@ async def _accept(answer: aiohttp.ClientResponse, endpoint: Endpoint) -> None:
         return
     raw = await answer.content.read(4096)
     if answer.status in (400, 422):
-        raise UpstreamError(400, _words(raw, endpoint), code="refused_by_engine", fault=False)
+        raise UpstreamError(400, _refusal_text(raw, endpoint), code="refused_by_engine", fault=False)
     if answer.status in (413, 429, 503):
         raise UpstreamError(
             503, "the engine is overloaded", code="upstream_overloaded", fault=answer.status == 503
@@ -138,17 +139,15 @@ async def _read(answer: aiohttp.ClientResponse, limit: asyncio.Timeout, waits: W
     return b"".join(parts)
 
 
-def _words(raw: bytes, endpoint: Endpoint) -> str:
+def _refusal_text(raw: bytes, endpoint: Endpoint) -> str:
     """The engine's reason for a 400, without where or what the engine is."""
-    import json
-
     try:
         error = json.loads(raw)["error"]
-        said = str(error["message"] if isinstance(error, dict) else error)
+        text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
         return "the engine refused the request"
     host = endpoint.root.split("://")[-1]
     for secret in (endpoint.url, endpoint.root, host, endpoint.key):
         if secret:
-            said = said.replace(secret, "...")
-    return " ".join(said.split())[:500]
+            text = text.replace(secret, "...")
+    return " ".join(text.split())[:500]

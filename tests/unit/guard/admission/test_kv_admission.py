@@ -25,7 +25,7 @@ FREE = Tiers(
 
 
 class Asker:
-    """Offers entries and keeps what was said."""
+    """Offers entries and keeps how each was settled."""
 
     def __init__(
         self, tiers: Tiers = FREE, *, budget: int = 100, slots: int = 10, queue: int = 256, scoring: int = 2
@@ -33,7 +33,7 @@ class Asker:
         self.gate = KvAdmission(
             AdmissionLimits(tiers=tiers, queue=queue, scoring=scoring), budget=budget, slots=slots
         )
-        self.said: dict[str, Shed | None] = {}
+        self.settled: dict[str, Shed | None] = {}
         self.entries: dict[str, QueueEntry] = {}
 
     def offer(
@@ -41,8 +41,8 @@ class Asker:
         scoring: bool = False,
     ) -> None:  # fmt: skip
         def settle(shed: Shed | None) -> None:
-            assert name not in self.said, "settled twice"
-            self.said[name] = shed
+            assert name not in self.settled, "settled twice"
+            self.settled[name] = shed
 
         entry = QueueEntry(
             tier=tier, cost=cost, scoring=scoring, asked=now, deadline=now + wait, settle=settle, expected=4
@@ -54,7 +54,7 @@ class Asker:
         self.gate.leave(self.entries[name], now, whole=whole)
 
     def inside(self) -> list[str]:
-        return [name for name, shed in self.said.items() if shed is None]
+        return [name for name, shed in self.settled.items() if shed is None]
 
 
 def test_the_budget_holds_and_what_leaves_makes_room() -> None:
@@ -73,7 +73,7 @@ def test_the_budget_holds_and_what_leaves_makes_room() -> None:
 def test_a_cost_beyond_the_whole_budget_is_refused_at_once() -> None:
     asker = Asker(budget=25)
     asker.offer("a", cost=26)
-    shed = asker.said["a"]
+    shed = asker.settled["a"]
     assert shed is not None
     assert shed.status == 429
 
@@ -82,7 +82,7 @@ def test_a_full_queue_is_429_with_a_time_and_never_grows() -> None:
     asker = Asker(slots=1)
     for i in range(7):
         asker.offer(str(i))
-    shed = [s for s in asker.said.values() if s is not None]
+    shed = [s for s in asker.settled.values() if s is not None]
     assert [s.status for s in shed] == [429, 429]
     assert all(s.retry_after >= 1 for s in shed)
     assert asker.gate.queues.length("standard") == 4
@@ -93,9 +93,9 @@ def test_a_deadline_in_the_queue_is_503() -> None:
     asker.offer("a")
     asker.offer("b", now=0.0, wait=3.0)
     asker.gate.turn(2.9)
-    assert "b" not in asker.said
+    assert "b" not in asker.settled
     asker.gate.turn(3.0)
-    shed = asker.said["b"]
+    shed = asker.settled["b"]
     assert shed is not None
     assert shed.status == 503
     assert len(asker.gate.queues) == 0
@@ -118,7 +118,7 @@ def test_nobody_overtakes_one_that_is_over_age_and_does_not_fit() -> None:
     asker.offer("running", cost=50)
     asker.offer("large", "bulk", cost=80, now=0.0)
     asker.offer("small", "interactive", cost=10, now=31.0)
-    assert "small" not in asker.said
+    assert "small" not in asker.settled
     asker.leave("running", now=31.0)
     assert asker.inside() == ["running", "large", "small"]
 
@@ -140,12 +140,12 @@ def test_bulk_is_pushed_out_when_all_queues_are_full() -> None:
     asker.offer("bulk 0", "bulk")
     asker.offer("bulk 1", "bulk")
     asker.offer("urgent", "interactive")
-    shed = asker.said["bulk 1"]
+    shed = asker.settled["bulk 1"]
     assert shed is not None
     assert shed.status == 429
     assert len(asker.gate.queues) == 2
     asker.offer("bulk 2", "bulk")
-    assert asker.said["bulk 2"] is not None, "an equal is not pushed out"
+    assert asker.settled["bulk 2"] is not None, "an equal is not pushed out"
     asker.leave("running")
     assert asker.inside()[-1] == "urgent"
 
@@ -173,7 +173,7 @@ def test_while_paused_nobody_enters_and_who_may_wait_waits() -> None:
     asker = Asker()
     asker.gate.paused = True
     asker.offer("a", wait=1.0)
-    assert asker.said == {}
+    assert asker.settled == {}
     asker.gate.paused = False
     asker.gate.turn(0.5)
     assert asker.inside() == ["a"]
@@ -184,7 +184,7 @@ def test_a_flush_tells_all_who_wait() -> None:
     asker.offer("a")
     asker.offer("b")
     asker.gate.flush(Shed(503, "down", 1))
-    assert asker.said["b"] == Shed(503, "down", 1)
+    assert asker.settled["b"] == Shed(503, "down", 1)
     assert asker.inside() == ["a"]
 
 
@@ -255,7 +255,7 @@ def test_whatever_happens_the_books_balance(seed: int, paused: bool) -> None:
         asker.leave(live[0], now)
     asker.gate.turn(now + 100)
     assert (asker.gate.inside, asker.gate.tokens, len(asker.gate.queues)) == (0, 0, 0)
-    assert len(asker.said) == len(asker.entries)
+    assert len(asker.settled) == len(asker.entries)
 
 
 def test_reserves_beyond_everything_are_bad_input() -> None:

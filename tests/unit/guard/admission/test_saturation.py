@@ -20,54 +20,54 @@ def reading(at: float, kv: float = 0.1, waiting: float = 0, steps: float | None 
 
 
 def test_before_the_first_reading_and_when_it_is_old_it_counts_as_full() -> None:
-    found = Saturation(LIMITS)
-    assert found.why(0.0)
-    found.read(reading(1.0))
-    assert not found.why(2.9)
-    assert "old" in found.why(3.1)
-    found.reset()
-    assert found.why(1.0)
+    saturation = Saturation(LIMITS)
+    assert saturation.why(0.0)
+    saturation.read(reading(1.0))
+    assert not saturation.why(2.9)
+    assert "old" in saturation.why(3.1)
+    saturation.reset()
+    assert saturation.why(1.0)
 
 
 def test_it_stops_at_high_and_goes_on_only_after_a_while_below_low() -> None:
-    found = Saturation(LIMITS)
-    said = []
+    saturation = Saturation(LIMITS)
+    saturated = []
     levels = [0.5, 0.95, 0.9, 0.95, 0.85, 0.79, 0.85, 0.79, 0.79, 0.79, 0.9]
     for i, kv in enumerate(levels):
-        found.read(reading(i / 2, kv))
-        said.append(bool(found.why(i / 2)))
-    assert said == [False] + [True] * 8 + [False, False], "no flapping between low and high"
+        saturation.read(reading(i / 2, kv))
+        saturated.append(bool(saturation.why(i / 2)))
+    assert saturated == [False] + [True] * 8 + [False, False], "no flapping between low and high"
 
 
 def test_the_engines_own_queue_counts_too() -> None:
-    found = Saturation(LIMITS)
-    found.read(reading(0.0, waiting=8))
-    assert found.why(0.0)
+    saturation = Saturation(LIMITS)
+    saturation.read(reading(0.0, waiting=8))
+    assert saturation.why(0.0)
 
 
 def test_counters_that_stand_still_while_tokens_come_are_frozen() -> None:
-    found = Saturation(LIMITS)
+    saturation = Saturation(LIMITS)
     for i in range(6):
-        found.read(reading(i / 2, steps=7))
-        found.delivered()
-    assert "frozen" in found.why(2.5)
-    found.read(reading(3.0, steps=8))
-    assert not found.why(3.0)
+        saturation.read(reading(i / 2, steps=7))
+        saturation.delivered()
+    assert "frozen" in saturation.why(2.5)
+    saturation.read(reading(3.0, steps=8))
+    assert not saturation.why(3.0)
 
 
 def test_an_idle_engine_is_not_frozen_nor_is_one_late_token() -> None:
-    found = Saturation(LIMITS)
-    found.read(reading(0.0, steps=7))
-    found.delivered()
+    saturation = Saturation(LIMITS)
+    saturation.read(reading(0.0, steps=7))
+    saturation.delivered()
     for i in range(1, 40):
-        found.read(reading(i / 2, steps=7))
-    assert not found.why(19.5)
+        saturation.read(reading(i / 2, steps=7))
+    assert not saturation.why(19.5)
 
 
 def test_memory_has_hysteresis_and_a_reading_that_is_none_is_critical() -> None:
     memory = MemoryPressure(MemoryLimits(free_low=0.05, free_high=0.1, gpu_free_low=0.02))
-    said = [memory.read(share) for share in (0.5, 0.04, 0.07, 0.04, 0.09, 0.11, 0.07)]
-    assert said == [False, True, True, True, True, False, False]
+    critical = [memory.read(share) for share in (0.5, 0.04, 0.07, 0.04, 0.09, 0.11, 0.07)]
+    assert critical == [False, True, True, True, True, False, False]
     assert memory.read(math.nan)
     assert not memory.read(0.5)
     assert memory.read(0.5, 0.01)
