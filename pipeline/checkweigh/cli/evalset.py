@@ -27,9 +27,9 @@ def evalset_check(
     from checkweigh.usecases.evalset_check import check_evalset
 
     with bars() as bar:
-        checked = check_evalset(folder, baseline, bar.update)
+        report = check_evalset(folder, baseline, bar.update)
     if as_json:
-        print(json.dumps(checked.as_json(), indent=2))
+        print(json.dumps(report.as_json(), indent=2))
     else:
-        console().print(checked.text(), markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(checked.exit_code)
+        console().print(report.text(), markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(report.exit_code)

@@ -25,11 +25,11 @@ def plan(
     from checkweigh.usecases.plan import plan as run
 
     with bars() as bar:
-        found = run(policy, baseline, candidate, bar.update)
+        sizing = run(policy, baseline, candidate, bar.update)
     if as_json:
-        print(found.model_dump_json(indent=2, by_alias=True))
-    console().print(table(found), highlight=False)
-    raise typer.Exit(ExitCode.INCONCLUSIVE if found.problems else ExitCode.PASS)
+        print(sizing.model_dump_json(indent=2, by_alias=True))
+    console().print(table(sizing), highlight=False)
+    raise typer.Exit(ExitCode.INCONCLUSIVE if sizing.problems else ExitCode.PASS)
 
 
 @app.command()
@@ -49,10 +49,10 @@ def simulate(
     from checkweigh.usecases.plan import characteristics
 
     with bars() as bar:
-        found = characteristics(policy, runs, seed, bar.update)
-    page = write(found, out) if out is not None else None
+        simulation = characteristics(policy, runs, seed, bar.update)
+    page = write(simulation, out) if out is not None else None
     if as_json:
-        print(found.model_dump_json(indent=2, by_alias=True))
-    console().print(table(found), highlight=False)
+        print(simulation.model_dump_json(indent=2, by_alias=True))
+    console().print(table(simulation), highlight=False)
     if page is not None:
         say(f"report: {page}")

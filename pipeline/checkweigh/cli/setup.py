@@ -24,14 +24,14 @@ def doctor(manifests: Manifests = None, as_json: AsJson = False) -> None:
     from checkweigh.report.commands.show_doctor import findings
     from checkweigh.usecases.doctor import examine
 
-    found = examine(tuple(manifests or sorted(Path("manifests").glob("*.yaml"))))
+    report = examine(tuple(manifests or sorted(Path("manifests").glob("*.yaml"))))
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(report.as_json(), indent=2))
     else:
-        console().print(findings(found.findings), highlight=False)
-    ready = found.exit_code == ExitCode.PASS
+        console().print(findings(report.findings), highlight=False)
+    ready = report.exit_code == ExitCode.PASS
     say("a gate can run here" if ready else "a gate cannot run here: see what is missing")
-    raise typer.Exit(found.exit_code)
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -50,8 +50,8 @@ def init(
     from checkweigh.usecases.scaffold import scaffold
 
     with bars() as bar:
-        made = scaffold(model, into, name, bar.update)
+        created = scaffold(model, into, name, bar.update)
     if as_json:
-        print(json.dumps(made.as_json(), indent=2))
-    for line in made.lines():
+        print(json.dumps(created.as_json(), indent=2))
+    for line in created.lines():
         say(line)

@@ -1,4 +1,4 @@
-"""One evaluation set looked at before anything is measured with it: everything wrong or doubtful at once."""
+"""An evaluation set, examined before anything is measured with it: everything wrong or doubtful at once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SHOWN_IDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What was found in one set. ``digest`` is the one its card should state."""
+class EvalSetReport:
+    """The findings on one set. ``digest`` is the one its card should state."""
 
     name: str
     digest: str
@@ -61,58 +61,63 @@ def _line(finding: AuditFinding) -> str:
     return f"{finding.severity}: {finding.text}" + (f" [{ids}]" if ids else "")
 
 
-def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Checked:
-    """Steps: 1. read card and data, every problem kept; 2. the doubtful, with the baseline's scores where there are
-    any: those stored for the manifest ``baseline``, else those the card states. BadInput when there is nothing to
-    look at: no sound card, no data, a baseline that is not what is pinned."""
-    found = inspect_evalset(folder, progress)
-    errors = [_error(problem) for problem in found.problems]
+def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> EvalSetReport:
+    """Examine the set in ``folder``.
+
+    1. Read card and data; every problem is kept as a finding.
+    2. Audit the items. Scores of a baseline are used where there are any: those stored for the manifest ``baseline``,
+       else those that the card states.
+
+    Raises BadInput when there is nothing to examine: no valid card, no data, a baseline that is not what is pinned.
+    """
+    evalset = inspect_evalset(folder, progress)
+    errors = [_error_finding(problem) for problem in evalset.problems]
     try:
-        item_scorer(EvalSet(card=found.card, items=found.items, folder=str(folder)))
+        item_scorer(EvalSet(card=evalset.card, items=evalset.items, folder=str(folder)))
     except BadInput as error:
         errors.append(AuditFinding(severity="error", rule="scorer", text=str(error)))
-    scores, notes = _scores(found, baseline, progress)
-    items = found.items
+    scores, notes = _baseline_scores(evalset, baseline, progress)
+    items = evalset.items
     sized = items if items and not isinstance(items[0], Text) else ()
-    card = with_counts(found.card, items) if items else found.card
-    return Checked(
-        name=card.name, digest=found.digest, pinned=found.digest == found.card.digest, items=len(items),
+    card = with_counts(evalset.card, items) if items else evalset.card
+    return EvalSetReport(
+        name=card.name, digest=evalset.digest, pinned=evalset.digest == evalset.card.digest, items=len(items),
         clusters=len({item.cluster for item in items}), strata=dict(card.strata or {}) if items else {},
         margin=smallest_margin(sized) if sized else None,
         findings=(*errors, *audit_items(items, scores, card.scorer.name), *notes),
     )  # fmt: skip
 
 
-def _error(problem: Problem) -> AuditFinding:
+def _error_finding(problem: Problem) -> AuditFinding:
     rule = {"digest": "digest", "id": "duplicates"}.get(problem.path, "unsound")
     if problem.expected == "items that are all different":
         rule = "duplicates"
     return AuditFinding(severity="error", rule=rule, text=str(problem))
 
 
-def _scores(
-    found: InspectedEvalSet, baseline: Path | None, progress: Progress
+def _baseline_scores(
+    evalset: InspectedEvalSet, baseline: Path | None, progress: Progress
 ) -> tuple[dict[str, float], tuple[AuditFinding, ...]]:
-    """Mean scores by stratum ('' for the whole set), and what is to be said about where they are from."""
-    if found.card.kind == "text":
+    """Mean scores by stratum ('' for the whole set), and findings about where they come from."""
+    if evalset.card.kind == "text":
         return {}, ()
     if baseline is None:
-        stated = found.card.baseline
+        stated = evalset.card.baseline
         if stated is None or "score" not in stated.metrics:
             return {}, ()
         return {"": stated.metrics["score"], **stated.by_stratum}, ()
     pins = verify(baseline, progress).pins.record_digest()
-    card = with_counts(found.card, found.items)
+    card = with_counts(evalset.card, evalset.items)
     records = Store(cache_root() / "store").find_executions(
         pins=pins, evalset=card.digest, scorer=card.scorer
     )
     if not records:
         text = f"{baseline.stem} has not been measured on this set yet: nothing is known of floor and ceiling"
         return {}, (AuditFinding(severity="note", rule="not_measured", text=text),)
-    return _means(records[0], found.items)
+    return _stratum_means(records[0], evalset.items)
 
 
-def _means(
+def _stratum_means(
     record: MeasurementSet, items: tuple[Item, ...]
 ) -> tuple[dict[str, float], tuple[AuditFinding, ...]]:
     stratum_of = {item.id: item.stratum for item in items}

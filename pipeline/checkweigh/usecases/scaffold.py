@@ -43,9 +43,9 @@ WORKFLOWS = {
     "workflows/github/action.yml": ".github/actions/checkweigh/action.yml",
 }
 DTYPES = ("bfloat16", "float16", "float32")
-LONGEST = 2048  # tokens; more costs memory that most prompts never use
+MAX_SEQUENCE = 2048  # tokens; more costs memory that most prompts never use
 THREADS = 16
-OWN = "questions"
+OWN_SET = "questions"
 QUESTIONS = (
     ("What is the capital of France?", "Paris"), ("What is the capital of Japan?", "Tokyo"),
     ("How many days has a week?", "seven or 7"), ("What colour is the sky on a clear day?", "blue"),
@@ -100,19 +100,19 @@ class Scaffold:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        found = {name: list(getattr(self, name)) for name in ("written", "kept", "notes")}
-        return {"root": str(self.root), **found, "gate": self.gate}
+        lists = {name: list(getattr(self, name)) for name in ("written", "kept", "notes")}
+        return {"root": str(self.root), **lists, "gate": self.gate}
 
     def lines(self) -> list[str]:
         """For people."""
-        found = [f"wrote {self.root / path}" for path in self.written]
-        found += [f"was there already: {self.root / path}" for path in self.kept]
-        return [*found, *self.notes, "", "look at both manifests, then:", f"  {self.gate}"]
+        lines = [f"wrote {self.root / path}" for path in self.written]
+        lines += [f"was there already: {self.root / path}" for path in self.kept]
+        return [*lines, *self.notes, "", "look at both manifests, then:", f"  {self.gate}"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """The model that manifests are written for."""
+class _ModelFacts:
+    """What the manifests need to know of the model."""
 
     source: str
     folder: Path
@@ -124,16 +124,16 @@ class _Found:
 def scaffold(model: str, into: Path, name: str | None, progress: Progress) -> Scaffold:
     """Write and pin. BadInput: the model is refused, a file of another content is there, or a name is none."""
     root = into.expanduser().absolute()
-    found = _find(model, root, progress)
-    own = name or _name_of(found.source)
+    facts = _find_model(model, root, progress)
+    base_name = name or _name_of(facts.source)
     shipped = shipped_root()
-    texts = _documents(own, found, root, shipped)
+    texts = _documents(base_name, facts, root, shipped)
     _refuse_conflicts(root, texts)
-    written = [path for path, data in texts.items() if not _same(root / path, data)]
+    written = [path for path, data in texts.items() if not _has_content(root / path, data)]
     for path in written:
         write_atomic(root / path, texts[path])
     kept = [path for path in texts if path not in written]
-    for manifest in (f"manifests/{own}.yaml", f"manifests/{own}-int8.yaml"):
+    for manifest in (f"manifests/{base_name}.yaml", f"manifests/{base_name}-int8.yaml"):
         lock = lock_path(root / manifest)
         if lock.exists():  # a lock that stands is a promise; only ``pin`` changes it
             kept.append(str(lock.relative_to(root)))
@@ -143,8 +143,9 @@ def scaffold(model: str, into: Path, name: str | None, progress: Progress) -> Sc
     policy = next(path for path in texts if path.startswith("gates/"))
     return Scaffold(
         root=root, written=tuple(written), kept=tuple(kept),
-        notes=_notes(own, found, texts),
-        gate=f"checkweigh gate manifests/{own}.yaml manifests/{own}-int8.yaml --policy {policy} --out runs/{own}-int8",
+        notes=_notes(base_name, facts, texts),
+        gate=f"checkweigh gate manifests/{base_name}.yaml manifests/{base_name}-int8.yaml "
+        f"--policy {policy} --out runs/{base_name}-int8",
     )  # fmt: skip
 
 
@@ -159,12 +160,12 @@ def shipped_root() -> Path:
     )
 
 
-def _find(model: str, root: Path, progress: Progress) -> _Found:
+def _find_model(model: str, root: Path, progress: Progress) -> _ModelFacts:
     """Step 1. A source relative to where the manifests will lie, or a hub's at one commit."""
-    source = _source(model, root)
+    source = _source_of(model, root)
     # manifests/ may not be there yet, and nothing can be looked up from a folder that is not there
     local = source.startswith("path:")
-    folder = _local(model).resolve() if local else resolve(source, root, progress).path
+    folder = _local_path(model).resolve() if local else resolve(source, root, progress).path
     if not folder.is_dir():
         raise SourceError(f"{model}: expected a model directory, found the file {folder.name}")
     weight_files(folder, Model(source=source))
@@ -177,18 +178,18 @@ def _find(model: str, root: Path, progress: Progress) -> _Found:
         templated = bool(template_text(template_file(folder)))
     except SourceError:
         templated = False
-    return _Found(
+    return _ModelFacts(
         source=source, folder=folder, dtype=dtype if dtype in DTYPES else DTYPES[0], templated=templated,
-        longest=min(LONGEST, longest) if isinstance(longest, int) and longest >= 16 else LONGEST,
+        longest=min(MAX_SEQUENCE, longest) if isinstance(longest, int) and longest >= 16 else MAX_SEQUENCE,
     )  # fmt: skip
 
 
-def _local(model: str) -> Path:
+def _local_path(model: str) -> Path:
     return Path(model.removeprefix("path:")).expanduser()
 
 
-def _source(model: str, root: Path) -> str:
-    path = _local(model)
+def _source_of(model: str, root: Path) -> str:
+    path = _local_path(model)
     if path.exists() or model.startswith(("path:", "/", ".", "~")):
         if not path.exists():
             raise SourceError(
@@ -210,7 +211,7 @@ def _name_of(source: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._") or "model"
 
 
-def _documents(name: str, found: _Found, root: Path, shipped: Path) -> dict[str, bytes]:
+def _documents(name: str, facts: _ModelFacts, root: Path, shipped: Path) -> dict[str, bytes]:
     """Step 2: path -> bytes. Every document is read as a gate will read it."""
     texts: dict[str, bytes] = {}
     for suffix, quantization in (
@@ -218,20 +219,20 @@ def _documents(name: str, found: _Found, root: Path, shipped: Path) -> dict[str,
         ("-int8", {"method": "bitsandbytes", "bits": 8, "type": "int8"}),
     ):
         path = f"manifests/{name}{suffix}.yaml"
-        texts[path] = _manifest(f"{name}{suffix}", name, found, quantization)
+        texts[path] = _manifest(f"{name}{suffix}", name, facts, quantization)
         parse(Manifest, texts[path], path)
-    if not found.templated:
+    if not facts.templated:
         texts[f"manifests/{name}.jinja"] = TEMPLATE.encode()
     items = "".join(
         json.dumps({"question": question, "answers": answer.split(" or ")}) + "\n"
         for question, answer in QUESTIONS
     ).encode()
-    texts[f"evalsets/{OWN}/items.jsonl"] = items
-    card = CARD.format(name=OWN, digest=canonical.digest_bytes(items))
-    texts[f"evalsets/{OWN}/card.yaml"] = card.encode()
-    policy = (shipped / "gates/default.yaml").read_text(encoding="utf-8") + CHECK.format(name=OWN)
+    texts[f"evalsets/{OWN_SET}/items.jsonl"] = items
+    card = CARD.format(name=OWN_SET, digest=canonical.digest_bytes(items))
+    texts[f"evalsets/{OWN_SET}/card.yaml"] = card.encode()
+    policy = (shipped / "gates/default.yaml").read_text(encoding="utf-8") + CHECK.format(name=OWN_SET)
     gates = "gates/default.yaml"
-    if (root / gates).exists() and not _same(root / gates, policy.encode()):
+    if (root / gates).exists() and not _has_content(root / gates, policy.encode()):
         gates, policy = f"gates/{name}.yaml", policy.replace("name: default\n", f"name: {name}\n", 1)
     texts[gates] = policy.encode()
     parse(Policy, texts[gates], gates)
@@ -240,60 +241,62 @@ def _documents(name: str, found: _Found, root: Path, shipped: Path) -> dict[str,
     return texts
 
 
-def _manifest(name: str, baseline: str, found: _Found, quantization: dict[str, Any]) -> bytes:
-    prompts = {} if found.templated else {"prompts": {"chat_template": f"path:{baseline}.jinja"}}
+def _manifest(name: str, baseline: str, facts: _ModelFacts, quantization: dict[str, Any]) -> bytes:
+    prompts = {} if facts.templated else {"prompts": {"chat_template": f"path:{baseline}.jinja"}}
     document = {
         "schema": "checkweigh/manifest@1",
         "name": name,
-        "model": {"source": found.source},
+        "model": {"source": facts.source},
         **prompts,
         "quantization": quantization,
         "engine": {
-            "kind": "transformers", "version": _installed("transformers"), "dtype": found.dtype, "device": "cpu",
+            "kind": "transformers", "version": _installed("transformers"), "dtype": facts.dtype, "device": "cpu",
             "threads": min(THREADS, len(_cores())), "max_batch": 16, "max_batch_tokens": 2048,
         },
         "sampling": {"temperature": 0.0, "max_tokens": 48, "seed": 0},
-        "limits": {"max_sequence": found.longest, "memory_headroom": 0.25},
+        "limits": {"max_sequence": facts.longest, "memory_headroom": 0.25},
     }  # fmt: skip
     return yaml.safe_dump(document, sort_keys=False, width=1000, allow_unicode=True).encode()
 
 
 def _copies(shipped: Path) -> dict[str, bytes]:
     """The default policy's sets and the workflow, where they come with this installation."""
-    found = {}
+    copies = {}
     for name in SETS:
         for file in ("card.yaml", "items.jsonl"):
             path = f"evalsets/{name}/{file}"
-            found[path] = (shipped / path).read_bytes()
+            copies[path] = (shipped / path).read_bytes()
     for source, target in WORKFLOWS.items():
         if (shipped / source).is_file():
-            found[target] = (shipped / source).read_bytes()
-    return found
+            copies[target] = (shipped / source).read_bytes()
+    return copies
 
 
 def _refuse_conflicts(root: Path, texts: dict[str, bytes]) -> None:
-    there = [path for path, data in texts.items() if (root / path).exists() and not _same(root / path, data)]
+    there = [
+        path for path, data in texts.items() if (root / path).exists() and not _has_content(root / path, data)
+    ]
     if there:
         listed = "\n".join(f"{root / path}: expected no such file, or this command's own" for path in there)
         raise BadInput(f"{listed}\nnothing was written; --into or --name names another place")
 
 
-def _same(path: Path, data: bytes) -> bool:
+def _has_content(path: Path, data: bytes) -> bool:
     try:
         return path.is_file() and path.read_bytes() == data
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _notes(name: str, found: _Found, texts: dict[str, bytes]) -> tuple[str, ...]:
+def _notes(name: str, facts: _ModelFacts, texts: dict[str, bytes]) -> tuple[str, ...]:
     notes = [
         f"manifests/{name}-int8.yaml is an example of a change: edit it into what you would ship, and pin it again"
     ]
-    if not found.templated:
+    if not facts.templated:
         notes.append(f"the tokenizer has no chat template: manifests/{name}.jinja asks plain questions")
     if not any(path.startswith(".github/") for path in texts):
         notes.append("no workflow was written: this is the place that workflows are copied from")
-    elif found.source.startswith("path:"):
+    elif facts.source.startswith("path:"):
         notes.append(
             "the workflow needs the model where the manifests say: a hub id goes everywhere, a path does not"
         )

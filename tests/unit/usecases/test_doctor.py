@@ -14,7 +14,7 @@ from tests.conftest import WriteManifest
 
 from checkweigh.cli import main
 from checkweigh.usecases import doctor
-from checkweigh.usecases.doctor import Examined, Finding, examine
+from checkweigh.usecases.doctor import DoctorFinding, DoctorReport, examine
 
 Capture = pytest.CaptureFixture[str]
 
@@ -24,7 +24,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkweigh_home:
     monkeypatch.chdir(tmp_path)
 
 
-def look(name: str, *manifests: Path) -> Finding:
+def look(name: str, *manifests: Path) -> DoctorFinding:
     return next(f for f in examine(manifests).findings if f.name == name)
 
 
@@ -52,10 +52,14 @@ def test_a_whole_machine(capsys: Capture) -> None:
 
 
 def test_what_is_missing_is_exit_code_four() -> None:
-    ok, note, missing = Finding("a", "ok", ""), Finding("b", "note", ""), Finding("c", "missing", "")
-    assert Examined((ok, note)).exit_code == 0
-    assert Examined((ok, note, missing)).exit_code == 4
-    assert Examined((ok, missing)).as_json()["ready"] is False
+    ok, note, missing = (
+        DoctorFinding("a", "ok", ""),
+        DoctorFinding("b", "note", ""),
+        DoctorFinding("c", "missing", ""),
+    )
+    assert DoctorReport((ok, note)).exit_code == 0
+    assert DoctorReport((ok, note, missing)).exit_code == 4
+    assert DoctorReport((ok, missing)).as_json()["ready"] is False
 
 
 def test_a_manifest_without_its_lock_is_named(write_manifest: WriteManifest, capsys: Capture) -> None:
