@@ -11,7 +11,7 @@ import numpy as np
 from checkweigh import canonical
 from checkweigh.decision.compare import compare
 from checkweigh.decision.pairing import pair
-from checkweigh.decision.verdict import Judgement, checks_of, decide
+from checkweigh.decision.verdict import Judgement, all_checks, decide
 from checkweigh.records.evalset import SCORER_OF, Card, Choice, EvalSet, Generation, Item, Scorer, Text
 from checkweigh.records.measurement import (
     EngineIdentity,
@@ -144,7 +144,7 @@ def judge(
         c.id: compare(
             c, pair(c.metric, [source], {name: arms[0]}, {name: arms[1]}, where=c.where), alpha=0.05
         )
-        for c in checks_of(rules)
+        for c in all_checks(rules)
     }
     return decide(rules, comparisons, intends)
 

@@ -31,10 +31,10 @@ from benchmarks.zoo.gating import ROOT, changed, rules
 from benchmarks.zoo.specimens import BASELINE
 
 from checkweigh.decision.compare import compare
-from checkweigh.decision.looks import planned
+from checkweigh.decision.looks import looks_for_sets
 from checkweigh.decision.pairing import pair
-from checkweigh.decision.slices import restricted, slices
-from checkweigh.decision.verdict import checks_of, decide, hypotheses
+from checkweigh.decision.slices import restrict_items, slice_items
+from checkweigh.decision.verdict import all_checks, decide, hypothesis_count
 from checkweigh.files import write_atomic
 from checkweigh.measure import host_facts
 from checkweigh.records.decision import Verdict
@@ -143,18 +143,18 @@ def sliced(sets: Sequence[EvalSet], rng: np.random.Generator) -> list[EvalSet]:
             chosen = set(rng.permutation(sorted(groups))[: len(groups) * 207 // len(evalset.items)].tolist())
         else:
             chosen = {variants[rng.integers(len(variants))] for variants in groups.values()}
-        found.append(restricted(evalset, [item for item in evalset.items if item.cluster in chosen]))
+        found.append(restrict_items(evalset, [item for item in evalset.items if item.cluster in chosen]))
     return found
 
 
 def judged(policy: Policy, sets: Sequence[EvalSet], first: Records, second: Records) -> tuple[Verdict, int]:
     """The verdict at the look where a gate would have stopped, and that look."""
-    checks = checks_of(policy)
-    looks = planned(policy, checks, sets, hypotheses(policy))
-    ordered = [slices(evalset, policy.looks, policy.seed) for evalset in sets]
+    checks = all_checks(policy)
+    looks = looks_for_sets(policy, checks, sets, hypothesis_count(policy))
+    ordered = [slice_items(evalset, policy.looks, policy.seed) for evalset in sets]
     for look in looks:
         seen = [
-            restricted(evalset, [item for items in parts[: look.number] for item in items])
+            restrict_items(evalset, [item for items in parts[: look.number] for item in items])
             for evalset, parts in zip(sets, ordered, strict=True)
         ]
         comparisons = {

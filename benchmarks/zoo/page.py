@@ -14,7 +14,7 @@ from benchmarks.zoo.specimens import QUALITY_SPECIMENS, SPECIMENS, TIMING
 
 from checkweigh.files import write_atomic
 from checkweigh.report.html.svg import (
-    Scale,
+    Axis,
     dot,
     el,
     label,
@@ -276,8 +276,8 @@ def plot(found: Sequence[Result]) -> str:
 
 def ladder(kind: str, rows: Sequence[Result], left: float, top: float) -> Iterator[Any]:
     """One kind's doses from the left to the right."""
-    x = Scale(0, len(rows) - 1, left + 55, left + CELL - 45)
-    y = Scale(0, MOST, top + HEIGHT - 32, top + 28)
+    x = Axis(0, len(rows) - 1, left + 55, left + CELL - 45)
+    y = Axis(0, MOST, top + HEIGHT - 32, top + 28)
     yield label(left + 8, top + 16, kind)
     for tick in (0, 2, 4, 6, 8):
         yield line(x(0) - 12, y(tick), x.p1 + 12, y(tick), "grid")

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from checkweigh import canonical
-from checkweigh.decision.slices import PARTS, merged
+from checkweigh.decision.slices import FIRST_PART_PLAN, merge_measurements
 from checkweigh.errors import StoreError
 from checkweigh.files import lock, read_sealed, write_atomic, write_sealed
 from checkweigh.records.evalset import AnyScorer
@@ -82,12 +82,13 @@ class Store:
                     canonical.dumps(json.loads(path.read_bytes())["key"])
                 )
                 if (key.pins, key.evalset, key.scorer) == (pins, evalset, scorer):
-                    execution = key.model_copy(update={"batches": min(key.batches, PARTS)})
+                    execution = key.model_copy(update={"batches": min(key.batches, FIRST_PART_PLAN)})
                     by_execution[execution.record_digest()].append(key)
         executions = sorted(
-            by_execution.items(), key=lambda kv: (kv[1][0].replicate, kv[1][0].batches >= PARTS, kv[0])
+            by_execution.items(),
+            key=lambda kv: (kv[1][0].replicate, kv[1][0].batches >= FIRST_PART_PLAN, kv[0]),
         )
-        return [merged(self._disjoint(keys)) for _, keys in executions]
+        return [merge_measurements(self._disjoint(keys)) for _, keys in executions]
 
     def _disjoint(self, keys: Sequence[MeasurementKey]) -> list[MeasurementSet]:
         """The records of these keys, largest first, leaving out those that hold an item once more."""

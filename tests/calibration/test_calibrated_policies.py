@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from tests.builders import check, evalset, policy
 
-from checkweigh.decision.planning import Noise, assumed
-from checkweigh.decision.simulation import Bench, Scenario
+from checkweigh.decision.planning import Noise, assumed_noise
+from checkweigh.decision.simulation import PolicySimulator, Scenario
 from checkweigh.progress import no_progress
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.operating_characteristics import Rates
@@ -38,7 +38,7 @@ CELLS = list(TABLE)
 
 
 @cache
-def bench(checks: int, ratio: float) -> Bench:
+def bench(checks: int, ratio: float) -> PolicySimulator:
     """K checks whose margin is ``ratio`` standard errors at the last look."""
     noise = Noise(sd=MARGIN * math.sqrt(ITEMS) / ratio, correlation=0.0)
     sets = tuple(evalset("choice", ITEMS, name=f"s{i}", strata=1) for i in range(checks))
@@ -49,7 +49,7 @@ def bench(checks: int, ratio: float) -> Bench:
     def noise_of(evalset: EvalSet, of: Check) -> Noise:
         return QUIET if of.metric == "failed" else noise
 
-    return Bench(rules, sets, noise_of)
+    return PolicySimulator(rules, sets, noise_of)
 
 
 @cache
@@ -138,10 +138,10 @@ def test_far_beyond_the_first_slice_often_suffices(
 
 
 @cache
-def shipped() -> Bench:
+def shipped() -> PolicySimulator:
     """gates/default.yaml on its own sets: clusters, strata and weights as shipped, noise as assumed without a store."""
     rules, sets = read_policy_inputs(ROOT / "gates" / "default.yaml", no_progress)
-    return Bench(rules, sets, lambda evalset, of: assumed(evalset.card.kind, of.metric))
+    return PolicySimulator(rules, sets, lambda evalset, of: assumed_noise(evalset.card.kind, of.metric))
 
 
 @cache

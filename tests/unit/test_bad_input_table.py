@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.builders import check, evalset, judge, measured, policy, with_observations
 
 from checkweigh.decision.compare import compare, compare_many
-from checkweigh.decision.looks import planned
+from checkweigh.decision.looks import looks_for_sets
 from checkweigh.decision.pairing import PairedSample, pair
-from checkweigh.decision.verdict import checks_of, decide, hypotheses
+from checkweigh.decision.verdict import all_checks, decide, hypothesis_count
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.evalset import Scorer
@@ -60,7 +60,7 @@ def judged(metric: str, given: PairedSample) -> list[tuple[Verdict, Estimate | I
     for looks in ([1.0], "adaptive"):
         rules = policy(METRICS[metric], looks=looks)
         own: Check = rules.checks[0]
-        for look in planned(rules, checks_of(rules), [SET], hypotheses(rules)):
+        for look in looks_for_sets(rules, all_checks(rules), [SET], hypothesis_count(rules)):
             comparison = compare(own, given, alpha=look.levels[own.id])
             assert not hasattr(comparison, "differing_share_upper")
             found.append((decide(rules, {own.id: comparison}, (), look).verdict, comparison))

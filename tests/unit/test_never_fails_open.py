@@ -14,10 +14,10 @@ from tests.builders import check, evalset, judge, measured, policy, with_observa
 from checkweigh.decision.compare import compare
 from checkweigh.decision.compare_divergence import compare_divergence
 from checkweigh.decision.compare_timing import compare_blocks
-from checkweigh.decision.looks import planned
+from checkweigh.decision.looks import looks_for_sets
 from checkweigh.decision.pairing import pair
-from checkweigh.decision.slices import restricted, slices
-from checkweigh.decision.verdict import checks_of, decide, hypotheses
+from checkweigh.decision.slices import restrict_items, slice_items
+from checkweigh.decision.verdict import all_checks, decide, hypothesis_count
 from checkweigh.errors import BadDocument
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Inestimable
@@ -261,8 +261,8 @@ def test_every_critical_check_declared_away() -> None:
 def test_a_peek_at_an_eighth_of_the_items() -> None:
     """Ever so good a first slice, looked at with the whole five percent, is no pass: peeking doubles false ships."""
     rules = policy(check(), looks="adaptive", failure_margin=0.05)
-    first = planned(rules, checks_of(rules), [SET], hypotheses(rules))[0]
-    part = restricted(SET, slices(SET, rules.looks, rules.seed)[0])
+    first = looks_for_sets(rules, all_checks(rules), [SET], hypothesis_count(rules))[0]
+    part = restrict_items(SET, slice_items(SET, rules.looks, rules.seed)[0])
     noise = {item.id: RNG.uniform(0.3, 0.7) for item in part.items}
     arms = [
         measured(part, [noise[i.id] + RNG.normal(0, 1e-3) for i in part.items], arm=arm)
@@ -270,7 +270,7 @@ def test_a_peek_at_an_eighth_of_the_items() -> None:
     ]
     found = {
         c.id: compare(c, pair(c.metric, [part], {"set": arms[0]}, {"set": arms[1]}), alpha=first.levels[c.id])
-        for c in checks_of(rules)
+        for c in all_checks(rules)
     }
     assert decide(rules, found, (), first).verdict is Verdict.INCONCLUSIVE
     assert judge(policy(), part, *arms).verdict is not Verdict.BLOCK

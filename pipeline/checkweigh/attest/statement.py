@@ -25,7 +25,7 @@ from checkweigh.records.attestation import (
     subjects,
 )
 from checkweigh.records.comparison import Estimate, Inestimable
-from checkweigh.records.decision import Arm, CheckResult, Decision, Verdict
+from checkweigh.records.decision import ArmRecord, CheckResult, Decision, Verdict
 from checkweigh.records.manifest import Pins
 from checkweigh.report import view
 
@@ -80,7 +80,7 @@ def _attested(decision: Decision, weights_signature: str | None) -> Attested:
     )  # fmt: skip
 
 
-def _arm(arm: Arm) -> AttestedArm:
+def _arm(arm: ArmRecord) -> AttestedArm:
     return AttestedArm(
         name=arm.name, manifest=arm.manifest, pins=arm.pins, measurements=arm.measurements, unsafe=arm.unsafe
     )

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from checkweigh.decision.looks import Level, alone
+from checkweigh.decision.looks import Level, single_look_level
 from checkweigh.decision.pairing import Bools, Floats, PairedSample
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.metrics import METRICS
@@ -52,7 +52,7 @@ def margin_of(check: Check) -> float:
 
 def compare(check: Check, sample: PairedSample, *, alpha: float | Level) -> Comparison:
     """What the sample says about the check: one look at all of it at a one-sided level, or a look at its levels."""
-    level = alpha if isinstance(alpha, Level) else alone(alpha)
+    level = alpha if isinstance(alpha, Level) else single_look_level(alpha)
     failed_b, failed_c = sample.failed
     complete = ~(failed_b | failed_c)
     if _paired_binary(sample):
@@ -80,7 +80,7 @@ def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) ->
 
     For complete samples without raw outputs: nothing has failed and nothing is identical. Both raise ValueError.
     """
-    level = alpha if isinstance(alpha, Level) else alone(alpha)
+    level = alpha if isinstance(alpha, Level) else single_look_level(alpha)
     if sample.identical or not (np.isfinite(sample.baseline).all() and np.isfinite(sample.candidate).all()):
         raise ValueError("expected complete samples, and none that is identical")
     first = replace(sample, baseline=sample.baseline[0], candidate=sample.candidate[0])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from checkweigh.decision.compare import MAX_UNBOUNDED_FAILURES
-from checkweigh.decision.looks import Level, alone
+from checkweigh.decision.looks import Level, single_look_level
 from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import DivergenceSummary, DivergingToken
@@ -22,7 +22,7 @@ SERVED = ("vllm", "openai")  # engines that say only their likeliest tokens
 BOUND = "a lower bound, from the 20 likeliest tokens of each arm: it can show a difference and never that there is none"
 
 
-def summary(evalset: EvalSet, record: MeasurementSet) -> DivergenceSummary | None:
+def divergence_summary(evalset: EvalSet, record: MeasurementSet) -> DivergenceSummary | None:
     """A set's divergence in numbers, with the tokens where it is largest; None when every document failed."""
     scored = [o for o in record.observations if isinstance(o.outcome, Scored) and o.kl]
     if not scored:
@@ -67,7 +67,7 @@ def compare_divergence(
         found = f"{theta:.4g} nats/token over {len(scored)} of {len(pairs)} documents"
         why = "no noise floor has been measured (checkweigh calibrate), so that it cannot be told whether this is much"
         return Inestimable(reason=f"{found}; {why}", candidate=theta)
-    level, failed = alpha if isinstance(alpha, Level) else alone(alpha), len(pairs) - len(scored)
+    level, failed = alpha if isinstance(alpha, Level) else single_look_level(alpha), len(pairs) - len(scored)
     partition = Partition.from_labels([label for label, _ in scored])
     few = _few(check, level, len(scored), failed, partition.clusters)
     if few:

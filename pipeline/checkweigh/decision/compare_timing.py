@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from checkweigh.decision.compare import equivalence_of, margin_of, mirrored_check, orientation, to_estimate
-from checkweigh.decision.looks import Level, alone
+from checkweigh.decision.looks import Level, single_look_level
 from checkweigh.decision.pairing import Floats
 from checkweigh.records.comparison import Comparison, Estimate, Inestimable
 from checkweigh.records.measurement import PairedRun
@@ -30,7 +30,7 @@ def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level)
     """Timing, memory and rates: one datum for each pair of blocks; p and bounds are those of repeated looks."""
     if run is None:
         return Inestimable(reason="timing was not measured")
-    level = alpha if isinstance(alpha, Level) else alone(alpha)
+    level = alpha if isinstance(alpha, Level) else single_look_level(alpha)
     key = block_key(check)
     rows = [(b.baseline.get(key, np.nan), b.candidate.get(key, np.nan)) for b in run.blocks]
     values = np.array(rows, dtype=np.float64).reshape(-1, 2)

@@ -32,7 +32,7 @@ Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class AuditFinding:
     """One thing to know about a set: ``rule`` names it for programs, ``items`` are the ids it is about."""
 
     severity: Severity
@@ -41,31 +41,31 @@ class Finding:
     items: tuple[str, ...] = ()
 
 
-def vet(
+def audit_items(
     items: Sequence[Item], scores: Mapping[str, float] | None = None, scorer: str = ""
-) -> tuple[Finding, ...]:
+) -> tuple[AuditFinding, ...]:
     """All findings on the items. ``scores``: the baseline's mean score, by stratum, and '' for the whole set.
 
     ``scorer`` is the card's; it says whether references are replies that would be right.
     """
     if not items:
         return ()
-    rules: list[Callable[[Sequence[Item]], Iterable[Finding]]] = [
+    rules: list[Callable[[Sequence[Item]], Iterable[AuditFinding]]] = [
         _repeats, partial(_leaks, scorer=scorer), _clusters, _size, _places,
     ]  # fmt: skip
     found = [finding for rule in rules for finding in rule(items)]
     return (*found, *_room(items, scores or {}))
 
 
-def _warn(rule: str, text: str, ids: Iterable[str] = ()) -> Finding:
-    return Finding(severity="warning", rule=rule, text=text, items=tuple(ids))
+def _warn(rule: str, text: str, ids: Iterable[str] = ()) -> AuditFinding:
+    return AuditFinding(severity="warning", rule=rule, text=text, items=tuple(ids))
 
 
 def _asked(item: Item) -> str:
     return item.text if isinstance(item, Text) else "\n".join(message.content for message in item.messages)
 
 
-def _repeats(items: Sequence[Item]) -> Iterator[Finding]:
+def _repeats(items: Sequence[Item]) -> Iterator[AuditFinding]:
     """Prompts or texts that are one and the same but for case, punctuation and blanks."""
     alike: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -76,7 +76,7 @@ def _repeats(items: Sequence[Item]) -> Iterator[Finding]:
             yield _warn("near_duplicates", text, (item.id for item in group))
 
 
-def _leaks(items: Sequence[Item], scorer: str) -> Iterator[Finding]:
+def _leaks(items: Sequence[Item], scorer: str) -> Iterator[AuditFinding]:
     """The right answer stands in the prompt, in a stratum where that is not the task itself.
 
     A stratum where it does in most items is taken to ask for something out of the prompt (extraction, copying).
@@ -93,7 +93,7 @@ def _leaks(items: Sequence[Item], scorer: str) -> Iterator[Finding]:
                 f"stratum {name}: the answer stands in the prompt of {len(leaking)} of {len(members)} items, "
             )
             text += "which is as it should be where the task is to find or copy it"
-            yield Finding(severity="note", rule="answers_in_prompts", text=text)
+            yield AuditFinding(severity="note", rule="answers_in_prompts", text=text)
         else:
             text = f"stratum {name}: the answer stands verbatim in the prompt of {len(leaking)} of {len(members)} items"
             yield _warn("leaks", text, leaking)
@@ -122,7 +122,7 @@ def _inside(answer: str, asked: str) -> bool:
     return len(said) > 2 and not said.replace(" ", "").isdecimal() and f" {said} " in asked
 
 
-def _clusters(items: Sequence[Item]) -> Iterator[Finding]:
+def _clusters(items: Sequence[Item]) -> Iterator[AuditFinding]:
     partition = Partition.from_labels([item.cluster for item in items])
     if partition.g_eff < MIN_EFFECTIVE_CLUSTERS:
         text = f"{partition.g_eff:.0f} effective clusters, and a check needs {MIN_EFFECTIVE_CLUSTERS}: "
@@ -139,7 +139,7 @@ def _clusters(items: Sequence[Item]) -> Iterator[Finding]:
         yield _warn("large_clusters", text)
 
 
-def _size(items: Sequence[Item]) -> Iterator[Finding]:
+def _size(items: Sequence[Item]) -> Iterator[AuditFinding]:
     """The smallest margin on a score of 0 or 1 that so many items can hold."""
     if isinstance(items[0], Text):
         return
@@ -160,7 +160,7 @@ def smallest_margin(items: Sequence[Item]) -> float | None:
     return None
 
 
-def _places(items: Sequence[Item]) -> Iterator[Finding]:
+def _places(items: Sequence[Item]) -> Iterator[AuditFinding]:
     answers = Counter(item.answer for item in items if isinstance(item, Choice))
     if not answers:
         return
@@ -170,7 +170,7 @@ def _places(items: Sequence[Item]) -> Iterator[Finding]:
         yield _warn("one_answer_place", text)
 
 
-def _room(items: Sequence[Item], scores: Mapping[str, float]) -> Iterator[Finding]:
+def _room(items: Sequence[Item], scores: Mapping[str, float]) -> Iterator[AuditFinding]:
     """Floor and ceiling: a baseline that cannot fall, or cannot rise, tells nothing."""
     by_stratum: dict[str, list[Item]] = defaultdict(list)
     for item in items:

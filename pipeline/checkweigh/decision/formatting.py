@@ -39,7 +39,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class FormattedEstimate:
     """One estimate in its natural unit: the effect and the limit with it, the bounds (low <= high) without.
 
     ``title`` is the same effect on the other scale, or empty.
@@ -120,7 +120,7 @@ def limit(check: Check, margin: float, digits: int | None = None) -> str:
     return f"{'≥' if check.direction == 'higher' else '≤'} {texts[0]}"
 
 
-def shown(check: Check, estimate: Estimate, margin: float) -> Shown:
+def format_estimate(check: Check, estimate: Estimate, margin: float) -> FormattedEstimate:
     """One estimate, its bounds and its limit with the digits that tell them apart.
 
     Failures may forbid a bound on the worse side; it then reads ``unbounded``.
@@ -134,7 +134,7 @@ def shown(check: Check, estimate: Estimate, margin: float) -> Shown:
     marks = [unit.convert(m) for m in _marks(check, margin)]
     zero = digits_apart([*values, *marks], [0.0], unit.digits, unit.digits + _EXTRA_AGAINST_ZERO)
     digits = digits_apart(values, marks, zero)
-    return Shown(
+    return FormattedEstimate(
         effect=unit.text(effect, digits),
         bounds=" to ".join(_end(unit, end, digits) for end in ends),
         limit=limit(check, margin, digits),
@@ -142,13 +142,13 @@ def shown(check: Check, estimate: Estimate, margin: float) -> Shown:
     )
 
 
-def bare(text: str) -> str:
+def without_unit(text: str) -> str:
     """A number without its unit, for a column that stands beside one with it; percent signs stay."""
     return re.sub(r" (pp|[a-z]+/[a-z]+)(?=$| to )", "", text)
 
 
 def _end(unit: Unit, value: float | None, digits: int) -> str:
-    return "unbounded" if value is None else bare(unit.text(value, digits))
+    return "unbounded" if value is None else without_unit(unit.text(value, digits))
 
 
 def _other_scale(check: Check, effect: float) -> str:

@@ -20,12 +20,12 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from checkweigh.decision.slices import restricted, slices
+from checkweigh.decision.slices import restrict_items, slice_items
 from checkweigh.records.evalset import EvalSet, Item
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
 from checkweigh.stats.estimators.binary import PRIOR_CORRELATION
-from checkweigh.stats.sequential import spending_boundary, spent
+from checkweigh.stats.sequential import alpha_spent, spending_boundary
 
 BLOCK_ONLY = 0.125  # shares up to here cannot pass
 NO_LEVEL = 1e-12  # where less than this is spent, nothing can pass
@@ -48,7 +48,7 @@ class Level:
     clusters: int | None = None
 
 
-def alone(alpha: float) -> Level:
+def single_look_level(alpha: float) -> Level:
     """The level of a check that is looked at once, whole."""
     return Level(passing=alpha, final=alpha, high=alpha)
 
@@ -89,8 +89,8 @@ def effective_items(check: Check, sets: Sequence[EvalSet]) -> float:
             by_cluster[evalset.card.name, item.id if check.metric == "failed" else item.cluster] += weight
     if not weights:
         return 0.0
-    alone, together = (float(np.sum(np.square(list(x)))) for x in (weights, by_cluster.values()))
-    return sum(weights) ** 2 / ((1 - PRIOR_CORRELATION) * alone + PRIOR_CORRELATION * together)
+    apart, together = (float(np.sum(np.square(list(x)))) for x in (weights, by_cluster.values()))
+    return sum(weights) ** 2 / ((1 - PRIOR_CORRELATION) * apart + PRIOR_CORRELATION * together)
 
 
 def _items(check: Check, evalset: EvalSet) -> list[Item]:
@@ -98,17 +98,17 @@ def _items(check: Check, evalset: EvalSet) -> list[Item]:
     return [item for item in evalset.items if wanted in (None, item.stratum)]
 
 
-def information(
+def information_fractions(
     check: Check, sets: Sequence[EvalSet], shares: Sequence[float], seed: int
 ) -> tuple[float, ...]:
     """(J,) information fractions of a check at each look; the last one is 1, and none is below the one before it."""
     mine = [s for s in sets if s.card.name in check.evalset]
-    parts = [slices(s, shares, seed) for s in mine]
+    parts = [slice_items(s, shares, seed) for s in mine]
     found = [
         effective_items(
             check,
             [
-                restricted(s, [i for part in of[: j + 1] for i in part])
+                restrict_items(s, [i for part in of[: j + 1] for i in part])
                 for s, of in zip(mine, parts, strict=True)
             ],
         )
@@ -125,7 +125,7 @@ def pass_levels(fractions: Sequence[float], shares: Sequence[float], alpha: floa
     A look that brought the check nothing new keeps the level of the one before.
     """
     able = [
-        share > BLOCK_ONLY and t > 0 and spent(t, alpha) > NO_LEVEL
+        share > BLOCK_ONLY and t > 0 and alpha_spent(t, alpha) > NO_LEVEL
         for t, share in zip(fractions, shares, strict=True)
     ]
     distinct = tuple(sorted({t for t, can in zip(fractions, able, strict=True) if can}))
@@ -140,7 +140,7 @@ def _levels(fractions: tuple[float, ...], alpha: float) -> tuple[float, ...]:
     return tuple(float(p) for p in special.ndtr(-spending_boundary(fractions, alpha)))
 
 
-def designed(
+def design_looks(
     policy: Policy, checks: Sequence[Check], fractions: Mapping[str, Sequence[float]], hypotheses: int
 ) -> tuple[Look, ...]:
     """All looks of a policy, from each check's information fractions (check id -> (J,), ending at 1).
@@ -172,12 +172,12 @@ def designed(
     )
 
 
-def planned(
+def looks_for_sets(
     policy: Policy, checks: Sequence[Check], sets: Sequence[EvalSet], hypotheses: int
 ) -> tuple[Look, ...]:
     """All looks of a policy on its sets, by their design."""
     quality = [check for check in checks if check.evalset]
-    fractions = {check.id: information(check, sets, policy.looks, policy.seed) for check in quality}
+    fractions = {check.id: information_fractions(check, sets, policy.looks, policy.seed) for check in quality}
     sizes = {check.id: _size(check, sets) for check in quality}
     return tuple(
         replace(
@@ -189,7 +189,7 @@ def planned(
                 for name, level in look.levels.items()
             },
         )
-        for look in designed(policy, checks, fractions, hypotheses)
+        for look in design_looks(policy, checks, fractions, hypotheses)
     )
 
 

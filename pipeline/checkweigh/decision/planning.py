@@ -17,9 +17,9 @@ import numpy as np
 from scipy import special
 
 from checkweigh.decision.compare import margin_of
-from checkweigh.decision.looks import Look, planned
+from checkweigh.decision.looks import Look, looks_for_sets
 from checkweigh.decision.pairing import PairedSample
-from checkweigh.decision.verdict import checks_of, gating, hypotheses
+from checkweigh.decision.verdict import all_checks, gating_checks, hypothesis_count
 from checkweigh.records.evalset import EvalSet, Item, Text
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
@@ -65,7 +65,7 @@ class Noise:
 Noises = Callable[[EvalSet, Check], Noise]
 
 
-def assumed(kind: str, metric: str) -> Noise:
+def assumed_noise(kind: str, metric: str) -> Noise:
     """What is assumed of a metric on a set of one kind, for want of a measurement."""
     match METRICS[metric].estimator:
         case "ratio":
@@ -78,7 +78,7 @@ def assumed(kind: str, metric: str) -> Noise:
     return Noise(sd=0.1) if kind == "choice" else Noise(sd=math.sqrt(0.1), flips=0.1)
 
 
-def assumed_blocks(check: Check, requests: int) -> Noise:
+def assumed_block_noise(check: Check, requests: int) -> Noise:
     """What is assumed of a pair of timing blocks on a host that does nothing else (STATISTICS, latency).
 
     For rates, the share of requests on which the arms differ.
@@ -92,7 +92,7 @@ def assumed_blocks(check: Check, requests: int) -> Noise:
     return Noise(sd=sd, correlation=0.0, source="assumed: two noisy cores")
 
 
-def measured(sample: PairedSample, source: str) -> Noise | None:
+def measured_noise(sample: PairedSample, source: str) -> Noise | None:
     """The noise between two executions; None when they are equal everywhere, or nothing is left to look at."""
     kept = np.isfinite(sample.baseline) & np.isfinite(sample.candidate) & np.isfinite(sample.size)
     delta = ((sample.candidate - sample.baseline) / sample.size)[kept]
@@ -112,13 +112,13 @@ def measured(sample: PairedSample, source: str) -> Noise | None:
     )  # fmt: skip
 
 
-def items_of(check: Check, evalset: EvalSet) -> list[Item]:
+def items_of_check(check: Check, evalset: EvalSet) -> list[Item]:
     """The items of a set that the check looks at."""
     wanted = check.where.get("stratum")
     return [item for item in evalset.items if wanted in (None, item.stratum)]
 
 
-def size_of(check: Check, item: Item) -> float:
+def item_size(check: Check, item: Item) -> float:
     """Tokens or bytes of a document, guessed from its text; 1 for what is no ratio."""
     if METRICS[check.metric].estimator != "ratio" or not isinstance(item, Text):
         return 1.0
@@ -146,11 +146,11 @@ def _spread(check: Check, sets: Sequence[EvalSet], noises: Noises) -> _Spread:
     found = [(evalset, noises(evalset, check)) for evalset in sets if evalset.card.name in check.evalset]
     binary = METRICS[check.metric].estimator != "log_length" and all(n.flips is not None for _, n in found)
     for evalset, noise in found:
-        items = items_of(check, evalset)
+        items = items_of_check(check, evalset)
         strata = Counter(item.stratum for item in items)
         for item in items:
             ratio = METRICS[check.metric].estimator == "ratio"
-            weights.append(size_of(check, item) if ratio else 1.0 if binary else 1.0 / strata[item.stratum])
+            weights.append(item_size(check, item) if ratio else 1.0 if binary else 1.0 / strata[item.stratum])
             sds.append(noise.sd)
             rhos.append(noise.correlation)
             labels.append(f"{evalset.card.name}/{item.id if check.metric == 'failed' else item.cluster}")
@@ -175,7 +175,7 @@ def _spread(check: Check, sets: Sequence[EvalSet], noises: Noises) -> _Spread:
 def _blocks(check: Check, policy: Policy) -> _Spread:
     """Pairs of timing blocks, as many as may be measured; for rates the requests in them."""
     pairs, requests = policy.timing.looks[-1], policy.timing.requests
-    noise = assumed_blocks(check, requests)
+    noise = assumed_block_noise(check, requests)
     if noise.flips is None:
         return _Spread(
             pairs, Partition.singletons(pairs), noise.sd / math.sqrt(pairs), 1.0, None, noise.source
@@ -187,7 +187,7 @@ def _blocks(check: Check, policy: Policy) -> _Spread:
 
 
 def _counts(check: Check, found: Sequence[tuple[EvalSet, Noise]]) -> list[int]:
-    return [len(items_of(check, evalset)) for evalset, _ in found]
+    return [len(items_of_check(check, evalset)) for evalset, _ in found]
 
 
 def _shrunk(design: float, flips: float, partition: Partition) -> float:
@@ -202,22 +202,24 @@ def plan_checks(
     policy: Policy, sets: Sequence[EvalSet], noises: Noises, floors: Sequence[str]
 ) -> tuple[PlannedCheck, ...]:
     """Every gating check, at the levels of the policy's last look. ``floors``: divergence checks with a noise floor."""
-    checks = [c for c in gating(policy) if METRICS[c.metric].estimator != "divergence" or c.id in floors]
-    last = planned(policy, checks_of(policy), sets, hypotheses(policy))[-1]
+    checks = [
+        c for c in gating_checks(policy) if METRICS[c.metric].estimator != "divergence" or c.id in floors
+    ]
+    last = looks_for_sets(policy, all_checks(policy), sets, hypothesis_count(policy))[-1]
     powered = sum(c.tier == "critical" and _by_being_equal(c) for c in checks)
     return tuple(_planned(check, policy, sets, noises, last, max(1, powered)) for check in checks)
 
 
-def joint(rows: Sequence[PlannedCheck]) -> float | None:
+def joint_pass_probability(rows: Sequence[PlannedCheck]) -> float | None:
     """Chance that an equal candidate passes all critical checks; None when none of them can be told."""
     chances = [row.passes for row in rows if row.tier == "critical" and row.passes is not None]
     return math.prod(chances) if chances else None
 
 
-def problems(rows: Sequence[PlannedCheck], least: float = JOINT[0]) -> tuple[str, ...]:
+def plan_problems(rows: Sequence[PlannedCheck], least: float = JOINT[0]) -> tuple[str, ...]:
     """Why a plan cannot settle, in sentences; none when it can."""
     found = [f"{row.check}: nothing can pass: {row.impossible}" for row in rows if row.impossible]
-    chance = joint(rows)
+    chance = joint_pass_probability(rows)
     if (
         chance is not None
         and chance < least

@@ -20,17 +20,17 @@ from scipy import special
 
 from checkweigh.decision.compare import compare_many, margin_of
 from checkweigh.decision.compare_timing import block_key, compare_blocks
-from checkweigh.decision.looks import Level, Look, planned
+from checkweigh.decision.looks import Level, Look, looks_for_sets
 from checkweigh.decision.pairing import Floats, PairedSample
 from checkweigh.decision.planning import (
     Noise,
     Noises,
-    assumed_blocks,
-    items_of,
-    size_of,
+    assumed_block_noise,
+    item_size,
+    items_of_check,
 )
-from checkweigh.decision.slices import slices
-from checkweigh.decision.verdict import checks_of, decide, hypotheses
+from checkweigh.decision.slices import slice_items
+from checkweigh.decision.verdict import all_checks, decide, hypothesis_count
 from checkweigh.progress import Progress
 from checkweigh.records.comparison import Comparison
 from checkweigh.records.decision import Verdict
@@ -71,7 +71,7 @@ class _Order:
     until: tuple[int, ...]
 
 
-class Bench:
+class PolicySimulator:
     """A policy and its sets, ready to be run many times. Divergence informs only, as without a noise floor."""
 
     def __init__(self, policy: Policy, sets: Sequence[EvalSet], noises: Noises) -> None:
@@ -80,8 +80,8 @@ class Bench:
             c.model_copy(update={"tier": "advisory"}) if c.id in self.left_out else c for c in policy.checks
         )
         self.policy = policy.model_copy(update={"checks": tuple(kept)})
-        self.checks = tuple(c for c in checks_of(self.policy) if c.tier != "advisory")
-        self.looks = planned(self.policy, checks_of(self.policy), sets, hypotheses(self.policy))
+        self.checks = tuple(c for c in all_checks(self.policy) if c.tier != "advisory")
+        self.looks = looks_for_sets(self.policy, all_checks(self.policy), sets, hypothesis_count(self.policy))
         self.sets = {s.card.name: s for s in sets}
         self.orders = {name: _order(s, self.policy) for name, s in self.sets.items()}
         self.noises: dict[Key, Noise] = {
@@ -156,7 +156,7 @@ class Bench:
             z = path.scores(_partition(items, alone=key[1] == "failed"), within)
             loss = np.zeros(len(items))
             if moved is not None and (moved.metric, moved.against) == key[1:] and key[0] in moved.evalset:
-                looked = {item.id for item in items_of(moved, self.sets[key[0]])}
+                looked = {item.id for item in items_of_check(moved, self.sets[key[0]])}
                 hurt = np.array([item.id in looked for item in items])
                 loss = np.where(hurt, -scenario.margins * margin_of(moved), 0.0)
                 if moved.direction != better:  # a length that shrinks instead of growing
@@ -173,7 +173,7 @@ class Bench:
         """Blocks of a check, all the pairs that timing may grow to, judged at its last look."""
         timing, key = self.policy.timing, block_key(check)
         loss = -scenario.margins * margin_of(check) if scenario.check == check.id else 0.0
-        noise, shape = assumed_blocks(check, timing.requests), (runs, timing.looks[-1])
+        noise, shape = assumed_block_noise(check, timing.requests), (runs, timing.looks[-1])
         if noise.flips is not None:
             share = max(noise.flips, loss)
             worse, better = (
@@ -216,26 +216,26 @@ class _Layout:
     clusters: tuple[str, ...]
 
 
-def _layout(bench: Bench, check: Check, look: Look) -> _Layout:
+def _layout(bench: PolicySimulator, check: Check, look: Look) -> _Layout:
     parts: list[tuple[Key, Ints]] = []
     sizes: list[float] = []
     weights: list[float] = []
     clusters: list[str] = []
     for name in check.evalset:
         order = bench.orders[name]
-        wanted = {item.id for item in items_of(check, bench.sets[name])}
+        wanted = {item.id for item in items_of_check(check, bench.sets[name])}
         seen = order.items[: order.until[look.number - 1]]
         places = np.array([i for i, item in enumerate(seen) if item.id in wanted], dtype=np.intp)
         strata = Counter(seen[i].stratum for i in places)
         parts.append(((name, check.metric, check.against), places))
-        sizes += [size_of(check, seen[i]) for i in places]
+        sizes += [item_size(check, seen[i]) for i in places]
         weights += [1.0 / strata[seen[i].stratum] for i in places]
         clusters += [f"{name}/{seen[i].id if check.metric == 'failed' else seen[i].cluster}" for i in places]
     return _Layout(tuple(parts), np.array(sizes), np.array(weights), tuple(clusters))
 
 
 def _order(evalset: EvalSet, policy: Policy) -> _Order:
-    parts = slices(evalset, policy.looks, policy.seed)
+    parts = slice_items(evalset, policy.looks, policy.seed)
     until = np.cumsum([len(part) for part in parts])
     return _Order(tuple(item for part in parts for item in part), tuple(int(n) for n in until))
 
@@ -339,7 +339,7 @@ def _is(check: Check, estimator: str) -> bool:
 
 
 def simulate(
-    bench: Bench,
+    bench: PolicySimulator,
     scenarios: Sequence[Scenario],
     runs: int,
     seed: int,

@@ -14,11 +14,11 @@ from checkweigh import canonical
 from checkweigh.records.evalset import EvalSet, Item
 from checkweigh.records.measurement import MeasurementSet
 
-PARTS = 2**20  # batch plans from here on are those of parts of a set
+FIRST_PART_PLAN = 2**20  # batch plans from here on are those of parts of a set
 Slices = tuple[tuple[Item, ...], ...]
 
 
-def slices(evalset: EvalSet, shares: Sequence[float], seed: int) -> Slices:
+def slice_items(evalset: EvalSet, shares: Sequence[float], seed: int) -> Slices:
     """The items that each look adds: whole clusters, as near to the shares as clusters allow; some may be empty.
 
     Within a stratum the r-th of m clusters stands at (r + u) / m of the order, u drawn for the stratum: every beginning
@@ -49,7 +49,7 @@ def _uniform(*parts: object) -> float:
     return int(canonical.digest(list(parts)).removeprefix("sha256:")[:12], 16) / 16**12
 
 
-def restricted(evalset: EvalSet, items: Sequence[Item]) -> EvalSet:
+def restrict_items(evalset: EvalSet, items: Sequence[Item]) -> EvalSet:
     """The set with these items only, in the set's own order; its card stays the whole set's."""
     kept = {item.id for item in items}
     return evalset.model_copy(update={"items": tuple(item for item in evalset.items if item.id in kept)})
@@ -73,7 +73,7 @@ class Part:
         if self.of == 1:
             return 0
         digest = canonical.digest(sorted(item.id for item in self.evalset.items))
-        return PARTS + int(digest.removeprefix("sha256:")[:10], 16)
+        return FIRST_PART_PLAN + int(digest.removeprefix("sha256:")[:10], 16)
 
     @property
     def label(self) -> str:
@@ -82,17 +82,17 @@ class Part:
         return name if self.of == 1 else f"{name}, look {self.look}"
 
 
-def parts_of(evalset: EvalSet, shares: Sequence[float], seed: int) -> tuple[Part, ...]:
+def look_parts(evalset: EvalSet, shares: Sequence[float], seed: int) -> tuple[Part, ...]:
     """One part for each look; those that add nothing have no items."""
     if len(shares) == 1:
         return (Part(evalset=evalset, look=1, of=1),)
     return tuple(
-        Part(evalset=restricted(evalset, items), look=j + 1, of=len(shares))
-        for j, items in enumerate(slices(evalset, shares, seed))
+        Part(evalset=restrict_items(evalset, items), look=j + 1, of=len(shares))
+        for j, items in enumerate(slice_items(evalset, shares, seed))
     )
 
 
-def merged(records: Sequence[MeasurementSet]) -> MeasurementSet:
+def merge_measurements(records: Sequence[MeasurementSet]) -> MeasurementSet:
     """Measurements of one arm on parts of one set, as one; its key is that of the first part."""
     first, last = records[0], records[-1]
     if len(records) == 1:
@@ -115,7 +115,7 @@ def merged(records: Sequence[MeasurementSet]) -> MeasurementSet:
     )
 
 
-def shared(evalset: EvalSet, *records: MeasurementSet) -> tuple[EvalSet, tuple[MeasurementSet, ...]]:
+def common_items(evalset: EvalSet, *records: MeasurementSet) -> tuple[EvalSet, tuple[MeasurementSet, ...]]:
     """The set and its measurements, cut down to the items that all of them hold."""
     ids = set.intersection(*({o.item for o in record.observations} for record in records))
     cut = (
@@ -127,4 +127,4 @@ def shared(evalset: EvalSet, *records: MeasurementSet) -> tuple[EvalSet, tuple[M
         )
         for r in records
     )
-    return restricted(evalset, [item for item in evalset.items if item.id in ids]), tuple(cut)
+    return restrict_items(evalset, [item for item in evalset.items if item.id in ids]), tuple(cut)

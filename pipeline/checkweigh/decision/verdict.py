@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkweigh.decision.compare import EVENTS, margin_of
-from checkweigh.decision.looks import Level, Look, designed
+from checkweigh.decision.looks import Level, Look, design_looks
 from checkweigh.decision.wording import sentence
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
-from checkweigh.records.decision import MOST_DIFFERING, CheckResult, Outcome, Verdict, prevents_pass
+from checkweigh.records.decision import MOST_DIFFERING, CheckOutcome, CheckResult, Verdict, prevents_pass
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import FAILURES, Check, Policy
 from checkweigh.stats import holm, items_to_settle
@@ -45,7 +45,7 @@ class Judgement:
     results: tuple[CheckResult, ...]
 
 
-def checks_of(policy: Policy) -> tuple[Check, ...]:
+def all_checks(policy: Policy) -> tuple[Check, ...]:
     """The policy's checks and the implicit one on failed items, over every set the policy uses."""
     if not policy.evalsets():
         return policy.checks
@@ -57,26 +57,26 @@ def checks_of(policy: Policy) -> tuple[Check, ...]:
     return (*policy.checks, implicit)
 
 
-def declared(check: Check, intends: Sequence[str]) -> bool:
+def is_declared_change(check: Check, intends: Sequence[str]) -> bool:
     """Whether the candidate's manifest declares the change that this check looks for."""
     if METRICS[check.metric].estimator != "log_length":
         return False
     return ("longer" if check.direction == "lower" else "shorter") in intends
 
 
-def gating(policy: Policy, intends: Sequence[str] = ()) -> tuple[Check, ...]:
+def gating_checks(policy: Policy, intends: Sequence[str] = ()) -> tuple[Check, ...]:
     """The checks that can change the verdict."""
-    return tuple(c for c in checks_of(policy) if c.tier != "advisory" and not declared(c, intends))
+    return tuple(c for c in all_checks(policy) if c.tier != "advisory" and not is_declared_change(c, intends))
 
 
-def hypotheses(policy: Policy, intends: Sequence[str] = ()) -> int:
+def hypothesis_count(policy: Policy, intends: Sequence[str] = ()) -> int:
     """K of the block test: the gating checks, an equivalence check counting twice."""
-    return sum(2 if check.kind == "equivalence" else 1 for check in gating(policy, intends))
+    return sum(2 if check.kind == "equivalence" else 1 for check in gating_checks(policy, intends))
 
 
-def only_look(policy: Policy, intends: Sequence[str] = ()) -> Look:
+def last_look(policy: Policy, intends: Sequence[str] = ()) -> Look:
     """The last look of the policy: with one look, the look at everything."""
-    return designed(policy, checks_of(policy), {}, hypotheses(policy, intends))[-1]
+    return design_looks(policy, all_checks(policy), {}, hypothesis_count(policy, intends))[-1]
 
 
 def decide(
@@ -89,21 +89,21 @@ def decide(
 
     A check without a comparison is inestimable. The comparisons must have been made at the look's levels.
     """
-    look = look or only_look(policy, intends)
-    checks = checks_of(policy)
+    look = look or last_look(policy, intends)
+    checks = all_checks(policy)
     missing = Inestimable(reason="no comparison was made")
     found = {check.id: comparisons.get(check.id, missing) for check in checks}
-    adjusted = _adjust(gating(policy, intends), found)
+    adjusted = _adjust(gating_checks(policy, intends), found)
     results = tuple(_result(look, check, found[check.id], adjusted, intends) for check in checks)
     verdict, reasons = _verdict(results)
     return Judgement(verdict, reasons, results)
 
 
-def _adjust(gating: Sequence[Check], found: Mapping[str, Comparison]) -> dict[str, float]:
+def _adjust(gating_checks: Sequence[Check], found: Mapping[str, Comparison]) -> dict[str, float]:
     """Holm-adjusted p of deterioration for each gating check; the smaller of an equivalence check's two."""
     names: list[str] = []
     p: list[float] = []
-    for check in gating:
+    for check in gating_checks:
         comparison = found[check.id]
         estimate = comparison if isinstance(comparison, Estimate) else None
         names.append(check.id)
@@ -127,11 +127,11 @@ def _result(
     if isinstance(comparison, Estimate) and outcome == "inconclusive" and not comparison.exclusions:
         settle = _to_settle(check, comparison, margin, level, look, max(1, len(adjusted)))
     result = CheckResult(
-        check=check, implicit=check.id == FAILURES, declared=declared(check, intends), outcome=outcome,
+        check=check, implicit=check.id == FAILURES, declared=is_declared_change(check, intends), outcome=outcome,
         margin=margin, comparison=comparison, p_adjusted=p_adjusted, information=level.information,
         level=None if check.tier == "advisory" else level.passing, planned=level.items,
         items_to_settle=settle, sentence="",
-        prevents_pass=prevents_pass(check, declared(check, intends), outcome, comparison),
+        prevents_pass=prevents_pass(check, is_declared_change(check, intends), outcome, comparison),
     )  # fmt: skip
     return result.model_copy(update={"sentence": sentence(result)})
 
@@ -160,7 +160,7 @@ def _outcome(
     p_adjusted: float | None,
     alpha: float,
     alpha_block: float,
-) -> Outcome:
+) -> CheckOutcome:
     """Steps 3 to 6 for one check; an advisory check is judged alone, unadjusted, and never gates."""
     if isinstance(comparison, Inestimable):
         return "inconclusive"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkweigh.decision.formatting import confidence, shown
+from checkweigh.decision.formatting import confidence, format_estimate
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult
 from checkweigh.records.metrics import METRICS
@@ -34,7 +34,7 @@ def _found(result: CheckResult, estimate: Estimate) -> str:
     what = check.metric.replace("_", " ")
     if check.statistic != "mean":
         what = f"{check.statistic} {what}"
-    text = shown(check, estimate, result.margin)
+    text = format_estimate(check, estimate, result.margin)
     bounds = f"({_kind(estimate)} {text.bounds})"
     if METRICS[check.metric].estimator == "divergence":
         return f"the candidate's divergence is {text.effect.lstrip('+-')} {bounds}"
@@ -65,7 +65,7 @@ def _verb(check: Check, effect: float) -> str:
 
 
 def _against(result: CheckResult, estimate: Estimate) -> str:
-    margin = shown(result.check, estimate, result.margin).limit
+    margin = format_estimate(result.check, estimate, result.margin).limit
     p = result.p_adjusted
     sure = "" if p is None else f", adjusted p {'< 1e-6' if p < 1e-6 else f'= {p:.2g}'}"
     notes = "".join(f"; {note}" for note in estimate.exclusions)

@@ -10,7 +10,7 @@ from checkweigh.records.base import Digest, Record
 from checkweigh.records.decision import Decision, LookMade
 
 
-class Entry(Record):
+class LedgerEntry(Record):
     """What was tried, what was seen, and what was decided."""
 
     schema_: Literal["checkweigh/attempt@1"] = Field(default="checkweigh/attempt@1", alias="schema")

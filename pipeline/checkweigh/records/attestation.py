@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from checkweigh.records.base import Digest, Name, Record
-from checkweigh.records.decision import Outcome, Verdict
+from checkweigh.records.decision import CheckOutcome, Verdict
 from checkweigh.records.manifest import Pins
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -56,7 +56,7 @@ class AttestedCheck(Record):
 
     id: str
     gating: bool
-    outcome: Outcome
+    outcome: CheckOutcome
     margin: float
     effect: float | None = None
     low: float | None = None

@@ -38,11 +38,11 @@ class Verdict(StrEnum):
         }[self]
 
 
-Outcome = Literal["passed", "warning", "blocked", "inconclusive", "anomalous"]
+CheckOutcome = Literal["passed", "warning", "blocked", "inconclusive", "anomalous"]
 MOST_DIFFERING = 0.05  # share of clusters that may differ between arms that pass as identical
 
 
-def prevents_pass(check: Check, declared: bool, outcome: Outcome, comparison: Comparison) -> bool:
+def prevents_pass(check: Check, declared: bool, outcome: CheckOutcome, comparison: Comparison) -> bool:
     """Whether a check with this outcome keeps the gate from passing.
 
     1. An advisory check, or a change that the manifest declares, never does.
@@ -74,7 +74,7 @@ class CheckResult(Record):
     declared: bool = Field(
         default=False, description="the manifest declares this change (intends); not gating"
     )
-    outcome: Outcome
+    outcome: CheckOutcome
     margin: float = Field(description="the margin on the scale of the comparison")
     comparison: Comparison
     p_adjusted: float | None = Field(description="Holm over all gating checks; None for advisory ones")
@@ -106,7 +106,7 @@ class CheckResult(Record):
         return self.check.tier != "advisory" and not self.declared
 
 
-class Arm(Record):
+class ArmRecord(Record):
     """One arm of a decision."""
 
     name: str
@@ -155,7 +155,7 @@ class LookMade(Record):
     )
 
 
-class Looks(Record):
+class LookHistory(Record):
     """The plan of looks, frozen before the first one, and how far the gate went."""
 
     plan: Digest = Field(
@@ -185,7 +185,7 @@ class Budget(Record):
     attempts: int = Field(ge=1)
 
 
-class Attempt(Record):
+class AttemptRecord(Record):
     """Which try of this candidate it is, against this baseline under this policy (``STATISTICS``, attempts)."""
 
     number: int = Field(ge=1)
@@ -201,7 +201,7 @@ class Attempt(Record):
     earlier: tuple[str, ...] = Field(default=(), description="earlier tries, in words")
 
 
-class Change(Record):
+class ManifestChange(Record):
     """One thing that differs between the manifests."""
 
     path: str
@@ -216,19 +216,21 @@ class Decision(Record):
     verdict: Verdict
     reasons: tuple[str, ...] = Field(min_length=1)
     checks: tuple[CheckResult, ...]
-    baseline: Arm
-    candidate: Arm
-    anchor: Arm | None = Field(default=None, description="the release that cumulative margins count from")
-    changes: tuple[Change, ...]
+    baseline: ArmRecord
+    candidate: ArmRecord
+    anchor: ArmRecord | None = Field(
+        default=None, description="the release that cumulative margins count from"
+    )
+    changes: tuple[ManifestChange, ...]
     intends: tuple[str, ...] = ()
     policy: Digest
     policy_name: str
     on_inconclusive: Literal["hold", "block"] = "hold"
     evalsets: dict[str, Digest]
     guarantees: tuple[str, ...]
-    looks: Looks | None = None
+    looks: LookHistory | None = None
     budget: Budget | None = None
-    attempt: Attempt | None = None
+    attempt: AttemptRecord | None = None
     timing: PairedRun | None = None
     divergence: tuple[DivergenceSummary, ...] = ()
     notes: tuple[str, ...] = Field(default=(), description="what every output must say beside the verdict")

@@ -205,7 +205,7 @@ class Choice(Record):
         return self
 
 
-class Check(Record):
+class ReplyCheck(Record):
     """How a reply is scored; kinds are those of ``scoring.replies``."""
 
     kind: str
@@ -223,7 +223,7 @@ class Generation(Record):
     cluster: str = Field(min_length=1)
     stratum: str = Field(min_length=1)
     messages: tuple[Message, ...] = Field(min_length=1)
-    check: Check | None = None
+    check: ReplyCheck | None = None
     references: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
 
     @model_validator(mode="after")

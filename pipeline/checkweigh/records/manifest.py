@@ -66,7 +66,7 @@ class Tokenizer(Record):
     source: Source | None = None
 
 
-class Prompts(Record):
+class PromptsSection(Record):
     """Everything that turns an item's messages into a prompt."""
 
     system: str | None = Field(default=None, description="system message put before every conversation")
@@ -76,7 +76,7 @@ class Prompts(Record):
     )
 
     @model_validator(mode="after")
-    def _has_prompt(self) -> Prompts:
+    def _has_prompt(self) -> PromptsSection:
         if self.template.count("{prompt}") != 1:
             raise ValueError("the template must contain {prompt} exactly once")
         return self
@@ -171,7 +171,7 @@ Speculative = Annotated[PromptLookup | Draft | Ngram | Eagle3, Field(discriminat
 METHODS = {"transformers": ("prompt_lookup", "draft"), "vllm": ("ngram", "draft", "eagle3")}
 
 
-class Environment(Record):
+class EnvironmentSection(Record):
     """Where the engine's packages are: an interpreter that has them, a lock that ``engine install`` installed, or an
     image that docker or podman runs."""
 
@@ -183,7 +183,7 @@ class Environment(Record):
     )  # fmt: skip
 
     @model_validator(mode="after")
-    def _one(self) -> Environment:
+    def _one(self) -> EnvironmentSection:
         if sum(one is not None for one in (self.interpreter, self.lock, self.image)) != 1:
             raise ValueError("exactly one of interpreter, lock and image")
         return self
@@ -233,7 +233,7 @@ class Attached(Record):
     )
 
 
-class Engine(Record):
+class EngineSection(Record):
     """What serves the model. ``environment``, ``env`` and ``args`` are of kind vllm, ``endpoint`` of kind openai."""
 
     kind: Literal["transformers", "vllm", "openai", "fake"]
@@ -261,13 +261,13 @@ class Engine(Record):
     continuous: bool = Field(
         default=False, description="replies by continuous batching with paged attention, for a GPU"
     )
-    environment: Environment | None = None
+    environment: EnvironmentSection | None = None
     env: dict[Variable, str] = Field(default_factory=dict, description="environment variables of the server")
     args: VllmArgs | None = None
     endpoint: Attached | None = None
 
     @model_validator(mode="after")
-    def _options(self) -> Engine:
+    def _options(self) -> EngineSection:
         if self.kind != "fake" and self.options:
             raise ValueError(f"engine {self.kind} takes no options")
         method = None if self.speculative is None else self.speculative.method
@@ -326,9 +326,9 @@ class Manifest(Record):
     )
     model: Model
     tokenizer: Tokenizer = Tokenizer()
-    prompts: Prompts = Prompts()
+    prompts: PromptsSection = PromptsSection()
     quantization: Quantization = Quantization()
-    engine: Engine
+    engine: EngineSection
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
 

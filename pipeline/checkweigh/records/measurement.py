@@ -32,7 +32,7 @@ class Failed(Record):
     detail: str
 
 
-Outcome = Annotated[Scored | Failed, Field(discriminator="kind")]
+ItemOutcome = Annotated[Scored | Failed, Field(discriminator="kind")]
 
 
 class WorstToken(Record):
@@ -68,7 +68,7 @@ class Observation(Record):
     item: str
     replicate: int = Field(ge=0)
     batch: int = Field(ge=0, description="index in the batch plan; a failure strikes a whole batch")
-    outcome: Outcome
+    outcome: ItemOutcome
     raw: Digest | None = Field(
         description="digest of the raw output (token ids or log-probabilities); None if failed"
     )

@@ -27,7 +27,7 @@ def _looks(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Looks = Annotated[
+LookShares = Annotated[
     tuple[Share, ...],
     BeforeValidator(_looks),
     WithJsonSchema(
@@ -167,7 +167,7 @@ class Policy(Record):
     name: Name
     because: str = ""
     error_budget: ErrorBudget = ErrorBudget()
-    looks: Looks = Field(
+    looks: LookShares = Field(
         default=(1.0,),
         description="shares of each set after which the gate looks, and stops when the verdict is settled; "
         "increasing up to 1; 'adaptive' is .125, .25, .5, 1. Up to .125 a look only blocks",

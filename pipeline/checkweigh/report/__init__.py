@@ -13,9 +13,9 @@ from pathlib import Path
 
 from checkweigh.files import write_atomic
 from checkweigh.records.decision import Decision
-from checkweigh.report.worst_items import ItemPair, worst
+from checkweigh.report.worst_items import ItemPair, worst_pairs
 
-__all__ = ["DECISION", "ItemPair", "clear", "decision_json", "worst", "write_all"]
+__all__ = ["DECISION", "ItemPair", "clear", "decision_json", "worst_pairs", "write_all"]
 
 DECISION = "decision.json"
 

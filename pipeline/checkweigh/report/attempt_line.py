@@ -11,7 +11,7 @@ BIAS = (
 )
 
 
-def ledger(decision: Decision) -> tuple[str, ...]:
+def attempt_lines(decision: Decision) -> tuple[str, ...]:
     """One line each: how far the gate looked, its error budget, and which try it is."""
     return tuple(line for line in (_looks(decision), _budget(decision), *_attempt(decision)) if line)
 

@@ -29,7 +29,7 @@ def junit(decision: Decision) -> str:
     name = one_line(f"checkweigh {decision.baseline.name} -> {decision.candidate.name}", 200)
     suite = ET.Element("testsuite", name=name, timestamp=one_line(decision.provenance.ended, 40))
     suite.append(_verdict(decision))
-    suite.extend(_case(row, decision) for row in view.rows(decision))
+    suite.extend(_case(row, decision) for row in view.check_rows(decision))
     counts = {
         "tests": len(suite),
         "failures": len(suite.findall("testcase/failure")),
@@ -60,7 +60,7 @@ def _verdict(decision: Decision) -> ET.Element:
     return case
 
 
-def _case(row: view.Row, decision: Decision) -> ET.Element:
+def _case(row: view.CheckRow, decision: Decision) -> ET.Element:
     case = ET.Element("testcase", classname=f"{_class(decision)}.{row.tier}", name=one_line(row.id), time="0")
     body = visible(
         f"{row.word}: {row.sentence}\neffect {row.effect}; bounds {row.bounds}; "

@@ -17,7 +17,7 @@ from checkweigh.decision import formatting
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report import view
 from checkweigh.report.safe import clip, one_line, visible
-from checkweigh.report.worst_items import ItemPair, left_out, worst
+from checkweigh.report.worst_items import ItemPair, left_out, worst_pairs
 
 _MOST = 60_000
 _CHANGES = 20
@@ -98,7 +98,7 @@ def _head(decision: Decision) -> Iterator[str]:
 def _parts(decision: Decision, pairs: Sequence[ItemPair]) -> Iterator[str]:
     yield from _table(decision)
     yield _changes(decision)
-    settle = view.settling(decision)
+    settle = view.settling_checks(decision)
     if settle:
         lines = [
             f"- {plain(n)}: about {items:,} items would settle it (now {had:,})" for n, had, items in settle
@@ -107,25 +107,26 @@ def _parts(decision: Decision, pairs: Sequence[ItemPair]) -> Iterator[str]:
     for summary in decision.divergence:
         lines = [
             f"| {one.token.kl:.2f} | {plain(one.item, 80)} | {plain(f'…{one.token.before[-60:]}[{one.token.token}]')} "
-            f"| {plain(view.favourites(one.token))} |"
+            f"| {plain(view.likeliest_tokens(one.token))} |"
             for one in summary.worst[:_TOKENS]
         ]
         head = "| nats | document | context [token] | baseline → candidate |\n|---|---|---|---|"
         body = "\n".join([plain(view.divergence(summary), 400), "", head, *lines])
         yield _folded("Divergence of the token distributions", body)
-    shown = worst(pairs, _ITEMS)
+    shown = worst_pairs(pairs, _ITEMS)
     if shown:
         yield _folded("Items that got worst", "\n\n".join(_item(pair) for pair in shown))
     if unranked := left_out(pairs):
         yield unranked
     yield _folded(
-        "Why these limits", "\n".join(f"- {plain(r.id)}: {plain(r.because)}" for r in view.rows(decision))
+        "Why these limits",
+        "\n".join(f"- {plain(r.id)}: {plain(r.because)}" for r in view.check_rows(decision)),
     )
     yield _folded("Cost, pins and provenance", "\n".join(_provenance(decision)))
 
 
 def _table(decision: Decision) -> Iterator[str]:
-    rows = view.rows(decision)
+    rows = view.check_rows(decision)
     if not rows:
         return
     bounds = view.bounds_head(decision)

@@ -33,7 +33,7 @@ _HEAD = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ChangeOutcome:
     """What came of one changed document, or of the question what changed.
 
     ``reports`` is a gate's directory; ``waived`` what a waiver of its verdict says.
@@ -52,7 +52,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class CiRun:
     """One run of CI: where it stood, and all outcomes. ``key`` tells its comment from those of other jobs."""
 
     key: str
@@ -60,7 +60,7 @@ class Run:
     merge_base: str | None
     head: str | None
     policy: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ChangeOutcome, ...]
     link: str | None = None
 
     @property
@@ -78,7 +78,7 @@ def marker(key: str) -> str:
     return f"<!-- checkweigh-ci:{re.sub(r'-{2,}', '-', re.sub(r'[^A-Za-z0-9._-]', '-', key)[:100])} -->"
 
 
-def comment(run: Run, summaries: dict[str, str]) -> str:
+def comment(run: CiRun, summaries: dict[str, str]) -> str:
     """The comment, at most ``MOST`` characters; ``summaries``: directory of reports -> its summary.md."""
     head = "\n".join(_head(run))
     kept, left, room = [head], 0, MOST - len(head)
@@ -100,7 +100,7 @@ def unfinished(key: str, link: str | None) -> str:
     return f"{marker(key)}\n{said}\n\nThe run ended without results, which is no pass.{where}\n"
 
 
-def _head(run: Run) -> Iterator[str]:
+def _head(run: CiRun) -> Iterator[str]:
     sign, word = _WORD[run.exit_code]
     yield marker(run.key)
     if not run.outcomes:
@@ -116,7 +116,7 @@ def _head(run: Run) -> Iterator[str]:
     yield said + (f" ([log]({run.link}))" if run.link else "")
 
 
-def _parts(run: Run, summaries: dict[str, str]) -> Iterator[str]:
+def _parts(run: CiRun, summaries: dict[str, str]) -> Iterator[str]:
     rows = [_row(outcome) for outcome in run.outcomes]
     for start in range(0, len(rows), _ROWS):  # what is too long for one comment loses its last rows first
         head = ["| changed | | needs | result |", "|---|---|---|---|"]
@@ -134,7 +134,7 @@ def _parts(run: Run, summaries: dict[str, str]) -> Iterator[str]:
             yield f"<details{opened}><summary>{title}</summary>\n\n" + "\n\n".join(body) + "\n\n</details>"
 
 
-def _row(outcome: Outcome) -> str:
+def _row(outcome: ChangeOutcome) -> str:
     sign, word = _WORD[outcome.exit_code]
     need = outcome.need if outcome.baseline is None else f"{outcome.need} against {outcome.baseline}"
     cells = [plain(outcome.path, 100), plain(outcome.status), plain(need, 150)]
@@ -147,7 +147,7 @@ def _without_marker(summary: str) -> str:
     return rest.strip() if first.startswith("<!-- checkweigh:") else summary.strip()
 
 
-def junit(run: Run) -> str:
+def junit(run: CiRun) -> str:
     """One test case an outcome. Nothing but a pass looks passed."""
     suite = ET.Element("testsuite", name=one_line(f"checkweigh ci {run.policy}", 200))
     for outcome in run.outcomes:

@@ -134,7 +134,7 @@ def _checks(decision: Decision, pen: _Pen, width: int) -> Table:
             head, no_wrap=width >= _MIDDLE and not last, overflow="fold", min_width=17 if last else None
         )
     before = ""
-    for row in view.rows(decision):
+    for row in view.check_rows(decision):
         if row.tier != before:
             table.add_row(Text(row.tier, style="italic dim"))
             before = row.tier
@@ -142,9 +142,9 @@ def _checks(decision: Decision, pen: _Pen, width: int) -> Table:
     return table
 
 
-def _cells(row: view.Row, pen: _Pen, width: int) -> list[Text]:
+def _cells(row: view.CheckRow, pen: _Pen, width: int) -> list[Text]:
     name, effect, bounds = pen(f"  {row.id}"), pen(row.effect), pen(row.bounds)
-    limit, sure = pen(formatting.bare(row.limit)), pen(row.sure)
+    limit, sure = pen(formatting.without_unit(row.limit)), pen(row.sure)
     result = pen(row.word, _OUTCOME[row.outcome] if row.gating else "")
     if width >= _WIDE:
         return [name, effect, bounds, limit, result, sure]
@@ -167,7 +167,7 @@ def _unestimated(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
 
 
 def _settling(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
-    wanted = view.settling(decision)
+    wanted = view.settling_checks(decision)
     if not wanted:
         return
     for name, had, items in wanted:
@@ -187,7 +187,7 @@ def _divergence(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
             context = pen(f"...{worst.token.before[-_CONTEXT:]}").append_text(
                 pen(f"[{worst.token.token}]", "bold")
             )
-            table.add_row(f"{worst.token.kl:.2f}", context, pen(view.favourites(worst.token)))
+            table.add_row(f"{worst.token.kl:.2f}", context, pen(view.likeliest_tokens(worst.token)))
         yield table
         yield Text("")
 

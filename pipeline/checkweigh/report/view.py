@@ -12,7 +12,7 @@ from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
 from checkweigh.records.measurement import Stage, WorstToken
-from checkweigh.report.attempt_line import ledger
+from checkweigh.report.attempt_line import attempt_lines
 
 HEADLINE = {
     Verdict.PASS: "PASS: the candidate may ship",
@@ -48,7 +48,7 @@ _TIERS = ("critical", "supporting", "advisory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class CheckRow:
     """One check, formatted."""
 
     id: str
@@ -70,9 +70,9 @@ class Row:
     result: CheckResult
 
 
-def rows(decision: Decision) -> tuple[Row, ...]:
+def check_rows(decision: Decision) -> tuple[CheckRow, ...]:
     """All checks: gating ones first (severest first within a tier), advisory and declared ones last."""
-    return tuple(row(result) for result in sorted(decision.checks, key=_order))
+    return tuple(check_row(result) for result in sorted(decision.checks, key=_order))
 
 
 def _order(result: CheckResult) -> tuple[bool, int, int, str]:
@@ -81,11 +81,11 @@ def _order(result: CheckResult) -> tuple[bool, int, int, str]:
     )  # fmt: skip
 
 
-def row(result: CheckResult) -> Row:
+def check_row(result: CheckResult) -> CheckRow:
     """One check's row."""
     check, comparison = result.check, result.comparison
     effect, bounds, limit, title = _numbers(result)
-    return Row(
+    return CheckRow(
         id=check.id, tier="declared" if result.declared else check.tier, gating=result.gating,
         outcome=result.outcome, word=_word(result),
         effect=effect, bounds=bounds, limit=limit, title=title,
@@ -96,9 +96,9 @@ def row(result: CheckResult) -> Row:
     )  # fmt: skip
 
 
-def deciding(decision: Decision, most: int = 4) -> tuple[Row, ...]:
+def deciding_checks(decision: Decision, most: int = 4) -> tuple[CheckRow, ...]:
     """The checks that made the verdict: those blocked, those holding back a pass, or the critical ones."""
-    gating = [r for r in rows(decision) if r.gating]
+    gating = [r for r in check_rows(decision) if r.gating]
     blocked = [r for r in gating if r.outcome == "blocked"]
     holding = [r for r in gating if r.result.prevents_pass]
     critical = sorted((r for r in gating if r.tier == "critical"), key=_risk)
@@ -106,19 +106,19 @@ def deciding(decision: Decision, most: int = 4) -> tuple[Row, ...]:
     return tuple(chosen.get(decision.verdict, [])[:most])
 
 
-def _risk(row: Row) -> float:
+def _risk(row: CheckRow) -> float:
     """Sorts the check that came closest to failing first."""
     comparison = row.result.comparison
     return -comparison.p_pass if isinstance(comparison, Estimate) else 0.0
 
 
-def settling(decision: Decision) -> tuple[tuple[str, int, int], ...]:
+def settling_checks(decision: Decision) -> tuple[tuple[str, int, int], ...]:
     """(check, items it had, items that would settle it) of every check that holds back a pass."""
     if decision.verdict is not Verdict.INCONCLUSIVE:
         return ()
     return tuple(
         (r.id, _pairs(r.result), r.settle)
-        for r in rows(decision)
+        for r in check_rows(decision)
         if r.result.prevents_pass and r.settle is not None
     )
 
@@ -156,7 +156,7 @@ def divergence(summary: DivergenceSummary) -> str:
     )
 
 
-def favourites(token: WorstToken) -> str:
+def likeliest_tokens(token: WorstToken) -> str:
     """What either arm would have said there: ``' the' 91% -> ' a' 40%``."""
     return f"{token.baseline!r} {token.baseline_p:.0%} → {token.candidate!r} {token.candidate_p:.0%}"
 
@@ -164,7 +164,7 @@ def favourites(token: WorstToken) -> str:
 def notes(decision: Decision) -> tuple[str, ...]:
     """What every output must say beside the verdict: unsafe manifests, declared changes and the like."""
     said = [
-        *ledger(decision),
+        *attempt_lines(decision),
         *(
             f"UNSAFE: the manifest of {arm.name} allows {', '.join(arm.unsafe)}"
             for arm in (decision.baseline, decision.candidate)
@@ -192,7 +192,7 @@ def _pairs(result: CheckResult) -> int:
 def _numbers(result: CheckResult) -> tuple[str, str, str, str]:
     check, comparison = result.check, result.comparison
     if isinstance(comparison, Estimate):
-        s = formatting.shown(check, comparison, result.margin)
+        s = formatting.format_estimate(check, comparison, result.margin)
         return s.effect, s.bounds, s.limit, s.title
     effect = "identical" if isinstance(comparison, Identical) else "no estimate"
     return effect, "-", formatting.limit(check, result.margin), ""

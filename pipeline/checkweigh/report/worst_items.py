@@ -39,7 +39,7 @@ class ItemPair:
         return self.candidate is None and self.baseline is not None
 
 
-def worst(pairs: Iterable[ItemPair], n: int) -> tuple[ItemPair, ...]:
+def worst_pairs(pairs: Iterable[ItemPair], n: int) -> tuple[ItemPair, ...]:
     """The ``n`` pairs that got worst; fewer when fewer got worse.
 
     Losses of different metrics have no common unit, so each set and metric is ranked by itself (items that

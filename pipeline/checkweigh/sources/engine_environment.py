@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkweigh import canonical
 from checkweigh.errors import SourceError
-from checkweigh.records.manifest import Engine
+from checkweigh.records.manifest import EngineSection
 from checkweigh.sources.engine_lock import read_engine_lock
 
 LIST = (
@@ -36,7 +36,7 @@ class EnginePackages:
     image: str | None = None
 
 
-def packages_of(path: Path, engine: Engine) -> EnginePackages | None:
+def packages_of(path: Path, engine: EngineSection) -> EnginePackages | None:
     """The packages of the environment that the manifest at ``path`` names; None when it names none.
 
     A lock is read; whether it is installed is checked when the engine starts. An interpreter is run once to list its

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from checkweigh import canonical
-from checkweigh.records.decision import Change
+from checkweigh.records.decision import ManifestChange
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.metrics import METRICS
 
 
-def declared_changes(baseline: Manifest, candidate: Manifest) -> tuple[Change, ...]:
+def declared_changes(baseline: Manifest, candidate: Manifest) -> tuple[ManifestChange, ...]:
     """Every declared value that differs, by dotted path."""
     first, second = dict(_leaves(baseline.declared(), "")), dict(_leaves(candidate.declared(), ""))
     paths = sorted(set(first) | set(second))
     return tuple(
-        Change(path=path, baseline=_shown(first.get(path)), candidate=_shown(second.get(path)))
+        ManifestChange(path=path, baseline=_shown(first.get(path)), candidate=_shown(second.get(path)))
         for path in paths
         if first.get(path) != second.get(path)
     )

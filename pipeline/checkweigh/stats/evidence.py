@@ -65,7 +65,7 @@ class Evidence:
         object.__setattr__(self, name, value)
 
 
-def nothing(shape: tuple[int, ...], partition: Partition, method: str) -> Evidence:
+def not_estimable(shape: tuple[int, ...], partition: Partition, method: str) -> Evidence:
     """Evidence of the given shape that says nothing at all."""
     nan = np.full(shape, np.nan)
     return Evidence(

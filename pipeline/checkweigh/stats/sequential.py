@@ -14,7 +14,7 @@ GRID = 2001  # points over the continuation region of a look
 FAR = 9.0  # standard deviations at which an interval that has no end of its own is cut off
 
 
-def spent(fraction: float, alpha: float) -> float:
+def alpha_spent(fraction: float, alpha: float) -> float:
     """Error that the O'Brien-Fleming type spending function has used up at an information fraction.
 
     alpha(t) = 2 - 2 Phi(z(alpha / 2) / sqrt(t)), one-sided; alpha(1) = alpha. Lan and DeMets (1983), Biometrika
@@ -42,7 +42,7 @@ def spending_boundary(fractions: Sequence[float], alpha: float) -> Floats:
     used, before = 0.0, 0.0
     points = density = np.zeros(0)  # of the score S = z sqrt(t), on the part that goes on
     for j, fraction in enumerate(t):
-        total = spent(float(fraction), alpha)
+        total = alpha_spent(float(fraction), alpha)
         step = np.sqrt(fraction - before)
         reach = FAR * np.sqrt(fraction)
         bound = _solve(points, density, step, total - used, reach) if j else z_isf(total) * np.sqrt(fraction)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkweigh.progress import Progress
-from checkweigh.records.decision import Change
+from checkweigh.records.decision import ManifestChange
 from checkweigh.sources.pin import verify
 from checkweigh.sources.undeclared import comparable_metrics, declared_changes, undeclared_differences
 from checkweigh.usecases.gate.notes import fork_note
@@ -16,7 +16,7 @@ from checkweigh.usecases.gate.notes import fork_note
 class Difference:
     """Declared changes, pins that differ undeclared, metric -> 'yes' or why not, and what to know of a change."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[ManifestChange, ...]
     undeclared: tuple[str, ...]
     comparable: dict[str, str]
     notes: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from checkweigh.decision.slices import merged
+from checkweigh.decision.slices import merge_measurements
 from checkweigh.errors import BadInput
 from checkweigh.records.decision import Decision
 from checkweigh.records.measurement import MeasurementSet
@@ -47,5 +47,5 @@ def read_measurements(
                 parts[place.partition("@")[0]].append(store.read_digest(digest))
             else:
                 lost.append(f"{place} on the {role}")
-        by_role[role] = {name: merged(records) for name, records in parts.items()}
+        by_role[role] = {name: merge_measurements(records) for name, records in parts.items()}
     return by_role, tuple(lost)

@@ -21,7 +21,7 @@ from checkweigh.cli import main
 from checkweigh.errors import BadInput, ExitCode
 from checkweigh.records.attestation import Waiver
 from checkweigh.records.decision import Decision, Verdict
-from checkweigh.report.pull_request import Outcome, Run
+from checkweigh.report.pull_request import ChangeOutcome, CiRun
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.ci import run as ci
 from checkweigh.usecases.release.waive import sign_waiver
@@ -131,10 +131,10 @@ def ci_run(door: Door) -> Path:
     door.out = reports
     common = {"status": "modified", "need": "gate", "because": "weights", "baseline": "candidate.yaml"}
     outcomes = tuple(
-        Outcome(path=path, exit_code=ExitCode.BLOCK, text="worse", reports=f"gates/{reports}", **common)
+        ChangeOutcome(path=path, exit_code=ExitCode.BLOCK, text="worse", reports=f"gates/{reports}", **common)
         for path, reports in (("candidate.yaml", "00-candidate.yaml"), ("other.yaml", "01-other"))
     )
-    run = Run(key="checkweigh", base="main", merge_base=None, head=None, policy="p", outcomes=outcomes)
+    run = CiRun(key="checkweigh", base="main", merge_base=None, head=None, policy="p", outcomes=outcomes)
     ci.write_results(run, door.folder / "ci")
     return door.folder / "ci"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from checkweigh.decision.evalset_audit import Finding, smallest_margin, vet
-from checkweigh.records.evalset import Check, Choice, Generation, Item, Message, Text
+from checkweigh.decision.evalset_audit import AuditFinding, audit_items, smallest_margin
+from checkweigh.records.evalset import Choice, Generation, Item, Message, ReplyCheck, Text
 
 
 def asked(
@@ -16,7 +16,7 @@ def asked(
     """A question that is a cluster of its own unless one is named."""
     return Generation(
         id=f"g{i}", cluster=cluster or f"c{i}", stratum=stratum, messages=(Message(role="user", content=prompt),),
-        check=Check(kind=kind, values=(right,)),
+        check=ReplyCheck(kind=kind, values=(right,)),
     )  # fmt: skip
 
 
@@ -31,18 +31,18 @@ def questions(n: int, per_cluster: int = 1) -> list[Generation]:
     return [asked(i, f"question {i}?", cluster=f"c{i // per_cluster}") for i in range(n)]
 
 
-def rules(items: Sequence[Item], scores: dict[str, float] | None = None) -> dict[str, Finding]:
-    return {finding.rule: finding for finding in vet(items, scores)}
+def rules(items: Sequence[Item], scores: dict[str, float] | None = None) -> dict[str, AuditFinding]:
+    return {finding.rule: finding for finding in audit_items(items, scores)}
 
 
 def test_nothing_to_say_about_a_good_set_and_none() -> None:
-    assert vet(questions(600)) == ()
-    assert vet([]) == ()
+    assert audit_items(questions(600)) == ()
+    assert audit_items([]) == ()
 
 
 def test_prompts_that_differ_in_case_and_punctuation_only() -> None:
     items = [*questions(600), asked(600, "Question  7!"), asked(601, "question 8 ?")]
-    found = [f for f in vet(items) if f.rule == "near_duplicates"]
+    found = [f for f in audit_items(items) if f.rule == "near_duplicates"]
     assert [f.items for f in found] == [("g7", "g600"), ("g8", "g601")]
     signs = [asked(i, f"What is 2 {sign} 3?") for i, sign in enumerate("+-x")] + [
         asked(4, "-3, 6?"),
@@ -128,7 +128,7 @@ def test_margins_that_the_items_can_hold() -> None:
     assert smallest_margin(questions(3)) is None
     assert "no margin below a half" in rules(questions(3))["few_items"].text
     prose: list[Item] = [Text(id=f"t{i}", cluster=f"c{i}", stratum="s", text=f"text {i}") for i in range(70)]
-    assert vet(prose) == ()
+    assert audit_items(prose) == ()
 
 
 def test_one_place_for_all_right_choices() -> None:
@@ -167,4 +167,4 @@ def test_references_leak_where_they_are_replies(scorer: str, leaks: bool) -> Non
         )
         for i in range(4)
     ]  # fmt: skip
-    assert ("leaks" in {finding.rule for finding in vet(items, scorer=scorer)}) is leaks
+    assert ("leaks" in {finding.rule for finding in audit_items(items, scorer=scorer)}) is leaks

@@ -11,7 +11,7 @@ from checkweigh.decision import formatting
 
 
 def test_lower_is_better_shows_the_metrics_own_sign() -> None:
-    shown = formatting.shown(check("ppl", "log_perplexity", 0.03), estimate(-0.3347, 0.0261), 0.03)
+    shown = formatting.format_estimate(check("ppl", "log_perplexity", 0.03), estimate(-0.3347, 0.0261), 0.03)
     assert shown.effect == "+0.3347 nats/token"
     assert shown.bounds == "+0.3086 to +0.3608"
     assert shown.limit == "≤ +0.0300 nats/token"
@@ -19,13 +19,13 @@ def test_lower_is_better_shows_the_metrics_own_sign() -> None:
 
 
 def test_higher_is_better_in_points() -> None:
-    shown = formatting.shown(check("s", "score", 0.03), estimate(-0.0191, 0.0163), 0.03)
+    shown = formatting.format_estimate(check("s", "score", 0.03), estimate(-0.0191, 0.0163), 0.03)
     assert (shown.effect, shown.bounds, shown.limit) == ("-1.91 pp", "-3.54 to -0.28", "≥ -3.00 pp")
 
 
 def test_log_ratio_is_percent_with_the_logarithm_beside() -> None:
     of = check("t", "ttft", 0.1, scale="relative", statistic="p50")
-    shown = formatting.shown(of, estimate(-0.187, 0.044), math.log1p(0.1))
+    shown = formatting.format_estimate(of, estimate(-0.187, 0.044), math.log1p(0.1))
     assert (shown.effect, shown.bounds, shown.limit) == ("+20.6%", "+15.4% to +26.0%", "≤ +10.0%")
     assert shown.title == "log ratio +0.1870"
 
@@ -33,14 +33,14 @@ def test_log_ratio_is_percent_with_the_logarithm_beside() -> None:
 def test_longer_and_shorter_look_different_ways() -> None:
     longer = check("l", "log_length", 0.1, direction="lower")
     shorter = check("s", "log_length", 0.1, direction="higher")
-    assert formatting.shown(longer, estimate(-0.05, 0.02), 0.1).effect == "+5.1%"
-    assert formatting.shown(shorter, estimate(-0.05, 0.02), 0.1).effect == "-4.9%"
+    assert formatting.format_estimate(longer, estimate(-0.05, 0.02), 0.1).effect == "+5.1%"
+    assert formatting.format_estimate(shorter, estimate(-0.05, 0.02), 0.1).effect == "-4.9%"
     assert formatting.limit(shorter, 0.1) == "≥ -9.5%"
 
 
 def test_absolute_check_shows_the_candidates_own_value() -> None:
     of = check("bad", "bad_ending", 0.05, kind="absolute")
-    shown = formatting.shown(of, estimate(0.02, 0.01), 0.05)
+    shown = formatting.format_estimate(of, estimate(0.02, 0.01), 0.05)
     assert (shown.effect, shown.bounds, shown.limit) == ("3.00%", "2.00% to 4.00%", "≤ 5.00%")
 
 
@@ -48,19 +48,21 @@ def test_superiority_and_equivalence_limits() -> None:
     assert formatting.limit(check("s", "score", 0.02, kind="superiority"), 0.02) == "≥ +2.00 pp"
     both = check("e", "score", 0.02, kind="equivalence")
     assert formatting.limit(both, 0.02) == "-2.00 pp to +2.00 pp"
-    assert formatting.bare(formatting.limit(both, 0.02)) == "-2.00 to +2.00"
+    assert formatting.without_unit(formatting.limit(both, 0.02)) == "-2.00 to +2.00"
 
 
 def test_a_forbidden_bound_is_unbounded_on_the_worse_side() -> None:
-    worse_up = formatting.shown(check("p", "log_perplexity", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
-    worse_down = formatting.shown(check("s", "score", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
+    worse_up = formatting.format_estimate(
+        check("p", "log_perplexity", 0.03), estimate(-0.01, 0.005, low=None), 0.03
+    )
+    worse_down = formatting.format_estimate(check("s", "score", 0.03), estimate(-0.01, 0.005, low=None), 0.03)
     assert worse_up.bounds == "+0.0050 to unbounded"
     assert worse_down.bounds == "unbounded to -0.50"
 
 
 def test_a_bound_just_inside_the_limit_does_not_look_like_touching() -> None:
-    shown = formatting.shown(check("s", "score", 0.03), estimate(-0.01, 0.0199999), 0.03)
-    assert shown.bounds.split(" to ")[0] != formatting.bare(shown.limit).removeprefix("≥ ")
+    shown = formatting.format_estimate(check("s", "score", 0.03), estimate(-0.01, 0.0199999), 0.03)
+    assert shown.bounds.split(" to ")[0] != formatting.without_unit(shown.limit).removeprefix("≥ ")
     assert shown.limit == "≥ -3.00000 pp"
 
 
@@ -74,8 +76,8 @@ def test_no_bound_reads_like_a_limit_it_does_not_touch(
     margin: float, low: float, half: float, metric: str
 ) -> None:
     of, found = check("c", metric, margin), estimate(low + half, half, low=low)
-    shown = formatting.shown(of, found, margin)
-    limit = formatting.bare(shown.limit)[2:]
+    shown = formatting.format_estimate(of, found, margin)
+    limit = formatting.without_unit(shown.limit)[2:]
     for value, text in zip(
         sorted(formatting.natural(of, v) for v in (found.low, found.high) if v is not None),
         shown.bounds.split(" to "),
@@ -154,5 +156,5 @@ def test_levels() -> None:
 
 def test_huge_values_do_not_overflow() -> None:
     of = check("t", "ttft", 0.1, scale="log", statistic="p50")
-    assert "e+" in formatting.shown(of, estimate(-1e5, 1.0), 0.1).effect
+    assert "e+" in formatting.format_estimate(of, estimate(-1e5, 1.0), 0.1).effect
     assert formatting.times(1.0001) == "1.0001×"

@@ -8,14 +8,21 @@ from scipy import special
 from tests.builders import check, evalset, measured, policy
 
 from checkweigh.decision.compare import compare
-from checkweigh.decision.looks import Look, designed, effective_items, information, pass_levels, planned
+from checkweigh.decision.looks import (
+    Look,
+    design_looks,
+    effective_items,
+    information_fractions,
+    looks_for_sets,
+    pass_levels,
+)
 from checkweigh.decision.pairing import pair
-from checkweigh.decision.slices import restricted, slices
+from checkweigh.decision.slices import restrict_items, slice_items
 from checkweigh.decision.verdict import (
     Judgement,
-    checks_of,
+    all_checks,
     decide,
-    hypotheses,
+    hypothesis_count,
 )
 from checkweigh.errors import BadDocument
 from checkweigh.records.comparison import Comparison, Estimate, Identical
@@ -38,14 +45,14 @@ def rules(*checks: dict[str, object], **changes: object) -> Policy:
 
 
 def design(of: Policy, source: EvalSet = SET) -> tuple[Look, ...]:
-    return planned(of, checks_of(of), [source], hypotheses(of))
+    return looks_for_sets(of, all_checks(of), [source], hypothesis_count(of))
 
 
 def judged(of: Policy, number: int, by: float, noise: float = 1.0, source: EvalSet = SET) -> Judgement:
     """The judgement at a look on a candidate that is ``by`` points away."""
     look = design(of, source)[number - 1]
-    parts = slices(source, of.looks, of.seed)[:number]
-    part = restricted(source, [item for items in parts for item in items])
+    parts = slice_items(source, of.looks, of.seed)[:number]
+    part = restrict_items(source, [item for items in parts for item in items])
     values = dict(
         zip((i.id for i in source.items), zip(BASE, BASE + by + noise * NOISE, strict=True), strict=False)
     )
@@ -55,7 +62,7 @@ def judged(of: Policy, number: int, by: float, noise: float = 1.0, source: EvalS
     ]
     found: dict[str, Comparison] = {
         c.id: compare(c, pair(c.metric, [part], {"set": arms[0]}, {"set": arms[1]}), alpha=look.levels[c.id])
-        for c in checks_of(of)
+        for c in all_checks(of)
     }
     return decide(of, found, (), look)
 
@@ -66,7 +73,7 @@ def test_effective_items_are_kishs_for_equal_weights() -> None:
     expected = 300 / (1 + (partition.k - 1) * PRIOR_CORRELATION)
     of = rules().checks[0]
     assert effective_items(of, [clustered]) == pytest.approx(expected)
-    assert effective_items(checks_of(rules())[-1], [clustered]) == 300, "failures are no cluster's habit"
+    assert effective_items(all_checks(rules())[-1], [clustered]) == 300, "failures are no cluster's habit"
     lopsided = evalset("choice", 300, strata=1)
     items = tuple(
         i.model_copy(update={"stratum": "rare" if n < 30 else "common"}) for n, i in enumerate(lopsided.items)
@@ -79,11 +86,11 @@ def test_effective_items_are_kishs_for_equal_weights() -> None:
 
 def test_information_is_by_design_and_ends_at_one() -> None:
     of = rules()
-    t = information(of.checks[0], [SET], ADAPTIVE, 0)
+    t = information_fractions(of.checks[0], [SET], ADAPTIVE, 0)
     assert t == pytest.approx(ADAPTIVE)
     some = Check.model_validate({**of.checks[0].model_dump(), "where": {"stratum": "s1"}})
-    assert information(some, [SET], ADAPTIVE, 0) == pytest.approx(ADAPTIVE, abs=0.005)
-    assert information(some, [evalset("choice", 3, strata=1)], ADAPTIVE, 0)[-1] == 1.0
+    assert information_fractions(some, [SET], ADAPTIVE, 0) == pytest.approx(ADAPTIVE, abs=0.005)
+    assert information_fractions(some, [evalset("choice", 3, strata=1)], ADAPTIVE, 0)[-1] == 1.0
 
 
 def test_the_pass_boundary_is_the_one_of_the_design() -> None:
@@ -129,7 +136,9 @@ def test_levels_of_the_whole_policy() -> None:
     assert [look.levels["quality"].passing == 0 for look in looks] == [True, False, False, False]
     assert [look.last for look in looks] == [False, False, False, True]
     assert {look.block for look in looks} == {0.01 / 2 / 4}
-    assert hypotheses(of) == 6, "five gating checks and the implicit one, one of them two-sided, one advisory"
+    assert hypothesis_count(of) == 6, (
+        "five gating checks and the implicit one, one of them two-sided, one advisory"
+    )
     assert [look.levels["quality"].passing for look in looks] == pytest.approx(
         pass_levels(ADAPTIVE, ADAPTIVE, 0.025)
     )
@@ -143,7 +152,7 @@ def test_levels_of_the_whole_policy() -> None:
 
 def test_one_look_is_what_it_was() -> None:
     of = policy()
-    (look,) = designed(of, checks_of(of), {}, hypotheses(of))
+    (look,) = design_looks(of, all_checks(of), {}, hypothesis_count(of))
     assert {(v.passing, v.high, v.final, v.information) for v in look.levels.values()} == {
         (0.05, 0.05, 0.05, 1)
     }

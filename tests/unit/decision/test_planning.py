@@ -9,12 +9,12 @@ from tests.builders import check, evalset, measured, policy
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.planning import (
     Noise,
-    assumed,
-    joint,
+    assumed_noise,
+    joint_pass_probability,
+    measured_noise,
     plan_checks,
-    problems,
+    plan_problems,
 )
-from checkweigh.decision.planning import measured as noise_of
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import Check, Policy
 from checkweigh.records.sample_plan import PlannedCheck
@@ -81,13 +81,13 @@ def test_flips_are_planned_by_tangos_null_variance() -> None:
 )
 def test_what_nothing_can_pass_is_said(source: EvalSet, changes: dict[str, float], why: str) -> None:
     of = policy(check(**changes))
-    noise = assumed(source.card.kind, "score")
+    noise = assumed_noise(source.card.kind, "score")
     row = rows(of, source, noise)["quality"]
     assert why in row.impossible
     assert row.passes == 0
     assert any(
         "nothing can pass" in line and why in line
-        for line in problems(list(rows(of, source, noise).values()))
+        for line in plan_problems(list(rows(of, source, noise).values()))
     )
 
 
@@ -103,14 +103,14 @@ def test_joint_chances_multiply_and_the_weakest_is_named() -> None:
     )
     found = rows(of, evalset("generation", 900, strata=1), Noise(sd=0.3, flips=None, correlation=0.0))
     assert set(found) == {"quality", "length", "side", "failures"}
-    chance = joint(list(found.values()))
+    chance = joint_pass_probability(list(found.values()))
     expected = [found[name].passes for name in ("quality", "length", "failures")]
     assert chance == pytest.approx(np.prod(expected))
-    (line,) = problems(list(found.values()))
+    (line,) = plan_problems(list(found.values()))
     assert "weakest is quality" in line
     assert "64%" in line or "63%" in line
     assert (
-        problems(
+        plan_problems(
             list(rows(of, evalset("generation", 9000, strata=1), Noise(sd=0.3, correlation=0.0)).values())
         )
         == ()
@@ -124,14 +124,14 @@ def test_kinds_that_an_equal_candidate_is_not_meant_to_pass_count_in_no_chance()
     assert found["gain"].passes is None
     assert "better candidate" in found["gain"].note
     assert found["level"].passes is None
-    assert joint(list(found.values())) is not None
+    assert joint_pass_probability(list(found.values())) is not None
 
 
 def test_timing_is_planned_in_pairs_of_blocks() -> None:
     slow = check(id="tpot", metric="tpot", evalset=[], statistic="p50", direction="lower", scale="relative", margin=0.1,
                  min_items=20, min_clusters=20)  # fmt: skip
     of = policy(check(), slow, timing={"pairs": 20, "requests": 100})
-    row = rows(of, evalset("generation", 400), assumed("generation", "score"))["tpot"]
+    row = rows(of, evalset("generation", 400), assumed_noise("generation", "score"))["tpot"]
     assert (row.items, row.clusters) == (20, 20)
     assert row.passes == pytest.approx(0.94, abs=0.02), "STATISTICS, latency: p50 10% 95% of the time"
 
@@ -146,7 +146,7 @@ def test_noise_is_measured_between_two_executions() -> None:
         measured(source, v, arm=n)
         for n, v in (("baseline", base), ("candidate", np.clip(base + delta, 0, 1)))
     ]
-    found = noise_of(pair("score", [source], {"set": arms[0]}, {"set": arms[1]}), "measured: here")
+    found = measured_noise(pair("score", [source], {"set": arms[0]}, {"set": arms[1]}), "measured: here")
     assert found is not None
     assert found.sd == pytest.approx(0.08, rel=0.1)
     assert found.correlation == pytest.approx(0.3, abs=0.12)
@@ -158,12 +158,12 @@ def test_flips_are_measured_and_equal_outputs_say_nothing() -> None:
     base = (np.arange(400) % 5 > 0).astype(float)
     other = np.where(np.arange(400) % 50 == 0, 1 - base, base)
     arms = [measured(source, v, arm=n) for n, v in (("baseline", base), ("candidate", other))]
-    found = noise_of(pair("score", [source], {"set": arms[0]}, {"set": arms[1]}), "here")
+    found = measured_noise(pair("score", [source], {"set": arms[0]}, {"set": arms[1]}), "here")
     assert found is not None
     assert found.flips == pytest.approx(8 / 400)
     assert found.rate == pytest.approx(0.8)
     same = pair("score", [source], {"set": arms[0]}, {"set": measured(source, base, arm="again")})
-    assert noise_of(same, "here") is None
+    assert measured_noise(same, "here") is None
 
 
 def test_every_metric_has_an_assumption() -> None:
@@ -176,7 +176,7 @@ def test_every_metric_has_an_assumption() -> None:
         "bad_ending",
         "failed",
     ):
-        noise = assumed("generation", metric)
+        noise = assumed_noise("generation", metric)
         assert noise.sd >= 0
         assert "assumed" in noise.source
     assert Check.model_fields["metric"] is not None

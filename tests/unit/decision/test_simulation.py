@@ -11,16 +11,16 @@ from scipy import stats
 from tests.builders import check, evalset, policy
 
 from checkweigh.decision.compare import compare, compare_many
-from checkweigh.decision.looks import Level, planned
+from checkweigh.decision.looks import Level, looks_for_sets
 from checkweigh.decision.pairing import PairedSample
-from checkweigh.decision.planning import Noise, assumed, plan_checks
+from checkweigh.decision.planning import Noise, assumed_noise, plan_checks
 from checkweigh.decision.simulation import (
-    Bench,
+    PolicySimulator,
     Scenario,
     latent_correlation,
     simulate,
 )
-from checkweigh.decision.verdict import checks_of, hypotheses
+from checkweigh.decision.verdict import all_checks, hypothesis_count
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import Check, Policy
@@ -35,11 +35,11 @@ PERPLEXITY = check(
 
 
 def noises(evalset: EvalSet, of: Check) -> Noise:
-    return assumed(evalset.card.kind, of.metric)
+    return assumed_noise(evalset.card.kind, of.metric)
 
 
-def bench(*checks: dict[str, Any], sets: tuple[EvalSet, ...] = (), **changes: Any) -> Bench:
-    return Bench(policy(*checks, **changes), sets or (evalset("generation", 400),), noises)
+def bench(*checks: dict[str, Any], sets: tuple[EvalSet, ...] = (), **changes: Any) -> PolicySimulator:
+    return PolicySimulator(policy(*checks, **changes), sets or (evalset("generation", 400),), noises)
 
 
 def tell(text: str, done: int, total: int) -> None:
@@ -63,7 +63,10 @@ def test_many_comparisons_at_once_are_the_same_one_by_one(kind: str, looks: Any)
         "absolute": check(kind="absolute", margin=0.4),
     }.get(kind, check())  # fmt: skip
     of = policy(own, looks=looks)
-    levels = [look.levels[of.checks[0].id] for look in planned(of, checks_of(of), [source], hypotheses(of))]
+    levels = [
+        look.levels[of.checks[0].id]
+        for look in looks_for_sets(of, all_checks(of), [source], hypothesis_count(of))
+    ]
     size = rng.integers(50, 200, n).astype(float) if kind == "ratio" else np.ones(n)
     baseline = rng.uniform(0.2, 0.8, (RUNS, n)) * size
     candidate = baseline + 0.1 * rng.normal(size=(RUNS, n)) * size
@@ -107,7 +110,7 @@ def test_samples_with_failures_do_not_go_this_way() -> None:
             compare_many(policy().checks[0], wrong, alpha=0.05)
 
 
-def estimates(of: Bench, name: str, scenario: Scenario, runs: int = 600) -> np.ndarray:  # type: ignore[type-arg]
+def estimates(of: PolicySimulator, name: str, scenario: Scenario, runs: int = 600) -> np.ndarray:  # type: ignore[type-arg]
     """Estimated effects of one check, in its margins, at the last look."""
     rng = np.random.default_rng(1)
     drawn = of._draw(scenario, runs, rng)

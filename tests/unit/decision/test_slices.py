@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.builders import evalset
 
-from checkweigh.decision.slices import slices
+from checkweigh.decision.slices import slice_items
 from checkweigh.records.policy import ADAPTIVE
 
 SET = evalset("choice", 1600)
@@ -26,7 +26,7 @@ def test_slices_are_whole_clusters_and_every_item_once(
     n: int, size: int, strata: int, seed: int, shares: tuple[float, ...]
 ) -> None:
     source = evalset("choice", n, cluster_size=size, strata=strata)
-    parts = slices(source, shares, seed)
+    parts = slice_items(source, shares, seed)
     assert len(parts) == len(shares)
     assert sorted(i.id for part in parts for i in part) == sorted(i.id for i in source.items)
     homes: dict[str, set[int]] = {}
@@ -39,15 +39,17 @@ def test_slices_are_whole_clusters_and_every_item_once(
         done += len(part)
         assert abs(done - share * n) <= size, "as near to the share as clusters allow"
     shuffled = source.model_copy(update={"items": source.items[::-1]})
-    assert [{i.id for i in p} for p in slices(shuffled, shares, seed)] == [{i.id for i in p} for p in parts]
+    assert [{i.id for i in p} for p in slice_items(shuffled, shares, seed)] == [
+        {i.id for i in p} for p in parts
+    ]
 
 
 def test_the_order_follows_the_seed_and_spreads_the_strata() -> None:
-    first, again, other = (slices(SET, ADAPTIVE, seed)[0] for seed in (0, 0, 1))
+    first, again, other = (slice_items(SET, ADAPTIVE, seed)[0] for seed in (0, 0, 1))
     assert first == again
     assert {i.id for i in first} != {i.id for i in other}
     for seed in range(5):
-        counts = Counter(item.stratum for item in slices(SET, ADAPTIVE, seed)[0])
+        counts = Counter(item.stratum for item in slice_items(SET, ADAPTIVE, seed)[0])
         assert set(counts) == {"s0", "s1", "s2", "s3"}
         assert max(counts.values()) - min(counts.values()) <= 1
 
@@ -56,7 +58,7 @@ def test_lonely_strata_do_not_bunch() -> None:
     """Strata of one cluster each come anywhere in the order, not all in its middle."""
     items = tuple(item.model_copy(update={"stratum": item.cluster}) for item in SET.items)
     lonely = SET.model_copy(update={"items": items})
-    first, other = (slices(lonely, ADAPTIVE, seed)[0] for seed in (0, 1))
+    first, other = (slice_items(lonely, ADAPTIVE, seed)[0] for seed in (0, 1))
     assert len(first) == len(other) == 200
     shared = len({i.id for i in first} & {i.id for i in other})
     assert shared < 60, "an eighth of an eighth is 25: the seed decides, not the names"

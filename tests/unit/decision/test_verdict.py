@@ -7,7 +7,7 @@ import pytest
 from tests.builders import check, evalset, judge, measured, policy
 
 from checkweigh.decision.compare_timing import compare_blocks
-from checkweigh.decision.verdict import Judgement, checks_of, decide
+from checkweigh.decision.verdict import Judgement, all_checks, decide
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Block, PairedRun
@@ -285,7 +285,7 @@ def test_too_few_blocks_cannot_pass_and_broken_ones_say_nothing() -> None:
 
 
 def test_every_policy_has_the_implicit_check_on_failures() -> None:
-    implicit = checks_of(policy())[-1]
+    implicit = all_checks(policy())[-1]
     assert (implicit.id, implicit.tier, implicit.margin) == (FAILURES, "critical", 0.01)
 
 

@@ -9,11 +9,11 @@ from tests.builders import evalset
 
 from checkweigh.measure.batching import BYTES_PER_TOKEN, plan_batches
 from checkweigh.records.evalset import EvalSet, Text
-from checkweigh.records.manifest import Engine
+from checkweigh.records.manifest import EngineSection
 
 
-def engine(**changes: object) -> Engine:
-    return Engine.model_validate({"kind": "fake", "version": "1"} | changes)
+def engine(**changes: object) -> EngineSection:
+    return EngineSection.model_validate({"kind": "fake", "version": "1"} | changes)
 
 
 def texts(lengths: list[int]) -> EvalSet:

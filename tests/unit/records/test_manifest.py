@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from checkweigh import canonical
 from checkweigh.records.evalset import Message
-from checkweigh.records.manifest import Manifest, Prompts
+from checkweigh.records.manifest import Manifest, PromptsSection
 from checkweigh.sources.undeclared import declared_changes
 
 Path = tuple[str | int, ...]
@@ -298,7 +298,7 @@ def test_written_out_defaults_are_the_defaults() -> None:
 
 
 def test_messages_are_composed_once() -> None:
-    prompts = Prompts(system="Be {prompt}.", template="Q: {prompt}!")
+    prompts = PromptsSection(system="Be {prompt}.", template="Q: {prompt}!")
     turns = [Message(role="user", content="{prompt}"), Message(role="assistant", content="a")]
     assert [(m.role, m.content) for m in prompts.compose(turns)] == [
         ("system", "Be {prompt}."), ("user", "Q: {prompt}!"), ("assistant", "a"),

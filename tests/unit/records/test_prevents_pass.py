@@ -14,12 +14,12 @@ from checkweigh import canonical
 from checkweigh.decision.verdict import decide
 from checkweigh.errors import BadInput
 from checkweigh.files import write_sealed
-from checkweigh.records.attempt import Entry
+from checkweigh.records.attempt import LedgerEntry
 from checkweigh.records.comparison import Comparison, Identical, Inestimable
-from checkweigh.records.decision import CheckResult, Decision, LookMade, Outcome, Verdict
+from checkweigh.records.decision import CheckOutcome, CheckResult, Decision, LookMade, Verdict
 from checkweigh.records.policy import FAILURES
 from checkweigh.report import decision_json
-from checkweigh.usecases.gate.ledger import taken
+from checkweigh.usecases.gate.ledger import highest_replicate
 from checkweigh.usecases.read_decision import read_decision
 
 ESTIMATE = sample.estimate(-0.03, 0.05)
@@ -50,7 +50,7 @@ EVERY = (ESTIMATE, NO_BOUND, NO_ESTIMATE, SAME, SAME_BUT_FEW)
         ("advisory", "blocked", (False, False, False, False, False)),
     ],
 )
-def test_prevents_pass_case_by_case(tier: Any, outcome: Outcome, prevents: tuple[bool, ...]) -> None:
+def test_prevents_pass_case_by_case(tier: Any, outcome: CheckOutcome, prevents: tuple[bool, ...]) -> None:
     of = sample.check("s", "score", 0.03, tier=tier)
     for comparison, expected in zip(EVERY, prevents, strict=True):
         assert sample.result(of, comparison, outcome, "").prevents_pass is expected
@@ -106,15 +106,15 @@ def test_a_decision_without_prevents_pass_keeps_its_digest_and_one_with_it_too(t
 def test_a_ledger_entry_without_prevents_pass_is_not_damaged(tmp_path: Path) -> None:
     digest = sample.digest("any")
     look = LookMade(number=1, share=1.0, items={"set": 100}, verdict=Verdict.INCONCLUSIVE, seconds=1.0)
-    entry = Entry(
+    entry = LedgerEntry(
         number=1, of=1, plan=digest, data=digest, judged=digest, items={"set": ("a",)}, replicate=7, looks=(look,),
         begun="2026-01-01T00:00:00Z", decision=inconclusive(),
     )  # fmt: skip
     body = entry.model_dump(mode="json") | {"decision": written_before(inconclusive())}
     path = tmp_path / "candidate" / "gated" / "01.json"
     write_sealed(path, body)
-    assert taken(path) == 7
-    read = Entry.model_validate_json(json.dumps(body))
+    assert highest_replicate(path) == 7
+    read = LedgerEntry.model_validate_json(json.dumps(body))
     assert read.decision is not None
     assert [r.check.id for r in read.decision.checks if r.prevents_pass] == ["s"]
     assert read.model_dump(mode="json") == body

@@ -9,17 +9,17 @@ import numpy as np
 from checkweigh import canonical
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import (
-    Arm,
-    Attempt,
+    ArmRecord,
+    AttemptRecord,
     Budget,
-    Change,
+    CheckOutcome,
     CheckResult,
     Decision,
     DivergenceSummary,
     DivergingToken,
+    LookHistory,
     LookMade,
-    Looks,
-    Outcome,
+    ManifestChange,
     Verdict,
 )
 from checkweigh.records.measurement import Block, PairedRun, Provenance, Stage, WorstToken
@@ -115,7 +115,7 @@ def estimate(
 def result(
     of: Check,
     comparison: Comparison,
-    outcome: Outcome,
+    outcome: CheckOutcome,
     sentence: str,
     *,
     p: float | None = 1.0,
@@ -259,9 +259,9 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
         baseline=arm("smollm2-135m-bf16"),
         candidate=arm(name, unsafe=("unsafe_pickle",) if hostile else ()),
         changes=(
-            Change(path="quantization.method", baseline="none", candidate="bitsandbytes"),
-            Change(path="quantization.type", baseline="null", candidate=text or "nf4"),
-            Change(
+            ManifestChange(path="quantization.method", baseline="none", candidate="bitsandbytes"),
+            ManifestChange(path="quantization.type", baseline="null", candidate=text or "nf4"),
+            ManifestChange(
                 path="prompts.system", baseline="You are brief.", candidate="You are brief | <b>kind</b>."
             ),
         ),
@@ -274,7 +274,7 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
             "at most 5%: for each candidate, not for each year.",
             "Nothing is promised about advisory checks, or about prompts unlike those in the sets.",
         ),
-        looks=Looks(
+        looks=LookHistory(
             plan=digest("plan"),
             shares=(0.5, 1.0),
             made=(LookMade(number=1, share=0.5, items={"sample-set": 400}, verdict=verdict, seconds=212.0),)
@@ -285,7 +285,7 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
             saved_seconds=211.9 if found else None,
         ),
         budget=Budget(false_pass=0.05, false_block=0.01, hypotheses=7, looks=2, attempts=2),
-        attempt=Attempt(
+        attempt=AttemptRecord(
             number=2,
             of=2,
             stored=True,
@@ -307,9 +307,9 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
     )
 
 
-def arm(name: str, unsafe: tuple[str, ...] = ()) -> Arm:
+def arm(name: str, unsafe: tuple[str, ...] = ()) -> ArmRecord:
     """One arm."""
-    return Arm(
+    return ArmRecord(
         name=name,
         manifest=digest(name),
         pins=digest(name + "pins"),

@@ -23,7 +23,7 @@ from checkweigh.cli.runner import harmless_output
 from checkweigh.errors import ExitCode
 from checkweigh.records.decision import Verdict
 from checkweigh.report.markdown import summary, titled
-from checkweigh.report.pull_request import MOST, Outcome, Run, comment, junit, marker
+from checkweigh.report.pull_request import MOST, ChangeOutcome, CiRun, comment, junit, marker
 from checkweigh.report.safe import inert
 from checkweigh.report.terminal import print_decision
 from checkweigh.sinks.items_table import items_table
@@ -65,16 +65,16 @@ def rendered(text: str) -> Shown:
     return Shown(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text))
 
 
-def outcome(text: str, code: ExitCode = ExitCode.BLOCK, **changes: Any) -> Outcome:
+def outcome(text: str, code: ExitCode = ExitCode.BLOCK, **changes: Any) -> ChangeOutcome:
     values = {
         "path": text, "status": "modified", "need": "gate", "because": text, "baseline": text, "exit_code": code,
         "text": text, "detail": text, "reports": "gates/00",
     } | changes  # fmt: skip
-    return Outcome(**values)
+    return ChangeOutcome(**values)
 
 
-def run(*outcomes: Outcome, text: str = "main") -> Run:
-    return Run(key=text, base=text, merge_base="a" * 40, head="b" * 40, policy=text, outcomes=outcomes)
+def run(*outcomes: ChangeOutcome, text: str = "main") -> CiRun:
+    return CiRun(key=text, base=text, merge_base="a" * 40, head="b" * 40, policy=text, outcomes=outcomes)
 
 
 @given(ANY_TEXT)

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from tests.unit.report import sample
 from tests.unit.report.sample import HOSTILE
 
-from checkweigh.records.decision import Change, Verdict
+from checkweigh.records.decision import ManifestChange, Verdict
 from checkweigh.report.markdown import fenced, marker, plain, summary
 
 
@@ -73,7 +73,9 @@ def test_marker_cannot_be_closed_by_a_name() -> None:
 
 def test_a_giant_fits_into_a_comment() -> None:
     decision = sample.decision(hostile=True)
-    changes = tuple(Change(path="p" * 500, baseline="|" * 5000, candidate="@" * 5000) for _ in range(500))
+    changes = tuple(
+        ManifestChange(path="p" * 500, baseline="|" * 5000, candidate="@" * 5000) for _ in range(500)
+    )
     many = tuple(
         r.model_copy(update={"check": r.check.model_copy(update={"id": f"{r.check.id}-{i}"})})
         for i in range(60)

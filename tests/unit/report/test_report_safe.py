@@ -9,7 +9,7 @@ from tests.unit.report.sample import HOSTILE, pairs
 
 from checkweigh.report.commands.show_diff import sides
 from checkweigh.report.safe import clip, one_line, shorten, visible
-from checkweigh.report.worst_items import ItemPair, worst
+from checkweigh.report.worst_items import ItemPair, worst_pairs
 
 LEGAL_XML = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 ANY_TEXT = st.text(st.characters(codec=None), max_size=80)
@@ -90,7 +90,7 @@ def test_worst_deals_metrics_in_turn_and_leaves_out_what_did_not_get_worse() -> 
         _item("n1", 5.0, "nats/token"),
         _item("n2", 9.0, "nats/token"),
     ]
-    assert [p.id for p in worst(items, 10)] == ["n2", "broke", "n1", "b", "a"]
-    assert [p.id for p in worst(reversed(items), 2)] == ["n2", "broke"]
-    assert worst([], 3) == ()
-    assert len(worst(pairs(), 8)) == 8
+    assert [p.id for p in worst_pairs(items, 10)] == ["n2", "broke", "n1", "b", "a"]
+    assert [p.id for p in worst_pairs(reversed(items), 2)] == ["n2", "broke"]
+    assert worst_pairs([], 3) == ()
+    assert len(worst_pairs(pairs(), 8)) == 8

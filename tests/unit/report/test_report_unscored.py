@@ -11,7 +11,7 @@ from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.report.html.page import page
 from checkweigh.report.junit import junit
 from checkweigh.report.markdown import summary
-from checkweigh.report.worst_items import ItemPair, left_out, worst
+from checkweigh.report.worst_items import ItemPair, left_out, worst_pairs
 from checkweigh.sinks.items_table import items_table
 from checkweigh.usecases.gate.item_pairs import item_pairs
 
@@ -55,8 +55,8 @@ def test_items_without_a_score_are_paired_and_say_what_they_lack(source: EvalSet
 
 def test_items_without_a_score_are_left_out_of_the_worst_items_with_a_word(source: EvalSet) -> None:
     pairs = paired(source)
-    assert worst(pairs, 4)[0].id == "i0"
-    assert {pair.id for pair in worst(pairs, 4)} <= {"i0", "i3"}
+    assert worst_pairs(pairs, 4)[0].id == "i0"
+    assert {pair.id for pair in worst_pairs(pairs, 4)} <= {"i0", "i3"}
     assert left_out(pairs) == LEFT_OUT
     decision = sample.decision()
     for text in (page(decision, pairs), summary(decision, pairs)):

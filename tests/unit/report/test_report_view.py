@@ -4,7 +4,7 @@ import pytest
 from tests.unit.report import sample
 from tests.unit.report.sample import check, estimate, result
 
-from checkweigh.decision.verdict import checks_of, decide
+from checkweigh.decision.verdict import all_checks, decide
 from checkweigh.records.decision import Verdict
 from checkweigh.records.policy import Policy
 from checkweigh.report import view
@@ -14,7 +14,7 @@ from checkweigh.report.markdown import summary
 
 
 def test_the_severest_gating_check_comes_first_and_advisory_ones_last() -> None:
-    rows = view.rows(sample.decision(Verdict.BLOCK))
+    rows = view.check_rows(sample.decision(Verdict.BLOCK))
     assert [r.id for r in rows][:3] == ["log-perplexity", "task-score", "longer-replies"]
     assert [r.tier for r in rows][-3:] == ["declared", "advisory", "advisory"]
 
@@ -29,11 +29,11 @@ def test_the_severest_gating_check_comes_first_and_advisory_ones_last() -> None:
     ],
 )
 def test_deciding(verdict: Verdict, ids: list[str]) -> None:
-    assert [r.id for r in view.deciding(sample.decision(verdict))] == ids
+    assert [r.id for r in view.deciding_checks(sample.decision(verdict))] == ids
 
 
 def test_how_sure_and_how_much() -> None:
-    rows = {r.id: r for r in view.rows(sample.decision(Verdict.BLOCK))}
+    rows = {r.id: r for r in view.check_rows(sample.decision(Verdict.BLOCK))}
     assert rows["log-perplexity"].magnitude == "11× the margin"
     assert rows["log-perplexity"].sure == "worse, p < 0.0001"
     assert rows["task-score"].sure == "open, p = 0.141"
@@ -44,7 +44,7 @@ def test_how_sure_and_how_much() -> None:
 
 
 def test_an_implausible_gain_of_a_supporting_check_holds_back() -> None:
-    row = view.row(
+    row = view.check_row(
         result(check("s", "score", 0.03, tier="supporting"), estimate(0.2, 0.01), "anomalous", "too good")
     )
     assert row.result.prevents_pass
@@ -62,7 +62,7 @@ def test_bounds_are_named_by_their_confidence() -> None:
 
 
 def test_declared_and_advisory_checks_use_quiet_words() -> None:
-    rows = {r.id: r for r in view.rows(sample.decision(Verdict.BLOCK))}
+    rows = {r.id: r for r in view.check_rows(sample.decision(Verdict.BLOCK))}
     assert (rows["ttft-p50"].word, rows["shorter-replies"].word) == ("worse", "fine")
 
 
@@ -104,7 +104,7 @@ def test_reports_take_what_decide_makes() -> None:
     }
     judged = decide(policy, found)
     assert judged.verdict is Verdict.BLOCK
-    assert len(judged.results) == len(checks_of(policy))
+    assert len(judged.results) == len(all_checks(policy))
     decision = sample.decision().model_copy(update={"checks": judged.results, "reasons": judged.reasons})
     for text in (page(decision, []), junit(decision), summary(decision, [])):
         assert "BLOCK: the candidate must not ship" in text.replace(" <span>", ": ").replace(

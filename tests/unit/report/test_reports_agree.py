@@ -23,7 +23,7 @@ from checkweigh.report import view
 from checkweigh.report.html.page import page
 from checkweigh.report.junit import junit
 from checkweigh.report.markdown import summary
-from checkweigh.report.pull_request import Outcome, Run, comment
+from checkweigh.report.pull_request import ChangeOutcome, CiRun, comment
 from checkweigh.report.terminal import print_decision
 
 LOUD = {"BLOCKED", "INCONCLUSIVE", "IMPLAUSIBLE", "NO ESTIMATE"}
@@ -108,18 +108,20 @@ def in_terminal(decision: Decision) -> dict[str, bool]:
 def in_page(decision: Decision) -> dict[str, bool]:
     """Check -> whether its row of the table says so in capitals."""
     text = page(decision, [])
-    assert text.count('<div class="figure">') == len(view.deciding(decision))
+    assert text.count('<div class="figure">') == len(view.deciding_checks(decision))
     row = r'<th scope="row">(check\d|failures) <small.*?class="word w-\w+">([^<]*)<'
     return {name: loud(word) for name, word in re.findall(row, text, re.DOTALL)}
 
 
 def in_pull_request(decision: Decision) -> dict[str, bool]:
     """Check -> whether the comment on a pull request has its result in bold."""
-    gate = Outcome(
+    gate = ChangeOutcome(
         path="candidate.yaml", status="changed", need="gate", because="", baseline="baseline.yaml", reports="gates/00",
         exit_code=decision.exit_code, text=decision.reasons[0],
     )  # fmt: skip
-    run = Run(key="k", base="main", merge_base=None, head=None, policy="gates/default.yaml", outcomes=(gate,))
+    run = CiRun(
+        key="k", base="main", merge_base=None, head=None, policy="gates/default.yaml", outcomes=(gate,)
+    )
     return in_markdown(comment(run, {"gates/00": summary(decision, [])}))
 
 
@@ -152,10 +154,10 @@ def test_reports_agree_with_the_verdict_on_every_check_that_decided(decision: De
     named = blocked or deciding
     if named:
         assert [reason.partition(":")[0] for reason in decision.reasons] == named
-        figures = [row.id for row in view.deciding(decision)]
+        figures = [row.id for row in view.deciding_checks(decision)]
         assert set(figures) <= set(named)
         assert len(figures) == min(len(named), FIGURES)
-    settling = {name for name, _, _ in view.settling(decision)}
+    settling = {name for name, _, _ in view.settling_checks(decision)}
     wanted = {r.check.id for r in decision.checks if r.prevents_pass and r.items_to_settle is not None}
     assert settling == (wanted if decision.verdict is Verdict.INCONCLUSIVE else set())
 
@@ -187,7 +189,7 @@ def test_reports_agree_on_a_supporting_check_that_no_evidence_could_have_passed(
     decision = held(UNABLE[why])
     for report, shown in REPORTS.items():
         assert shown(decision)["check1"], report
-    assert [row.id for row in view.deciding(decision)] == ["check1"]
+    assert [row.id for row in view.deciding_checks(decision)] == ["check1"]
 
 
 @pytest.mark.parametrize("why", UNABLE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.unit.engines.vllm.fake_vllm import write_environment
 
-from checkweigh.records.manifest import Engine
+from checkweigh.records.manifest import EngineSection
 from checkweigh.sources.engine_environment import packages_of
 
 
@@ -27,7 +27,7 @@ def test_of_a_distribution_that_is_there_twice_the_one_that_is_imported_counts(t
         "max_batch": 1,
     }
     engine |= {"max_batch_tokens": 64, "environment": {"interpreter": str(python)}}
-    found = packages_of(tmp_path / "x.yaml", Engine.model_validate(engine))
+    found = packages_of(tmp_path / "x.yaml", EngineSection.model_validate(engine))
     assert found is not None
     assert found.version == "9.9.0"
     assert found.computing["torch"] == "0.1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from checkweigh.stats.sequential import spending_boundary, spent
+from checkweigh.stats.sequential import alpha_spent, spending_boundary
 
 
 def test_five_equal_looks_are_the_published_ones() -> None:
@@ -21,8 +21,8 @@ def test_the_designs_own_looks() -> None:
 
 def test_one_look_is_the_plain_test() -> None:
     assert spending_boundary([1.0], 0.05) == pytest.approx([1.6448536], abs=1e-6)
-    assert spent(1.0, 0.05) == pytest.approx(0.05)
-    assert spent(0.25, 0.05) == pytest.approx(8.86e-5, rel=1e-2)
+    assert alpha_spent(1.0, 0.05) == pytest.approx(0.05)
+    assert alpha_spent(0.25, 0.05) == pytest.approx(8.86e-5, rel=1e-2)
 
 
 @pytest.mark.parametrize("fractions", [[0.125, 0.25, 0.5, 1.0], [0.3, 0.31, 1.0], [0.9, 1.0]])

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from checkweigh.decision.compare import margin_of
 from checkweigh.decision.formatting import duration
-from checkweigh.decision.verdict import checks_of
+from checkweigh.decision.verdict import all_checks
 from checkweigh.records.calibration import Calibration, Floor
 from checkweigh.records.policy import Check, Policy
 from checkweigh.report.safe import one_line
@@ -19,7 +19,7 @@ def table(found: Calibration, policy: Policy) -> RenderableType:
     rows = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="underline")
     for head in ("check", "floor", "honest margin", "policy's margin", ""):
         rows.add_column(head, justify="left" if head in ("check", "") else "right")
-    for check in checks_of(policy):
+    for check in all_checks(policy):
         floor = _floor(check, found)
         name = one_line(check.id, 60)
         if floor is None:

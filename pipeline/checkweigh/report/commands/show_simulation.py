@@ -16,7 +16,7 @@ from checkweigh.decision.formatting import count
 from checkweigh.files import write_atomic
 from checkweigh.records.operating_characteristics import Rates, Simulation
 from checkweigh.report.html.svg import (
-    Scale,
+    Axis,
     el,
     label,
     line,
@@ -70,7 +70,7 @@ def _cells(rates: Rates) -> tuple[str, ...]:
 def plot(scenarios: Sequence[Rates], key: str = "rates") -> Markup:
     """A stacked bar a scenario: ship, inconclusive, block."""
     width, left, right = 960.0, 260.0, 60.0
-    x = Scale(0.0, 1.0, left, width - right)
+    x = Axis(0.0, 1.0, left, width - right)
     bottom = TOP + STEP * len(scenarios)
     parts = [line(x(t / 4), TOP - 6, x(t / 4), bottom, "grid") for t in range(5)]
     parts += [label(x(t / 4), bottom + 18, f"{t / 4:.0%}", "muted", "middle") for t in range(5)]

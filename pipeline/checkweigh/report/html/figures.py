@@ -17,7 +17,7 @@ def figures(decision: Decision, pairs: Sequence[ItemPair]) -> dict[str, str]:
     """Name -> a whole SVG document with its own style."""
     return {
         f"{kind}-{number}" if len(plots) > 1 else kind: _alone(plot.wide)
-        for kind, plots in plots_of(decision, view.rows(decision), pairs).items()
+        for kind, plots in plots_of(decision, view.check_rows(decision), pairs).items()
         for number, plot in enumerate(plots, 1)
     }
 

@@ -15,14 +15,14 @@ from markupsafe import Markup
 from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical
 from checkweigh.report.html.svg import (
-    Scale,
+    Axis,
     dot,
     el,
     label,
     line,
     picture,
 )
-from checkweigh.report.view import Row
+from checkweigh.report.view import CheckRow
 
 _LEAST, _MOST = 2.0, 4.0  # the axis reaches at least and at most so many margins each way
 
@@ -48,11 +48,11 @@ _WIDE = _Frame(width=960, left=210, right=300, step=32, drop=0)
 _NARROW = _Frame(width=350, left=8, right=8, step=50, drop=18)
 
 
-def forest(rows: Sequence[Row], key: str, narrow: bool = False) -> Markup:
+def forest(rows: Sequence[CheckRow], key: str, narrow: bool = False) -> Markup:
     """The plot of all rows, grouped by tier in the order given."""
     frame = _NARROW if narrow else _WIDE
     reach = _reach(rows)
-    x = Scale(-reach[0], reach[1], frame.left, frame.width - frame.right)
+    x = Axis(-reach[0], reach[1], frame.left, frame.width - frame.right)
     body: list[Markup] = []
     y, tier = frame.top, ""
     for row in rows:
@@ -66,7 +66,7 @@ def forest(rows: Sequence[Row], key: str, narrow: bool = False) -> Markup:
     return picture(key, _title(rows), frame.width, bottom + 44, parts)
 
 
-def _values(row: Row) -> tuple[float, float, float] | None:
+def _values(row: CheckRow) -> tuple[float, float, float] | None:
     """Effect, low and high in margins; None where there is nothing to draw. No bound is infinitely bad."""
     comparison, margin = row.result.comparison, row.result.margin
     if margin <= 0 or not isinstance(comparison, Estimate):
@@ -75,14 +75,14 @@ def _values(row: Row) -> tuple[float, float, float] | None:
     return comparison.effect / margin, low, comparison.high / margin
 
 
-def _reach(rows: Sequence[Row]) -> tuple[float, float]:
+def _reach(rows: Sequence[CheckRow]) -> tuple[float, float]:
     drawn = [v for v in map(_values, rows) if v is not None]
     left = max((-low for _, low, _ in drawn), default=0.0)
     right = max((high for _, _, high in drawn), default=0.0)
     return min(_MOST, max(_LEAST, left * 1.05)), min(_MOST, max(_LEAST, right * 1.05))
 
 
-def _ground(frame: _Frame, x: Scale, bottom: float) -> Iterator[Markup]:
+def _ground(frame: _Frame, x: Axis, bottom: float) -> Iterator[Markup]:
     height = bottom - frame.top
     edge = x(x.d0)
     yield el("rect", x=edge, y=frame.top, width=x(-1) - edge, height=height, class_="beyond")
@@ -95,7 +95,7 @@ def _ground(frame: _Frame, x: Scale, bottom: float) -> Iterator[Markup]:
     yield label(x(x.d1), frame.top - 8, "better ▶", "muted", "end")
 
 
-def _axis(frame: _Frame, x: Scale, bottom: float) -> Iterator[Markup]:
+def _axis(frame: _Frame, x: Axis, bottom: float) -> Iterator[Markup]:
     for tick in range(math.ceil(x.d0), math.floor(x.d1) + 1):
         yield label(x(tick), bottom + 16, f"{tick:+d}" if tick else "0", "muted", "middle")
     middle = (x.p0 + x.p1) / 2
@@ -107,7 +107,7 @@ def _axis(frame: _Frame, x: Scale, bottom: float) -> Iterator[Markup]:
     yield label(middle, bottom + 36, said, "muted", "middle")
 
 
-def _row(row: Row, frame: _Frame, x: Scale, y: float) -> Iterator[Markup]:
+def _row(row: CheckRow, frame: _Frame, x: Axis, y: float) -> Iterator[Markup]:
     base = y + 15
     centre = base + frame.drop if frame.narrow else base - 4
     faint = "" if row.gating else " faint"
@@ -118,18 +118,18 @@ def _row(row: Row, frame: _Frame, x: Scale, y: float) -> Iterator[Markup]:
     else:
         yield label(0, base, row.id, f"name{faint}", limit=30)
         yield label(end + 16, base, row.effect, f"value o-{row.outcome}{faint}")
-        yield label(end + 172, base, formatting.bare(row.limit), f"muted{faint}")
+        yield label(end + 172, base, formatting.without_unit(row.limit), f"muted{faint}")
     yield from _marks(row, x, centre)
     yield from _drawn(row, x, centre, faint)
 
 
-def _marks(row: Row, x: Scale, y: float) -> Iterator[Markup]:
+def _marks(row: CheckRow, x: Axis, y: float) -> Iterator[Markup]:
     marks = {"superiority": (1.0,), "equivalence": (-1.0, 1.0), "absolute": (0.0,)}
     for at in marks.get(row.result.check.kind, ()):
         yield line(x(at), y - 9, x(at), y + 9, "limit")
 
 
-def _drawn(row: Row, x: Scale, y: float, faint: str) -> Iterator[Markup]:
+def _drawn(row: CheckRow, x: Axis, y: float, faint: str) -> Iterator[Markup]:
     values = _values(row)
     if values is None:  # the column beside says "identical" or "no estimate"
         if isinstance(row.result.comparison, Identical):
@@ -159,6 +159,6 @@ def _drawn(row: Row, x: Scale, y: float, faint: str) -> Iterator[Markup]:
     yield label(edge + way * 20, y + 4, said, f"value {kind}", "start" if way > 0 else "end")
 
 
-def _title(rows: Sequence[Row]) -> str:
+def _title(rows: Sequence[CheckRow]) -> str:
     said = "; ".join(f"{r.id}: {r.effect}, {r.word}" for r in rows[:12])
     return f"Estimate and one-sided bounds of each check in multiples of its margin. {said}"

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from checkweigh.records.measurement import KNEE, SweepPoint
 from checkweigh.report.html.plots import width_of
 from checkweigh.report.html.svg import (
-    Scale,
+    Axis,
     dot,
     label,
     line,
@@ -26,7 +26,7 @@ def sweep(points: Sequence[SweepPoint], key: str, narrow: bool = False) -> Marku
         return Markup("")
     width, height = width_of(narrow), 260.0
     most = max(point.offered for point in points)
-    x, y = Scale(0, most, 50, width - 14), Scale(0, most, height - 50, 34)
+    x, y = Axis(0, most, 50, width - 14), Axis(0, most, height - 50, 34)
     parts = [line(x.p0, y.p0, x.p1, y.p0, "axis"), line(x.p0, y.p0, x.p0, y.p1, "axis")]
     parts += [line(x(0), y(0), x(most), y(most), "grid"), line(x(0), y(0), x(most), y(KNEE * most), "median")]
     for t in y.ticks(4):

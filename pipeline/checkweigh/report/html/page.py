@@ -12,7 +12,7 @@ from markupsafe import Markup
 from checkweigh.canonical import short
 from checkweigh.decision import formatting
 from checkweigh.decision.compare_timing import block_key
-from checkweigh.records.decision import Arm, Decision
+from checkweigh.records.decision import ArmRecord, Decision
 from checkweigh.records.metrics import METRICS
 from checkweigh.report import view
 from checkweigh.report.commands.show_diff import Piece, sides
@@ -20,7 +20,7 @@ from checkweigh.report.html import plots
 from checkweigh.report.html.forest import forest
 from checkweigh.report.html.load_plot import sweep
 from checkweigh.report.safe import clip, one_line, visible
-from checkweigh.report.worst_items import ItemPair, left_out, worst
+from checkweigh.report.worst_items import ItemPair, left_out, worst_pairs
 
 _ITEMS = 8
 _TEXT = 3000
@@ -37,7 +37,7 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ItemCard:
     """One item side by side."""
 
     pair: ItemPair
@@ -50,13 +50,13 @@ class Card:
 
 def page(decision: Decision, pairs: Sequence[ItemPair]) -> str:
     """The whole report as one HTML document."""
-    rows = view.rows(decision)
+    rows = view.check_rows(decision)
     return _template().render(
-        d=decision, rows=rows, deciding=view.deciding(decision), headline=view.HEADLINE[decision.verdict],
-        notes=view.notes(decision), settling=view.settling(decision), retry=view.RETRY_NOTE,
+        d=decision, rows=rows, deciding=view.deciding_checks(decision), headline=view.HEADLINE[decision.verdict],
+        notes=view.notes(decision), settling=view.settling_checks(decision), retry=view.RETRY_NOTE,
         p_note=view.P_NOTE, bounds_head=view.bounds_head(decision),
         **plots_of(decision, rows, pairs),
-        cards=[_card(pair) for pair in worst(pairs, _ITEMS)], compared=len(pairs),
+        cards=[_card(pair) for pair in worst_pairs(pairs, _ITEMS)], compared=len(pairs),
         left_out=left_out(pairs), pins=_pins(decision),
         exit_code=int(decision.exit_code),
     )  # fmt: skip
@@ -73,7 +73,7 @@ def _template() -> jinja2.Template:
         short=short,
         count=formatting.count,
         divergence=view.divergence,
-        favourites=view.favourites,
+        favourites=view.likeliest_tokens,
         duration=formatting.duration,
         speed=view.speed,
         size=formatting.size,
@@ -82,7 +82,7 @@ def _template() -> jinja2.Template:
 
 
 def plots_of(
-    decision: Decision, rows: Sequence[view.Row], pairs: Sequence[ItemPair]
+    decision: Decision, rows: Sequence[view.CheckRow], pairs: Sequence[ItemPair]
 ) -> dict[str, list[Plot]]:
     """All plots by kind; a kind without data is an empty list."""
     return {
@@ -91,7 +91,7 @@ def plots_of(
     }  # fmt: skip
 
 
-def _forest(rows: Sequence[view.Row]) -> list[Plot]:
+def _forest(rows: Sequence[view.CheckRow]) -> list[Plot]:
     if not rows:
         return []
     return [Plot(caption="", wide=forest(rows, "forest"), narrow=forest(rows, "forest-n", narrow=True))]
@@ -145,7 +145,7 @@ def _sweep(decision: Decision) -> list[Plot]:
     return [Plot(caption="grey: everything offered; dashed: nine in ten of it", wide=wide, narrow=narrow)]
 
 
-def _card(pair: ItemPair) -> Card:
+def _card(pair: ItemPair) -> ItemCard:
     texts = [
         None if t is None else clip(visible(t), _TEXT) for t in (pair.baseline_text, pair.candidate_text)
     ]
@@ -160,7 +160,7 @@ def _card(pair: ItemPair) -> Card:
         if pair.loss is not None and pair.loss > 0
         else ""
     )
-    return Card(
+    return ItemCard(
         pair=pair,
         prompt=clip(visible(pair.prompt), _TEXT),
         values=values,
@@ -180,7 +180,7 @@ def _pins(decision: Decision) -> list[tuple[str, str]]:
     return found
 
 
-def _arm_pins(arm: Arm) -> list[tuple[str, str]]:
+def _arm_pins(arm: ArmRecord) -> list[tuple[str, str]]:
     found = [("manifest", arm.manifest), ("pins", arm.pins)]
     if arm.identity is not None:
         found.append(("engine identity", arm.identity))

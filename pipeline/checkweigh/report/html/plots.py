@@ -11,7 +11,7 @@ from markupsafe import Markup
 from checkweigh.decision import formatting
 from checkweigh.records.measurement import Block
 from checkweigh.report.html.svg import (
-    Scale,
+    Axis,
     dot,
     label,
     line,
@@ -37,8 +37,8 @@ def lengths(
 ) -> Markup:
     """Cumulative distributions of reply tokens of both arms on one set; Wasserstein and Kolmogorov in its title."""
     width, height = width_of(narrow), 250.0
-    x = Scale(0, max(*baseline, *candidate, 1), 44, width - 14)
-    y = Scale(0, 1, height - 50, 34)
+    x = Axis(0, max(*baseline, *candidate, 1), 44, width - 14)
+    y = Axis(0, 1, height - 50, 34)
     parts = [*_legend(44, 18), *_frame(x, y)]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(line(x.p0, y(share), x.p1, y(share), "grid"))
@@ -73,7 +73,7 @@ def strata(pairs: Sequence[ItemPair], metric: str, key: str, narrow: bool = Fals
     rows.sort()
     width, step = width_of(narrow), 44.0 if narrow else 26.0
     height = 34 + len(rows) * step + 44
-    x = Scale(*spread([v for row in rows for v in row[1:3]], 0.12), 10 if narrow else 190, width - 20)
+    x = Axis(*spread([v for row in rows for v in row[1:3]], 0.12), 10 if narrow else 190, width - 20)
     parts = list(_legend(10 if narrow else 190, 18))
     ticks = x.ticks(3)
     parts += [line(x(t), 34, x(t), height - 42, "grid") for t in ticks]
@@ -102,8 +102,8 @@ def timing(blocks: Sequence[Block], name: str, key: str, narrow: bool = False) -
     width, height = width_of(narrow), 200.0
     thin = math.ceil(len(changes) / _DOTS)
     middle = _median([c for _, c, _ in changes])
-    x = Scale(*spread([float(p) for p, _, _ in changes], 0.03), 56, width - 14)
-    y = Scale(*spread([0.0, *(c for _, c, _ in changes)], 0.08), height - 46, 14)
+    x = Axis(*spread([float(p) for p, _, _ in changes], 0.03), 56, width - 14)
+    y = Axis(*spread([0.0, *(c for _, c, _ in changes)], 0.08), height - 46, 14)
     parts = _frame(x, y)
     for t in y.ticks(4):
         parts.append(line(x.p0, y(t), x.p1, y(t), "zero" if t == 0 else "grid"))
@@ -143,7 +143,7 @@ def _means(pairs: Sequence[ItemPair], metric: str) -> list[tuple[str, float, flo
     ]
 
 
-def _frame(x: Scale, y: Scale) -> list[Markup]:
+def _frame(x: Axis, y: Axis) -> list[Markup]:
     return [line(x.p0, y.p0, x.p1, y.p0, "axis"), line(x.p0, y.p0, x.p0, y.p1, "axis")]
 
 
@@ -154,7 +154,7 @@ def _legend(x: float, y: float) -> Iterator[Markup]:
         yield label(x + offset + 32, y, said, "name")
 
 
-def _steps(values: Sequence[int], x: Scale, y: Scale) -> list[tuple[float, float]]:
+def _steps(values: Sequence[int], x: Axis, y: Axis) -> list[tuple[float, float]]:
     """Corners of the empirical distribution function; one step for each distinct value, at most 1,000."""
     ranked = sorted(values)
     last = {value: index + 1 for index, value in enumerate(ranked)}

@@ -57,7 +57,7 @@ def picture(key: str, title: str, width: float, height: float, parts: Iterable[M
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class Axis:
     """A linear map from data [d0, d1] to pixels [p0, p1]."""
 
     d0: float

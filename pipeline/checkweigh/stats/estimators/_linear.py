@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkweigh.stats._tails import Bools, Floats, t_isf, t_sf
-from checkweigh.stats.evidence import Evidence, nothing
+from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
 
 # A standard error this small against the data's size, or against the margin, is rounding and not variance.
@@ -77,7 +77,7 @@ def student_evidence(
         raise ValueError(f"expected {partition.n} items on the last axis, got shape {numerator.shape}")
     shape = numerator.shape[:-1]
     if partition.clusters < 2:
-        return nothing(shape, partition, method)
+        return not_estimable(shape, partition, method)
     jack = jackknife(numerator, weights, partition)
     df = jack.g_eff - 1.0
     se = np.sqrt(jack.variance)

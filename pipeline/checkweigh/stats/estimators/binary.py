@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from checkweigh.stats._tails import Floats, all_finite, checked_alpha, checked_margin, t_isf, t_sf, z_isf
 from checkweigh.stats.estimators._linear import jackknife
-from checkweigh.stats.evidence import Evidence, nothing
+from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
 
 PRIOR_FLIPS = 10.0
@@ -111,7 +111,7 @@ def clustered_tango(
             raise ValueError("binary outcomes must be 0 or 1")
     method = "Tango score" if partition.clusters == partition.n else "clustered Tango score"
     if partition.clusters < 2:
-        return nothing(before.shape[:-1], partition, method)
+        return not_estimable(before.shape[:-1], partition, method)
     with np.errstate(invalid="ignore"):
         delta = after - before
     return _score_evidence(delta, partition, margin=margin, alpha=alpha, method=method)

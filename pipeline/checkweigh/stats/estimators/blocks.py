@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from checkweigh.stats._tails import Floats, all_finite, checked_alpha, checked_margin, z_isf
 from checkweigh.stats.estimators._linear import ROUNDING, student_evidence
-from checkweigh.stats.evidence import Evidence, nothing
+from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
 
 MIN_BLOCKS = 6
@@ -64,7 +64,7 @@ def block_log_ratio(d: ArrayLike, *, margin: float, alpha: float = 0.05) -> Evid
         raise ValueError("expected log ratios on the last axis")
     blocks = data.shape[-1]
     if blocks < MIN_BLOCKS or 0.5**blocks > alpha:
-        return nothing(data.shape[:-1], Partition.singletons(blocks), "signed rank")
+        return not_estimable(data.shape[:-1], Partition.singletons(blocks), "signed rank")
     if blocks > EXACT_BLOCKS:
         return student_evidence(
             data, np.ones(blocks), Partition.singletons(blocks), margin=margin, alpha=alpha, method="block t"

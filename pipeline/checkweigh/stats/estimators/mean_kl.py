@@ -8,7 +8,7 @@ from scipy import special
 
 from checkweigh.stats._tails import Floats, checked_alpha, t_isf, t_sf
 from checkweigh.stats.estimators._linear import jackknife
-from checkweigh.stats.evidence import Evidence, nothing
+from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
 
 ROUNDING = 1e-12  # of a probability that is 1 minus a sum of others
@@ -60,7 +60,7 @@ def divergence_evidence(
         raise ValueError(f"expected {partition.n} documents, got {values.shape}")
     method = "log divergence, cluster jackknife t"
     if partition.clusters < 2:
-        return nothing(values.shape[:-1], partition, method)
+        return not_estimable(values.shape[:-1], partition, method)
     sound = (np.isfinite(values) & (values >= 0)).all(axis=-1)
     logs = np.log(np.where(np.isfinite(values), np.maximum(values, 0), 0) + kappa)
     jack = jackknife(logs, np.ones(partition.n), partition)

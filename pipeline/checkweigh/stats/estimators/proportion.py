@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from checkweigh.stats._tails import Floats, all_finite, checked_alpha, t_isf, t_sf
 from checkweigh.stats.estimators.binary import design_effect
-from checkweigh.stats.evidence import Evidence, nothing
+from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
 
 
@@ -34,7 +34,7 @@ def clustered_proportion(
         raise ValueError("binary outcomes must be 0 or 1")
     method = "Wilson score" if partition.clusters == partition.n else "clustered Wilson score"
     if partition.clusters < 2:
-        return nothing(data.shape[:-1], partition, method)
+        return not_estimable(data.shape[:-1], partition, method)
     finite = all_finite(data)
     share = np.where(finite, data.mean(axis=-1), 0.5)
     rarer = partition.n * np.minimum(share, 1.0 - share)

@@ -20,7 +20,7 @@ from checkweigh.engines.vllm.engine import VllmEngine
 from checkweigh.engines.vllm.server_launch import preflight
 from checkweigh.errors import EngineDied, SourceError
 from checkweigh.guard.supervision.launch_plan import vllm_plan
-from checkweigh.records.manifest import Environment
+from checkweigh.records.manifest import EnvironmentSection
 
 IMAGE = f"vllm/vllm-openai@sha256:{'ab' * 32}"
 DOCKER = """#!{python}
@@ -65,7 +65,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def spec_in(folder: Path, model: Path) -> EngineSpec:
     spec = make(folder.parent / "env", model)
-    engine = spec.manifest.engine.model_copy(update={"environment": Environment(image=IMAGE)})
+    engine = spec.manifest.engine.model_copy(update={"environment": EnvironmentSection(image=IMAGE)})
     return replace(
         spec, manifest=spec.manifest.model_copy(update={"engine": engine}), python=None, image=IMAGE
     )

@@ -14,7 +14,7 @@ from checkweigh.report import view
 from checkweigh.report.html import plots
 from checkweigh.report.html.forest import forest
 from checkweigh.report.html.page import page
-from checkweigh.report.html.svg import Scale, el, spread
+from checkweigh.report.html.svg import Axis, el, spread
 
 ALLOWED = {
     "html",
@@ -148,7 +148,7 @@ def test_plots_are_wellformed_and_inside_their_frame(narrow: bool) -> None:
     lengths = plots.lengths_by_set(items)["chat"]
     assert decision.timing is not None
     drawn = [
-        forest(view.rows(decision), "f", narrow),
+        forest(view.check_rows(decision), "f", narrow),
         plots.lengths(*lengths, HOSTILE[0], "l", narrow),
         plots.strata(items, "score", "s", narrow),
         plots.timing(decision.timing.blocks, "ttft.p50", "t", narrow),
@@ -168,13 +168,21 @@ def test_plots_are_wellformed_and_inside_their_frame(narrow: bool) -> None:
 
 def test_forest_draws_every_kind_of_check() -> None:
     rows = [
-        view.row(result(check("up", "score", 0.02, kind="superiority"), estimate(0.5, 0.01), "passed", "s")),
-        view.row(result(check("both", "score", 0.02, kind="equivalence"), estimate(0, 0.01), "passed", "s")),
-        view.row(
+        view.check_row(
+            result(check("up", "score", 0.02, kind="superiority"), estimate(0.5, 0.01), "passed", "s")
+        ),
+        view.check_row(
+            result(check("both", "score", 0.02, kind="equivalence"), estimate(0, 0.01), "passed", "s")
+        ),
+        view.check_row(
             result(check("own", "bad_ending", 0.02, kind="absolute"), estimate(0.01, 0.001), "passed", "s")
         ),
-        view.row(result(check("zero", "score", 0.0, kind="superiority"), estimate(0.1, 0.01), "passed", "s")),
-        view.row(result(check("open", "score", 0.02), estimate(0, 0.01, low=None), "inconclusive", "s")),
+        view.check_row(
+            result(check("zero", "score", 0.0, kind="superiority"), estimate(0.1, 0.01), "passed", "s")
+        ),
+        view.check_row(
+            result(check("open", "score", 0.02), estimate(0, 0.01, low=None), "inconclusive", "s")
+        ),
     ]
     text = str(forest(rows, "k"))
     assert text.count('class="limit"') == 1 + 1 + 2 + 1 + 1
@@ -195,7 +203,7 @@ def test_empty_plots() -> None:
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(1, 12))
 def test_ticks_lie_inside(low: float, span: float, about: int) -> None:
-    scale = Scale(*spread([low, low + span]), 0, 100)
+    scale = Axis(*spread([low, low + span]), 0, 100)
     ticks = scale.ticks(about)
     assert len(ticks) <= about * 2.5 + 2
     assert all(scale.d0 - span <= t <= scale.d1 + span for t in ticks)
