@@ -63,8 +63,8 @@ def status(url: str) -> int:
 def engine_of(child: subprocess.Popen[str]) -> psutil.Process:
     """The mock that the guard supervises."""
     below = psutil.Process(child.pid).children(recursive=True)
-    (found,) = [p for p in below if "mock-engine" in p.cmdline() and "-I" not in p.cmdline()]
-    return found
+    (engine,) = [p for p in below if "mock-engine" in p.cmdline() and "-I" not in p.cmdline()]
+    return engine
 
 
 def chat(client: openai.OpenAI, tokens: int = 8) -> list[Any]:

@@ -1,1 +1,1 @@
-"""What keeps a process and its descendants: the keeper, containers."""
+"""Processes that gate and guard start: the keeper behind which they run, their log and end, containers."""

@@ -1,1 +1,1 @@
-"""A vLLM server as an engine: command line, identity, memory, divergence from top log-probabilities."""
+"""A vLLM server as an engine: launch, identity, metrics, memory, and divergence from top log-probabilities."""

@@ -144,12 +144,13 @@ def test_it_serves(start: Start) -> None:
         assert isinstance(timed, GenerateResult)
         assert (len(timed.token_ids), len(timed.times), timed.finish) == (7, 7, "length")
         assert list(timed.times) == sorted(timed.times)
-        found = engine.resources(reset_peak=True)
-        assert found.resident > 10 << 20
-        assert found.peak >= found.resident
-        assert found.telemetry is not None
-        assert (found.telemetry.kv_use, found.telemetry.kv_tokens, found.telemetry.drafts) == (0.25, 46592, 0)
-        assert found.telemetry.prompt_tokens > 0
+        resources = engine.resources(reset_peak=True)
+        assert resources.resident > 10 << 20
+        assert resources.peak >= resources.resident
+        counters = resources.telemetry
+        assert counters is not None
+        assert (counters.kv_use, counters.kv_tokens, counters.drafts) == (0.25, 46592, 0)
+        assert counters.prompt_tokens > 0
     with pytest.raises(EngineDied, match="not running"):
         engine.render([HELLO])
 
@@ -158,13 +159,13 @@ def test_scores_are_those_of_the_server_for_each_token(start: Start) -> None:
     from tests.unit.engines.vllm.fake_vllm import Model
 
     with start() as engine:
-        (found,) = engine.score([raw("red blue green one two")])
+        (result,) = engine.score([raw("red blue green one two")])
         renderer = engine._batches.renderer
-    assert isinstance(found, ScoreResult)
+    assert isinstance(result, ScoreResult)
     model = Model.__new__(Model)
-    ids = [renderer.prefix_id, *found.continuations[0].token_ids]
+    ids = [renderer.prefix_id, *result.continuations[0].token_ids]
     wanted = [model.logprob(ids[:i], ids[i]) for i in range(1, len(ids))]
-    assert found.continuations[0].logprobs == pytest.approx(wanted)
+    assert result.continuations[0].logprobs == pytest.approx(wanted)
 
 
 def test_the_likeliest_tokens_give_a_lower_bound_on_the_divergence(start: Start, tmp_path: Path) -> None:
@@ -173,11 +174,11 @@ def test_the_likeliest_tokens_give_a_lower_bound_on_the_divergence(start: Start,
             (tmp_path / name).mkdir()
             (state,) = engine.states([raw("red blue green")], tmp_path / name)
             assert not isinstance(state, ItemFailure)
-        (found,) = engine.divergence([raw("red blue green")], tmp_path / "theirs", tmp_path / "mine")
-        assert not isinstance(found, ItemFailure)
-        assert found.token_ids == state.token_ids
-        assert found.kl.max() == pytest.approx(0, abs=1e-6)
-        assert found.agree.all()
+        (bound,) = engine.divergence([raw("red blue green")], tmp_path / "theirs", tmp_path / "mine")
+        assert not isinstance(bound, ItemFailure)
+        assert bound.token_ids == state.token_ids
+        assert bound.kl.max() == pytest.approx(0, abs=1e-6)
+        assert bound.agree.all()
         (missing,) = engine.divergence([raw("x", "other")], tmp_path / "theirs", tmp_path / "mine")
         assert isinstance(missing, ItemFailure)
 
@@ -320,9 +321,9 @@ def test_wrong_scores_are_an_engine_error(start: Start, script: dict[str, Any], 
 def test_a_probability_of_zero_is_a_failed_item(start: Start) -> None:
     asked = [raw("red blue")]
     with start(infinite=True) as engine:
-        (found,) = validation.scores(engine.score(asked), asked)
-    assert isinstance(found, ItemFailure)
-    assert found.reason == "non_finite"
+        (result,) = validation.scores(engine.score(asked), asked)
+    assert isinstance(result, ItemFailure)
+    assert result.reason == "non_finite"
 
 
 def test_wrong_streams_are_engine_errors(start: Start) -> None:

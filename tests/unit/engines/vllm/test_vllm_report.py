@@ -78,8 +78,8 @@ def test_a_server_that_does_not_say_what_it_is(version: Any, models: Any, log: s
 
 def test_all_differences_at_once(tmp_path: Path) -> None:
     manifest = make(tmp_path, tmp_path, engine={"threads": 3, "args": {"block_size": 16}}).manifest
-    found = {problem.path for problem in mismatches(manifest, read_report(VERSION, MODELS, METRICS, LOG))}
-    assert found == {
+    paths = {problem.path for problem in mismatches(manifest, read_report(VERSION, MODELS, METRICS, LOG))}
+    assert paths == {
         "engine.args.enforce_eager",
         "engine.args.block_size",
         "engine.speculative",
