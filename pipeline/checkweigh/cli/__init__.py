@@ -29,8 +29,7 @@ from checkweigh.cli import (
     setup,
     store,
 )
-from checkweigh.cli.common import app, say
-from checkweigh.cli.runner import harmless_output
+from checkweigh.cli.common import app, harmless_output, say
 from checkweigh.errors import CheckweighError, ExitCode
 
 COMMANDS = (
@@ -98,8 +97,8 @@ def _run(arguments: list[str] | None) -> int:
     return int(code) if code in list(ExitCode) else int(ExitCode.BROKEN)
 
 
-def _deaf() -> None:
-    """No Ctrl-C from here on: all is said and done, and Python would end with a traceback."""
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl-C from here on: the work is done, and Python would end with a traceback."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -108,10 +107,10 @@ def entry() -> None:
     """Console script: like ``main``, and an unexpected crash exits 4, not Python's 1."""
     try:
         code = main()
-        _deaf()
+        _ignore_interrupts()
         sys.stdout.flush()
     except BaseException as error:
-        _deaf()
+        _ignore_interrupts()
         code = int(ExitCode.BROKEN)
         if isinstance(error, KeyboardInterrupt):  # a second one, while the first was being answered
             say(AGAIN)

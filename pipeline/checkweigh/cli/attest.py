@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkweigh.cli.common import AsJson, ManifestPath, PolicyPath, app, bars, say
+from checkweigh.cli.common import AsJson, ManifestPath, PolicyPath, app, bars, duration, say
 from checkweigh.cli.gate import Mlflow, Notify
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def admit(
     """Verify at deploy time that these bytes passed that policy. Exit 0 admitted, 1 refused, 2 bad input, 4 broken."""
     import json
 
-    from checkweigh.usecases.durations import duration
     from checkweigh.usecases.release.admit import Proof
     from checkweigh.usecases.release.admit import admit as run
 
@@ -77,7 +76,6 @@ def waive(
     as_json: AsJson = False,
 ) -> None:
     """Sign an expiring waiver of a verdict, visible in every output. The verdict stays what it is."""
-    from checkweigh.usecases.durations import duration
     from checkweigh.usecases.release.waive import WaiverRequest
     from checkweigh.usecases.release.waive import waive as sign
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Bars:
-    """``update(label, done, total)`` draws; a label's first call opens its bar. Without a total it is said at once."""
+    """``update(label, done, total)`` draws; a label's first call opens its bar. Without a total it prints the label."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
@@ -30,7 +30,7 @@ class Bars:
         self.bars.stop()
 
     def update(self, label: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` steps of ``label`` are behind us."""
+        """Show that ``done`` of ``total`` steps of ``label`` are finished."""
         if not total:
             self.console.print(label, markup=False, highlight=False, soft_wrap=True)
             return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkweigh.cli.common import app, bars, say
+from checkweigh.cli.common import app, bars, duration, say
 
 if TYPE_CHECKING:
     from checkweigh.usecases.release.admit import Proof
@@ -83,7 +83,6 @@ def _proofs(
     if not attestations:
         return ()
     from checkweigh.errors import BadInput
-    from checkweigh.usecases.durations import duration
     from checkweigh.usecases.release.admit import Proof
 
     if key is None or not policies:

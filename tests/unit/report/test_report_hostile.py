@@ -18,8 +18,7 @@ from rich.console import Console
 from tests.unit.report import sample
 from tests.unit.report.sample import HOSTILE
 
-from checkweigh.cli.common import say
-from checkweigh.cli.runner import harmless_output
+from checkweigh.cli.common import harmless_output, say
 from checkweigh.errors import ExitCode
 from checkweigh.records.decision import Verdict
 from checkweigh.report.markdown import summary, titled
