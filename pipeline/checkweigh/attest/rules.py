@@ -132,9 +132,9 @@ def _predicate(statement: Statement, refusals: list[Refusal]) -> Attested | None
     return predicate.checkweigh
 
 
-def _subjects(found: Sequence[Subject], wanted: Sequence[Subject]) -> Iterator[Refusal]:
-    have, want = {s.name: s.digest for s in found}, {s.name: s.digest for s in wanted}
-    if len(have) != len(found):
+def _subjects(attested: Sequence[Subject], wanted: Sequence[Subject]) -> Iterator[Refusal]:
+    have, want = {s.name: s.digest for s in attested}, {s.name: s.digest for s in wanted}
+    if len(have) != len(attested):
         yield Refusal(code="subject", text="a subject is named twice")
     for name in sorted(set(have) | set(want)):
         if name not in have:

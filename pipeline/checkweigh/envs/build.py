@@ -170,13 +170,13 @@ def _uv(arguments: list[str], label: str) -> None:
         import uv
     except ImportError:
         raise BadInput(f"{label}: uv is not installed: pip install 'checkweigh[serving]'") from None
-    done = subprocess.run(
+    completed = subprocess.run(
         [uv.find_uv_bin(), *arguments], env=_environment(), capture_output=True, text=True, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    if done.returncode == 0:
+    if completed.returncode == 0:
         return
-    errors = re.sub(r"//[^/@\s]+@", "//", done.stderr)  # without an index's user and password
+    errors = re.sub(r"//[^/@\s]+@", "//", completed.stderr)  # without an index's user and password
     tail = "\n".join(errors.strip().splitlines()[-12:])
     low = errors.lower()
     if any(word in low for word in OFFLINE):
@@ -189,7 +189,7 @@ def _uv(arguments: list[str], label: str) -> None:
         raise BadInput(
             f"{label}: no such version here, or one that does not fit this Python and platform:\n{tail}"
         )
-    raise EngineError(f"{label}: uv failed", cause=f"exit {done.returncode}", log_tail=tail)
+    raise EngineError(f"{label}: uv failed", cause=f"exit {completed.returncode}", log_tail=tail)
 
 
 def _environment() -> dict[str, str]:

@@ -47,16 +47,18 @@ def probe_capabilities(python: Path, what: str) -> Capabilities:
     ``what`` begins the error's text.
     """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [python, "-I", "-c", PROBE], capture_output=True, text=True, timeout=ASKING_S, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"{what} is not usable", cause=str(error)) from error
-    if done.returncode:
-        tail = "\n".join(done.stderr.splitlines()[-8:])
+    if completed.returncode:
+        tail = "\n".join(completed.stderr.splitlines()[-8:])
         raise EngineError(f"{what} is not usable", cause="it does not import", log_tail=tail)
     try:
-        return Capabilities.model_validate_json(json.dumps(json.loads(done.stdout.strip().splitlines()[-1])))
+        return Capabilities.model_validate_json(
+            json.dumps(json.loads(completed.stdout.strip().splitlines()[-1]))
+        )
     except (ValidationError, ValueError, IndexError) as error:
         raise EngineError(f"{what} is not usable", cause="it does not say its version") from error

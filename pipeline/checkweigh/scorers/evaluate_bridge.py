@@ -81,10 +81,10 @@ def _load(wanted: EvaluateScorer, folder: Path | None) -> Any:
             SystemExit,
         ) as error:  # the hub's, the library's, and whatever the file itself raises
             why = (str(error).strip().splitlines() or [""])[0]
-            said = (
+            message = (
                 f"{wanted.module}: cannot be loaded as a module of evaluate ({type(error).__name__}: {why})"
             )
-            raise SourceError(said) from error
+            raise SourceError(message) from error
     if "references" not in dict(module.features[0] if isinstance(module.features, list) else module.features):
         raise SourceError(f"{wanted.module}: takes no references")
     return module
@@ -105,17 +105,17 @@ def _pinned_copy(wanted: EvaluateScorer, folder: Path | None) -> Path:
         )
         raise BadDocument([problem])
     data = read_bytes(path, "the module that card.yaml names", MAX_BYTES)
-    found = canonical.digest_bytes(data)
-    if found != wanted.digest:
+    digest = canonical.digest_bytes(data)
+    if digest != wanted.digest:
         problem = Problem(
             file=str(card),
             line=None,
             path="scorer.digest",
             expected=str(wanted.digest),
-            found=f"{found} of {path}",
+            found=f"{digest} of {path}",
         )
         raise PinMismatch([problem])
-    home = cache_root() / "evaluate" / "modules" / canonical.short(found) / path.stem
+    home = cache_root() / "evaluate" / "modules" / canonical.short(digest) / path.stem
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     write_atomic(home / path.name, data)

@@ -34,10 +34,10 @@ def item_scorer(evalset: EvalSet) -> ScoreItem:
         return score_by_check  # of no use: other kinds are scored by their likelihood
     known = KNOWN_VERSIONS[wanted.name]
     if wanted.version != known:
-        found = (
+        message = (
             f"evalset {card.name}: scorer.version: expected {known} for {wanted.name}, found {wanted.version}"
         )
-        raise BadInput(found)
+        raise BadInput(message)
     if wanted.name == "reply_check":
         return score_by_check
     return _guarded(card.name, wanted.name, _scorer(wanted, evalset.folder))

@@ -77,11 +77,11 @@ def _computing(versions: Mapping[str, str]) -> dict[str, str]:
 
 def _distributions(python: Path) -> dict[str, str]:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [python, "-I", "-c", LIST], capture_output=True, text=True, timeout=ASKING_S, check=True,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        versions = json.loads(done.stdout)
+        versions = json.loads(completed.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise SourceError(f"{python}: expected a Python that lists its packages ({error})") from error
     return {str(name): str(version) for name, version in versions.items()}

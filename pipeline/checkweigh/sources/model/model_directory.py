@@ -63,9 +63,9 @@ def refuse_auto_map(folder: Path, model: Model) -> None:
         raise _remote_code(folder, ", ".join(naming))
 
 
-def _remote_code(folder: Path, found: str) -> SourceError:
+def _remote_code(folder: Path, files: str) -> SourceError:
     return SourceError(
-        f"{folder}: found remote code ({found}), which is refused (model.unsafe_remote_code: true allows it)"
+        f"{folder}: found remote code ({files}), which is refused (model.unsafe_remote_code: true allows it)"
     )
 
 

@@ -134,7 +134,7 @@ def _git(
     folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: int = TIMEOUT_S
 ) -> bytes:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(folder), *arguments],
             capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
@@ -143,7 +143,7 @@ def _git(
         raise BadInput("git is not installed here: what changed cannot be known") from None
     except subprocess.TimeoutExpired:
         raise BadInput(f"git {arguments[0]} in {folder} did not end in {timeout_s} s") from None
-    if done.returncode != 0:
-        reason = done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.returncode}"
+    if completed.returncode != 0:
+        reason = completed.stderr.decode("utf-8", "replace").strip() or f"exit status {completed.returncode}"
         raise BadInput(f"git {arguments[0]} in {folder} failed: {reason}")
-    return done.stdout
+    return completed.stdout

@@ -201,8 +201,8 @@ def changed_file_used_by(trees: ComparedTrees, path: str, manifest: Manifest) ->
     named = list(named_paths(manifest, PurePosixPath(path).parent))
     if (trees.now / path).is_symlink():
         named.append(os.path.relpath((trees.now / path).resolve(), trees.now.resolve()))
-    hits = (file for file in sorted(trees.touched) if any(is_below(file, place) for place in named))
-    return next(hits, "")
+    used = (file for file in sorted(trees.touched) if any(is_below(file, place) for place in named))
+    return next(used, "")
 
 
 def _pinned_before(trees: ComparedTrees, path: str) -> tuple[Manifest, Lock] | None:
