@@ -97,8 +97,8 @@ class AttachedEngine:
         manifest, root = self.spec.manifest, self.endpoint.root
         models = await self._client.get(f"{self.endpoint.url}/models")
         listed = [m for m in models.get("data") or [] if isinstance(m, dict)]
-        own = next((m for m in listed if m.get("id") == self.endpoint.model), None)
-        if own is None:
+        served = next((m for m in listed if m.get("id") == self.endpoint.model), None)
+        if served is None:
             names = ", ".join(str(m.get("id")) for m in listed) or "no model"
             raise PinMismatch(
                 [
@@ -118,9 +118,9 @@ class AttachedEngine:
         )
         renderer = Renderer(self.spec.tokenizer_dir, self.spec.chat_template)
         self._batches = BatchClient(self._client, manifest, renderer, capabilities, end_ids(self.spec))
-        self._identity = self._named(own, version if capabilities.ids else None)
+        self._identity = self._identity_of(served, version if capabilities.ids else None)
 
-    def _named(self, model: dict[str, Any], version: str | None) -> EngineIdentity:
+    def _identity_of(self, model: dict[str, Any], version: str | None) -> EngineIdentity:
         """The identity; what the server does not say is the manifest's word."""
         manifest = self.spec.manifest
         engine, quantization = manifest.engine, manifest.quantization
@@ -161,11 +161,11 @@ class AttachedEngine:
         return topk_kl.states(self.score, batch, folder)
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """As ``VllmEngine``: lower bounds."""
         decode = self._batches.renderer.decode
-        return [topk_kl.compare(request.id, theirs, mine, decode) for request in batch]
+        return [topk_kl.compare(request.id, their_states, own_states, decode) for request in batch]
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """Of another's process nothing is known: 0, which no check on memory can use. Counters where it is a vLLM."""

@@ -42,7 +42,7 @@ class Backend(Protocol):
         """One result for each request, in order; a text's file appears whole or not at all."""
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """One result for each request, in order."""
 

@@ -173,13 +173,13 @@ def memory_limits(group: Path = GROUP) -> list[tuple[int, int]]:
     What a group holds of files that nobody used of late counts as free, as it does for the host: it makes way.
     """
     host = psutil.virtual_memory()
-    found = [(int(host.available), int(host.total))]
+    limits = [(int(host.available), int(host.total))]
     with suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
         idle = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
-        found.append((max(0, limit - used + (int(idle.group(1)) if idle else 0)), limit))
-    return found
+        limits.append((max(0, limit - used + (int(idle.group(1)) if idle else 0)), limit))
+    return limits
 
 
 def available() -> int:

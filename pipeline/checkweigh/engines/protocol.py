@@ -156,7 +156,7 @@ class Engine(Protocol):
         """Write the final hidden states of each raw text, and the head they need, to ``folder``."""
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """Compare the states of each raw text that another engine wrote with those that this one wrote."""
 

@@ -33,8 +33,8 @@ from checkweigh.errors import EngineError
 DOES_NOT_FIT = "the engine's answer does not fit the request"
 MOST_LOGPROB = 1e-3  # rounding in bfloat16 heads stays far below it
 
-Request = TypeVar("Request", ScoreRequest, GenerateRequest)
-Result = TypeVar("Result", ScoreResult, GenerateResult, States, Divergence)
+_Request = TypeVar("Request", ScoreRequest, GenerateRequest)
+_Result = TypeVar("Result", ScoreResult, GenerateResult, States, Divergence)
 
 
 def check(condition: bool, what: str) -> None:
@@ -53,39 +53,39 @@ def scores(
     answer: Sequence[ScoreResult | ItemFailure], batch: Sequence[ScoreRequest]
 ) -> list[ScoreResult | ItemFailure]:
     """Scores of each request: T > 0 finite log-probabilities for the T tokens of each continuation, none above 0."""
-    return _each(answer, batch, ScoreResult, _score)
+    return _check_each(answer, batch, ScoreResult, _check_score)
 
 
 def states(
     answer: Sequence[States | ItemFailure], batch: Sequence[ScoreRequest]
 ) -> list[States | ItemFailure]:
     """The texts whose hidden states were written."""
-    return _each(answer, batch, States, lambda result, request: result)
+    return _check_each(answer, batch, States, lambda result, request: result)
 
 
 def divergences(
     answer: Sequence[Divergence | ItemFailure], batch: Sequence[ScoreRequest]
 ) -> list[Divergence | ItemFailure]:
     """Divergences of each text: one for every token, finite and not negative."""
-    return _each(answer, batch, Divergence, _divergence)
+    return _check_each(answer, batch, Divergence, _check_divergence)
 
 
 def replies(
     answer: Sequence[GenerateResult | ItemFailure], batch: Sequence[GenerateRequest]
 ) -> list[GenerateResult | ItemFailure]:
     """Replies: one time for each token, none before the one before it, and as many tokens as were asked for."""
-    return _each(answer, batch, GenerateResult, _reply)
+    return _check_each(answer, batch, GenerateResult, _check_reply)
 
 
-def _each(
-    answer: Sequence[Result | ItemFailure],
-    batch: Sequence[Request],
-    kind: type[Result],
-    checked: Callable[[Result, Request], Result | ItemFailure],
-) -> list[Result | ItemFailure]:
+def _check_each(
+    answer: Sequence[_Result | ItemFailure],
+    batch: Sequence[_Request],
+    kind: type[_Result],
+    checked: Callable[[_Result, _Request], _Result | ItemFailure],
+) -> list[_Result | ItemFailure]:
     """One result of the kind for each request, in order; ``checked`` looks at the values of each."""
     check(len(answer) == len(batch), f"{len(batch)} results expected, {len(answer)} came")
-    results: list[Result | ItemFailure] = []
+    results: list[_Result | ItemFailure] = []
     for position, (result, request) in enumerate(zip(answer, batch, strict=True)):
         check(result.id == request.id, f"result {position}: for {result.id!r} instead of {request.id!r}")
         if isinstance(result, ItemFailure):
@@ -98,7 +98,7 @@ def _each(
     return results
 
 
-def _score(result: ScoreResult, request: ScoreRequest) -> ScoreResult | ItemFailure:
+def _check_score(result: ScoreResult, request: ScoreRequest) -> ScoreResult | ItemFailure:
     wanted = len(request.continuations)
     check(len(result.continuations) == wanted, f"{request.id}: {wanted} continuations expected")
     for index, continuation in enumerate(result.continuations):
@@ -141,7 +141,7 @@ def _possible(continuation: Continuation) -> bool:
     return all(bool((np.asarray(table) <= MOST_LOGPROB).all()) for table in tables)
 
 
-def _divergence(result: Divergence, request: ScoreRequest) -> Divergence | ItemFailure:
+def _check_divergence(result: Divergence, request: ScoreRequest) -> Divergence | ItemFailure:
     name, tokens = request.id, len(result.token_ids)
     kl, agree = np.asarray(result.kl), np.asarray(result.agree)
     check(tokens > 0 and kl.shape == agree.shape == (tokens,), f"{name}: one divergence a token expected")
@@ -154,7 +154,7 @@ def _divergence(result: Divergence, request: ScoreRequest) -> Divergence | ItemF
     return result
 
 
-def _reply(result: GenerateResult, request: GenerateRequest) -> GenerateResult | ItemFailure:
+def _check_reply(result: GenerateResult, request: GenerateRequest) -> GenerateResult | ItemFailure:
     name, tokens, times = request.id, len(result.token_ids), result.times
     check(len(times) == tokens, f"{name}: {tokens} tokens but {len(times)} times")
     check(all(np.isfinite(t) and t >= 0 for t in times), f"{name}: times in seconds expected")

@@ -22,7 +22,6 @@ from checkweigh.records.load_spec import (
 from checkweigh.records.policy import Timing
 from checkweigh.sources.load_trace import TraceRequest
 
-Floats = NDArray[np.float64]
 Conversation = tuple[Message, ...]
 MICRO = 1e-6
 
@@ -59,14 +58,14 @@ class BlockPlan:
         return canonical.digest(rows)
 
 
-def gaps(arrivals: Poisson | Bursts, count: int, rng: np.random.Generator) -> Floats:
+def gaps(arrivals: Poisson | Bursts, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """(count,) seconds between arrivals, of mean 1 / rate; Gamma of shape 1 / variation for bursts."""
     if isinstance(arrivals, Poisson):
         return rng.exponential(1.0 / arrivals.rate, count)
     return rng.gamma(1.0 / arrivals.variation, arrivals.variation / arrivals.rate, count)
 
 
-def arrival_times(arrivals: Poisson | Bursts, count: int, rng: np.random.Generator) -> Floats:
+def arrival_times(arrivals: Poisson | Bursts, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """(count,) seconds from the first arrival, increasing from 0."""
     return np.concatenate([[0.0], np.cumsum(gaps(arrivals, count - 1, rng))])
 
@@ -94,7 +93,10 @@ class PromptSupply:
 
 
 def plan_block(load: Load, timing: Timing, supply: PromptSupply, pair: int, seed: int) -> BlockPlan:
-    """The plan of one pair of blocks. ``supply.rows`` must hold a window for the pair when a trace is replayed."""
+    """The plan of one pair of blocks: a pure function of its arguments.
+
+    Raises ValueError when a trace is replayed and ``supply.rows`` holds no window of requests for the pair.
+    """
     rng = np.random.default_rng([seed, pair])
     if isinstance(load.arrivals, Trace):
         return BlockPlan(pair=pair, requests=_replayed(load.arrivals, timing.requests, supply, pair, rng))
@@ -120,19 +122,19 @@ def _replayed(
     if len(window) < count:
         raise ValueError(f"the trace has no window of {count} requests for pair {pair}")
     words = _words(supply.conversations)
-    found = []
+    requests = []
     for i, row in enumerate(window):
         wanted = max(1, round(min(row.prompt_tokens, trace.max_prompt_tokens) / supply.tokens_a_word))
         start = int(rng.integers(len(words)))
         text = " ".join(words[(start + k) % len(words)] for k in range(wanted))
-        found.append(
+        requests.append(
             PlannedRequest(
                 id=f"{pair}-{i}", at=(row.at - window[0].at) / trace.speed,
                 messages=(Message(role="user", content=text),),
                 output_tokens=max(2, min(row.output_tokens, trace.max_output_tokens)),
             )
         )  # fmt: skip
-    return tuple(found)
+    return tuple(requests)
 
 
 def _words(conversations: Sequence[Conversation]) -> list[str]:

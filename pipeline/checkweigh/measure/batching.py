@@ -1,8 +1,8 @@
 """The batch plan: which items run together, and in which order. A pure function of set and settings.
 
-Items are sorted by stratum and by the turns before the last one, because prompts that begin alike share a prefix, and
-then by length, so that little is padded. A batch is the atomic unit of storage and is redone whole
-after an interruption, because in bf16 another batching moves the numbers (ENGINES: up to half a nat).
+Items are sorted by stratum and by the turns before the last one, because prompts that begin alike share a prefix. Then
+they are sorted by length, so that little is padded. A batch is the atomic unit of storage and is redone whole after an
+interruption: in bfloat16 another batching moves the numbers, by up to half a nat.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from checkweigh import canonical
 from checkweigh.records.evalset import Choice, EvalSet, Item, Text
-from checkweigh.records.manifest import Engine
+from checkweigh.records.manifest import EngineSection
 
 BYTES_PER_TOKEN = 3  # a cautious guess, only used to group items; English prose has about 4.5
 
@@ -30,7 +30,7 @@ class Batch:
         return canonical.digest([item.id for item in self.items])
 
 
-def plan_batches(evalset: EvalSet, engine: Engine, seed: int = 0) -> tuple[Batch, ...]:
+def plan_batches(evalset: EvalSet, engine: EngineSection, seed: int = 0) -> tuple[Batch, ...]:
     """Batches of similar length, within ``engine.max_batch`` items and ``max_batch_tokens`` padded tokens.
 
     A ``seed`` above 0 mixes the lengths instead, so that the same items are padded otherwise (calibration).

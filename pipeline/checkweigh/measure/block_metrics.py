@@ -1,9 +1,9 @@
 """A block's outcomes -> its numbers. Pure.
 
-Quantiles are those of requests that were answered. Beside each stands the bound that the pass test uses where
-requests were not: a candidate's failure counts as the longest wait there is, the load's timeout, and a baseline's as
-none at all (STATISTICS, "Failed items"). A request given up when its block was stopped has taken at least as long as
-it had by then, and counts so.
+Quantiles are those of requests that were answered. Where requests failed, a bound for the pass test stands beside each
+quantile: a candidate's failure counts as the longest wait there is (the load's timeout), a baseline's as no wait at all
+("Failed items are evidence" in docs/statistics.md). A request given up when its block was stopped counts with the time
+that it had taken by then.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def kept_slo(outcome: RequestOutcome, slo: Objective) -> bool:
     """Whether the request was answered, and as fast as was promised."""
     if outcome.failure or outcome.first is None or outcome.ended is None:
         return False
-    found = ((outcome.first, slo.ttft), (outcome.tpot, slo.tpot), (outcome.ended, slo.e2e))
-    return all(limit is None or value is None or value <= limit for value, limit in found)
+    limited = ((outcome.first, slo.ttft), (outcome.tpot, slo.tpot), (outcome.ended, slo.e2e))
+    return all(limit is None or value is None or value <= limit for value, limit in limited)
 
 
 def block_values(
@@ -55,8 +55,8 @@ def block_values(
     }
     for metric, seen in rows.items():
         for name, q in QUANTILES.items():
-            if told := seen + (given_up if metric == "e2e" else []):
-                values[f"{metric}.{name}"] = _quantile(told, q)
+            if measured := seen + (given_up if metric == "e2e" else []):
+                values[f"{metric}.{name}"] = _quantile(measured, q)
             if failed and len(seen):
                 values[f"{metric}.{name}.{BOUND_SUFFIX}"] = _quantile(seen + [worst] * failed, q)
     return values
@@ -75,12 +75,12 @@ def discordant_counts(
     good = [(kept_slo(b, load.slo), kept_slo(c, load.slo)) for b, c in pairs]
     bad = [(is_error(b), is_error(c)) for b, c in pairs]
     return {
-        name: (sum(b and not c for b, c in found), sum(c and not b for b, c in found))
-        for name, found in (("goodput", good), ("error_rate", bad))
+        name: (sum(b and not c for b, c in outcomes), sum(c and not b for b, c in outcomes))
+        for name, outcomes in (("goodput", good), ("error_rate", bad))
     }
 
 
-def failures(outcomes: Sequence[RequestOutcome]) -> str:
+def describe_failures(outcomes: Sequence[RequestOutcome]) -> str:
     """The failures in words, commonest first; empty when there were none."""
     counts = Counter(o.failure.partition(":")[0] for o in outcomes if o.failure)
     return ", ".join(f"{count} {what}" for what, count in counts.most_common())

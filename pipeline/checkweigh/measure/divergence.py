@@ -16,7 +16,7 @@ import numpy as np
 from checkweigh import canonical
 from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest
 from checkweigh.measure.batching import Batch
-from checkweigh.measure.quality import failed
+from checkweigh.measure.quality import failed_observation
 from checkweigh.measure.served_arm import ServedArm, same_tokens
 from checkweigh.records.evalset import Scorer, Text
 from checkweigh.records.measurement import Observation, Scored
@@ -34,15 +34,15 @@ def write_states(arm: ServedArm, batch: Batch, folder: Path) -> None:
 
 
 def compare_states(
-    arm: ServedArm, batch: Batch, theirs: Path, mine: Path, replicate: int
+    arm: ServedArm, batch: Batch, their_states: Path, own_states: Path, replicate: int
 ) -> tuple[list[Observation], int]:
     """Observations of one batch in the batch's order, and the number of tokens compared."""
     requests = _requests(batch)
-    results = arm.divergence(requests, theirs, mine)
+    results = arm.divergence(requests, their_states, own_states)
     observations, tokens = [], 0
     for item, request, result in zip(batch.items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
-            observations.append(failed(item, replicate, batch, result))
+            observations.append(failed_observation(item, replicate, batch, result))
             continue
         same_tokens(arm, f"item {item.id}", arm.encode(request.continuations[0]), result.token_ids)
         tokens += len(result.token_ids)

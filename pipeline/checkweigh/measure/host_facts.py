@@ -21,7 +21,7 @@ from checkweigh.records.measurement import Provenance
 from checkweigh.sources.repository.git import repository
 
 # What the embedded engine computes with; a stored number or verdict of other versions is of something else.
-COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes")
+EMBEDDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes")
 PACKAGES = ("torch", "transformers", "tokenizers", "bitsandbytes", "datasets", "numpy", "scipy", "pydantic")
 GIT_TIMEOUT_S = 10  # a tree so large that git needs longer has no provenance; the gate goes on
 
@@ -49,11 +49,11 @@ def _processor() -> str:
 
 def versions(names: Sequence[str]) -> dict[str, str]:
     """Package -> version, of those that are installed."""
-    found = {}
+    installed = {}
     for name in names:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def now() -> str:

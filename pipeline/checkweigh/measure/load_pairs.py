@@ -4,8 +4,8 @@
 2. For each pair of blocks a plan is frozen; both arms get it, in an order drawn anew, after a silence. While one arm
    is under load the other one runs nothing.
 3. A pair in which this sender was too late is no measurement: it is measured again, a few times at most.
-4. A candidate that the load over-saturates is measured as slow and cannot pass; a baseline that it does ends the
-   timing, because a load that what serves today cannot carry tells nothing about tomorrow.
+4. A candidate that the load over-saturates is measured as slow and cannot pass. A baseline that the load
+   over-saturates ends the timing: a load that today's server cannot carry tells nothing about tomorrow's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from checkweigh.engines.protocol import Telemetry
 from checkweigh.engines.vllm.server_metrics import require_cold
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import BlockPlan, PlannedRequest, PromptSupply, plan_block
-from checkweigh.measure.block_metrics import block_values, discordant_counts, failures
+from checkweigh.measure.block_metrics import block_values, describe_failures, discordant_counts
 from checkweigh.measure.open_loop import OfferedBlock, RequestOutcome, offer
 from checkweigh.measure.paired_blocks import (
     ARMS,
@@ -47,7 +47,7 @@ from checkweigh.measure.paired_blocks import (
     collect_blocks,
 )
 from checkweigh.measure.served_arm import ServedArm
-from checkweigh.measure.timing import acceptance, held, memory, paired_run
+from checkweigh.measure.timing import acceptance_notes, engine_resources, memory_values, paired_run
 from checkweigh.records.load_spec import Load, Poisson, Trace
 from checkweigh.records.measurement import Block, EngineIdentity, PairedRun
 
@@ -81,7 +81,7 @@ class PairUnderLoad:
 
     def pairs(self) -> Iterator[Block]:
         """Pairs of blocks, as many as are taken; they end early with a baseline that cannot carry the load."""
-        warm = _Warm(self)
+        warm = _WarmArms(self)
         for pair in range(self.rules.timing.looks[-1]):
             plan = plan_block(self.load, self.rules.timing, self.supply, pair, self.seed)
             order = arm_order(np.random.default_rng([self.seed, pair, 1]).random())
@@ -92,42 +92,45 @@ class PairUnderLoad:
             if block.baseline["saturated"]:
                 return
 
-    def _pair(self, plan: BlockPlan, order: tuple[Role, Role], warm: _Warm) -> Block | None:
+    def _pair(self, plan: BlockPlan, order: tuple[Role, Role], warm: _WarmArms) -> Block | None:
         """One pair; None when it has to be measured again. Raises GivenUp when that was too often."""
-        found: dict[Role, OfferedBlock] = {}
+        offered: dict[Role, OfferedBlock] = {}
         values: dict[Role, dict[str, float]] = {}
         for role in order:
-            found[role], values[role] = self.block(role, warm(role), plan)
-            if why := found[role].too_late(self.load):
+            offered[role], values[role] = self.block(role, warm(role), plan)
+            if why := offered[role].too_late(self.load):
                 self.redone += 1
                 self.why = why
                 if self.redone > max(2, self.rules.timing.looks[-1] // REDONE):
                     raise GivenUp(f"in {self.redone} pairs {why}")
                 return None
         for role in ARMS:
-            self.failed[role] += [o for o in found[role].outcomes if o.failure]
+            self.failed[role] += [o for o in offered[role].outcomes if o.failure]
         return Block(
             pair=plan.pair, order=order, requests=len(plan.requests), plan=plan.digest,
             baseline=values["baseline"], candidate=values["candidate"],
-            unlike=discordant_counts(found["baseline"], found["candidate"], self.load),
+            unlike=discordant_counts(offered["baseline"], offered["candidate"], self.load),
         )  # fmt: skip
 
     def block(self, role: Role, arm: ServedArm, plan: BlockPlan) -> tuple[OfferedBlock, dict[str, float]]:
-        """One block on one arm, after a silence; an engine that is gone is an error that names the arm."""
+        """One block on one arm, after a silence: its outcomes, and its numbers by name.
+
+        Raises EngineError, with ``arm`` set, when the engine is gone.
+        """
         time.sleep(self.load.washout)
-        before = memory(role, arm, reset_peak=True)
+        before = engine_resources(role, arm, reset_peak=True)
         salt = secrets.token_hex(8)  # of this block: the same plan may have been sent before
         with punctual():
-            offered, kv_peak = asyncio.run(_offer(arm, plan, self.load, salt=salt))
-        after = memory(role, arm)
-        values = block_values(offered, self.load, role) | held(after)
+            offered, kv_peak = asyncio.run(_offer_plan(arm, plan, self.load, salt=salt))
+        after = engine_resources(role, arm)
+        values = block_values(offered, self.load, role) | memory_values(after)
         if before.telemetry is not None and after.telemetry is not None:
             require_cold(before.telemetry, after.telemetry)
-            values |= _counted(before.telemetry, after.telemetry) | {"kv_peak": kv_peak}
+            values |= _server_counts(before.telemetry, after.telemetry) | {"kv_peak": kv_peak}
         return offered, values
 
 
-class _Warm:
+class _WarmArms:
     """An arm that has answered part of a plan; again after each restart."""
 
     def __init__(self, loaded: PairUnderLoad) -> None:
@@ -148,14 +151,14 @@ def run_load(loaded: PairUnderLoad) -> PairedRun:
     """Pairs of blocks until the rules say stop."""
     rules = loaded.rules
     started = time.monotonic()
-    found = CollectedBlocks()
+    collected = CollectedBlocks()
     try:
-        collect_blocks(loaded.pairs(), rules, found)
+        collect_blocks(loaded.pairs(), rules, collected)
     except GivenUp as error:
-        found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
-        found.blocks.clear()
-    notes = [*_notes(loaded, found), *acceptance(found.blocks, rules.timing.output_tokens)]
-    return paired_run(found, rules.timing, loaded.seed, started, notes, describe_load(rules))
+        collected.notes.append(f"given up after {len(collected.blocks)} pairs, which are not used: {error}")
+        collected.blocks.clear()
+    notes = [*_notes(loaded, collected), *acceptance_notes(collected.blocks, rules.timing.output_tokens)]
+    return paired_run(collected, rules.timing, loaded.seed, started, notes, describe_load(rules))
 
 
 def describe_load(rules: StopRules) -> str:
@@ -171,19 +174,19 @@ def describe_load(rules: StopRules) -> str:
     return f"{how}, {timing.requests} requests a block"
 
 
-def _notes(loaded: PairUnderLoad, found: CollectedBlocks) -> Iterator[str]:
-    if loaded.redone and found.blocks:
+def _notes(loaded: PairUnderLoad, collected: CollectedBlocks) -> Iterator[str]:
+    if loaded.redone and collected.blocks:
         yield f"{loaded.redone} pairs were measured again: {loaded.why}"
     for role in ARMS:
-        values: list[Mapping[str, float]] = [getattr(block, role) for block in found.blocks]
+        values: list[Mapping[str, float]] = [getattr(block, role) for block in collected.blocks]
         saturated = sum(bool(v["saturated"]) for v in values)
         if saturated:
             yield f"the {role} was over-saturated in {saturated} of {len(values)} blocks: {describe_load(loaded.rules)}"
-        if values and (failed := failures(loaded.failed[role])):
+        if values and (failed := describe_failures(loaded.failed[role])):
             yield f"the {role} left requests unanswered: {failed}"
 
 
-def _counted(before: Telemetry, after: Telemetry) -> dict[str, float]:
+def _server_counts(before: Telemetry, after: Telemetry) -> dict[str, float]:
     """What the server itself counted during a block."""
     drafts = after.drafts - before.drafts
     values = {"preemptions": float(after.preemptions - before.preemptions)}
@@ -192,19 +195,21 @@ def _counted(before: Telemetry, after: Telemetry) -> dict[str, float]:
     return values
 
 
-async def _offer(arm: ServedArm, plan: BlockPlan, load: Load, *, salt: str) -> tuple[OfferedBlock, float]:
+async def _offer_plan(
+    arm: ServedArm, plan: BlockPlan, load: Load, *, salt: str
+) -> tuple[OfferedBlock, float]:
     """The plan, offered over connections of the block's own; and the most of its cache that the server had in use."""
     if not isinstance(arm.engine, HttpEngine):
         raise EngineError(f"{arm.manifest.name}: its engine has no address that a load could be sent to")
-    exact = _is_vllm(arm.engine.identity)
+    exact = _speaks_vllm(arm.engine.identity)
     waits = Deadlines(connect=load.timeout, idle=load.timeout, total=2 * load.timeout)
     async with Client(arm.engine.endpoint, waits) as client:
 
         async def stream(planned: PlannedRequest) -> Streamed:
-            return await client.stream(_request(arm, planned, exact=exact, salt=salt))
+            return await client.stream(_stream_request(arm, planned, exact=exact, salt=salt))
 
         peak = [0.0]
-        watching = asyncio.create_task(_watch(client, peak)) if exact else None
+        watching = asyncio.create_task(_watch_cache(client, peak)) if exact else None
         try:
             return await offer(stream, plan, load, exact=exact), peak[0]
         finally:
@@ -213,7 +218,7 @@ async def _offer(arm: ServedArm, plan: BlockPlan, load: Load, *, salt: str) -> t
                 await asyncio.gather(watching, return_exceptions=True)
 
 
-def _is_vllm(identity: EngineIdentity) -> bool:
+def _speaks_vllm(identity: EngineIdentity) -> bool:
     """Whether it can be asked for a reply of so many tokens, and for a salted cache.
 
     It can when it is ours, or says its token ids, by which an attached one is recognised.
@@ -222,7 +227,7 @@ def _is_vllm(identity: EngineIdentity) -> bool:
     return identity.kind == "vllm" or (identity.kind == "openai" and not silent)
 
 
-async def _watch(client: Client, peak: list[float]) -> None:
+async def _watch_cache(client: Client, peak: list[float]) -> None:
     """Look every other second how full the server's cache is."""
     while True:
         await asyncio.sleep(WATCH_S)
@@ -232,7 +237,7 @@ async def _watch(client: Client, peak: list[float]) -> None:
             peak[0] = max(peak[0], *(float(value) for value in KV_USE.findall(text)), 0.0)
 
 
-def _request(arm: ServedArm, planned: PlannedRequest, *, exact: bool, salt: str) -> StreamRequest:
+def _stream_request(arm: ServedArm, planned: PlannedRequest, *, exact: bool, salt: str) -> StreamRequest:
     sampling = arm.manifest.sampling
     extra: dict[str, Any] = {"cache_salt": f"{salt}-{planned.id}"} if exact else {}
     return StreamRequest(

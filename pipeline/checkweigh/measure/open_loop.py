@@ -97,7 +97,8 @@ def backlog_grows(outstanding: Sequence[int]) -> bool:
 async def offer(stream: Stream, plan: BlockPlan, load: Load, *, exact: bool) -> OfferedBlock:
     """Send the plan and wait for every answer, each at most ``load.timeout`` seconds from when it was due.
 
-    ``exact``: a reply of another length than planned is a failure.
+    ``stream`` asks for one reply and raises an EngineError when there is none. With ``exact`` a reply of another length
+    than planned is a failure. Failures are outcomes: nothing is raised for them.
     """
     loop = asyncio.get_running_loop()
     start = loop.time() + LEAD_S
@@ -113,7 +114,7 @@ async def offer(stream: Stream, plan: BlockPlan, load: Load, *, exact: bool) -> 
     try:
         for planned in plan.requests:
             await asyncio.sleep(max(0.0, start + planned.at - loop.time()))
-            task = asyncio.create_task(_one(stream, planned, start + planned.at, load, exact))
+            task = asyncio.create_task(_send(stream, planned, start + planned.at, load, exact))
             task.add_done_callback(_closed)
             tasks.append(task)
             waiting = len(tasks) - ended
@@ -142,7 +143,7 @@ async def offer(stream: Stream, plan: BlockPlan, load: Load, *, exact: bool) -> 
     return OfferedBlock(outcomes=(*outcomes, *unsent), saturated=saturated)
 
 
-async def _one(
+async def _send(
     stream: Stream, planned: PlannedRequest, due: float, load: Load, exact: bool
 ) -> RequestOutcome:
     """One request; a cancelled one is given up, with the time it had taken so far."""
@@ -151,7 +152,9 @@ async def _one(
         async with asyncio.timeout_at(due + load.timeout):
             reply = await stream(planned)
     except (EngineError, TimeoutError, asyncio.CancelledError) as error:
-        return RequestOutcome(id=planned.id, late=late, ended=time.monotonic() - due, failure=_kind(error))
+        return RequestOutcome(
+            id=planned.id, late=late, ended=time.monotonic() - due, failure=_failure_name(error)
+        )
     if not reply.events or (exact and reply.tokens != planned.output_tokens):
         wanted = f"{planned.output_tokens} tokens" if exact else "some tokens"
         failure = f"wrong length: {reply.tokens} tokens, {wanted} expected"
@@ -163,7 +166,7 @@ async def _one(
     )  # fmt: skip
 
 
-def _kind(error: BaseException) -> str:
+def _failure_name(error: BaseException) -> str:
     """The failure's name, so that equal ones can be counted."""
     match error:
         case asyncio.CancelledError():

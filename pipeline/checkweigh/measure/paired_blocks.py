@@ -1,9 +1,9 @@
 """Pairs of blocks, one after the other, until there are enough. What a block is does not matter here.
 
-With ``timing.grow_to`` the number of pairs is not fixed: after every ``timing.pairs`` the checks are looked at, and
-measuring ends when they are settled. Each look spends its share of the error rates (``stats.sequential``), which is
-why the record says at which fractions of the most pairs it was looked. A look that comes because the time is over
-is the last one, whatever it has: the time does not know what the checks say.
+With ``timing.grow_to`` the number of pairs is not fixed: the checks are looked at after every ``timing.pairs``, and
+measuring ends when they are settled. Each look spends its share of the error rates (``stats.sequential``). The record
+therefore says at which fractions of the most pairs there was a look. A look that comes because the time is over is the
+last one, whatever it has: when the time ends does not depend on what the checks say.
 """
 
 from __future__ import annotations

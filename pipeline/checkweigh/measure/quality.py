@@ -48,13 +48,13 @@ def _score(arm: ServedArm, batch: Batch, replicate: int) -> tuple[list[Observati
     observations, tokens = [], 0
     for item, request, result in zip(batch.items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
-            observations.append(failed(item, replicate, batch, result))
+            observations.append(failed_observation(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
         for text, continuation in zip(request.continuations, result.continuations, strict=True):
             same_tokens(arm, f"continuation of item {item.id}", arm.encode(text), continuation.token_ids)
         tokens += sum(len(c.token_ids) for c in result.continuations)
-        observations.append(_scored(item, replicate, batch, result))
+        observations.append(_scored_observation(item, replicate, batch, result))
     return observations, tokens
 
 
@@ -67,7 +67,7 @@ def _score_request(arm: ServedArm, item: Item) -> ScoreRequest:
     )
 
 
-def _scored(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Observation:
+def _scored_observation(item: Item, replicate: int, batch: Batch, result: ScoreResult) -> Observation:
     logprobs = [np.asarray(c.logprobs, dtype=np.float64) for c in result.continuations]
     raw = b"".join(np.asarray(c.logprobs, dtype="<f4").tobytes() for c in result.continuations)
     ids = canonical.dumps([list(result.prompt_ids), [list(c.token_ids) for c in result.continuations]])
@@ -96,28 +96,30 @@ def _generate(
     observations, tokens = [], 0
     for item, request, result in zip(items, requests, results, strict=True):
         if isinstance(result, ItemFailure):
-            observations.append(failed(item, replicate, batch, result))
+            observations.append(failed_observation(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
         counted = arm.manifest.engine.kind not in ("vllm", "openai")  # a server counts over all its requests
         if counted and (arm.manifest.engine.speculative is None) != (result.speculated is None):
             raise EngineError(f"item {item.id}: the engine speculates otherwise than engine.speculative says")
         tokens += len(result.token_ids)
-        observations.append(_replied(item, replicate, batch, result, score))
+        observations.append(_reply_observation(item, replicate, batch, result, score))
     return observations, tokens
 
 
-def _replied(
+def _reply_observation(
     item: Generation, replicate: int, batch: Batch, result: GenerateResult, score: ScoreItem
 ) -> Observation:
     try:
-        found = score(item, result.text)
+        item_score = score(item, result.text)
     except (ValueError, ArithmeticError, re.error) as error:
         kind = item.check.kind if item.check else ""
         detail = f"the check {kind} cannot be applied: {type(error).__name__}: {error}"
-        return failed(item, replicate, batch, ItemFailure(id=item.id, reason="scorer", detail=detail))
+        return failed_observation(
+            item, replicate, batch, ItemFailure(id=item.id, reason="scorer", detail=detail)
+        )
     values = {
-        "score": found,
+        "score": item_score,
         "truncated": float(result.finish == "length"),
         "empty": float(not result.text.strip()),
         "looping": float(looping(result.token_ids)),
@@ -130,7 +132,7 @@ def _replied(
     )  # fmt: skip
 
 
-def failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Observation:
+def failed_observation(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Observation:
     return Observation(
         item=item.id, replicate=replicate, batch=batch.index,
         outcome=Failed(reason=failure.reason, detail=failure.detail[:500]), raw=None,
@@ -138,8 +140,8 @@ def failed(item: Item, replicate: int, batch: Batch, failure: ItemFailure) -> Ob
 
 
 def _check_prompt(
-    arm: ServedArm, item: Item, messages: Sequence[Message] | None, found: tuple[int, ...]
+    arm: ServedArm, item: Item, messages: Sequence[Message] | None, served: tuple[int, ...]
 ) -> None:
     """The ids the engine served must be those the pinned tokenizer and template give."""
     pinned = (arm.prefix_id,) if messages is None else arm.render(messages)
-    same_tokens(arm, f"prompt of item {item.id}", pinned, found)
+    same_tokens(arm, f"prompt of item {item.id}", pinned, served)

@@ -63,10 +63,10 @@ class ServedArm:
         return validation.states(self.engine.states(batch, folder), batch)
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """Divergences of one batch of raw texts, from the states that both engines wrote."""
-        return validation.divergences(self.engine.divergence(batch, theirs, mine), batch)
+        return validation.divergences(self.engine.divergence(batch, their_states, own_states), batch)
 
 
 def check_identity(arm: ServedArm) -> None:
@@ -75,17 +75,17 @@ def check_identity(arm: ServedArm) -> None:
         raise PinMismatch(problems)
 
 
-def same_tokens(arm: ServedArm, what: str, pinned: tuple[int, ...], found: tuple[int, ...]) -> None:
-    if found == pinned:
+def same_tokens(arm: ServedArm, what: str, pinned: tuple[int, ...], served: tuple[int, ...]) -> None:
+    if served == pinned:
         return
-    shorter = min(len(pinned), len(found))
-    at = next((i for i, (a, b) in enumerate(zip(pinned, found, strict=False)) if a != b), shorter)
+    shorter = min(len(pinned), len(served))
+    at = next((i for i, (a, b) in enumerate(zip(pinned, served, strict=False)) if a != b), shorter)
     raise PinMismatch(
         [
             Problem(
                 file=arm.manifest.name, line=None, path=f"{what}, token {at}",
                 expected=f"{len(pinned)} pinned ids, here {pinned[at : at + 5]}",
-                found=f"{len(found)} ids, here {found[at : at + 5]}: the engine has other tokens",
+                found=f"{len(served)} ids, here {served[at : at + 5]}: the engine has other tokens",
             )
         ]
     )  # fmt: skip

@@ -22,7 +22,7 @@ from checkweigh.records.measurement import KNEE, SweepPoint
 FIRST = 0.5  # of the load's own rate
 FACTOR = math.sqrt(2.0)
 STEPS = 14  # up to 45 times the load's own rate
-SECONDS = 8.0  # a point lasts at least so long: a short one ends before its queue has grown
+POINT_SECONDS = 8.0  # a point lasts at least so long: a short one ends before its queue has grown
 FALLS = 2
 
 
@@ -44,9 +44,9 @@ def sweep(loaded: PairUnderLoad, seconds: float) -> Iterator[SweepPoint]:
 
 def _point(loaded: PairUnderLoad, role: Role, step: int, scale: float) -> SweepPoint:
     timing = loaded.rules.timing
-    load = scaled(loaded.load, scale)
+    load = scaled_load(loaded.load, scale)
     rate = _rate(load, loaded, timing.requests)
-    requests = max(timing.requests, math.ceil(rate * SECONDS))
+    requests = max(timing.requests, math.ceil(rate * POINT_SECONDS))
     if isinstance(load.arrivals, Trace):
         requests = min(requests, len(loaded.supply.rows))
     plan = plan_block(
@@ -69,7 +69,7 @@ def _rate(load: Load, loaded: PairUnderLoad, requests: int) -> float:
     return len(rows) * arrivals.speed / max(rows[-1].at - rows[0].at, 1e-6)
 
 
-def scaled(load: Load, scale: float) -> Load:
+def scaled_load(load: Load, scale: float) -> Load:
     """The same load, so many times as fast."""
     arrivals = load.arrivals
     faster = (
@@ -78,17 +78,17 @@ def scaled(load: Load, scale: float) -> Load:
     return load.model_copy(update={"arrivals": arrivals.model_copy(update=faster)})
 
 
-def knees(points: Sequence[SweepPoint]) -> Iterator[str]:
+def knee_sentences(points: Sequence[SweepPoint]) -> Iterator[str]:
     """A sentence for each arm that was swept."""
     for role in ARMS:
-        own = [p for p in points if p.arm == role]
-        held = []
-        for point in own:
+        arm_points = [p for p in points if p.arm == role]
+        carried = []
+        for point in arm_points:
             if point.fell:
                 break
-            held.append(point.offered)
-        if held:
-            more = "" if len(held) < len(own) else ", the highest rate tried"
-            yield f"the {role}'s knee: {KNEE:.0%} of requests keep the slo up to {held[-1]:.3g} requests/s{more}"
-        elif own:
-            yield f"the {role}'s knee lies below {own[0].offered:.3g} requests/s"
+            carried.append(point.offered)
+        if carried:
+            more = "" if len(carried) < len(arm_points) else ", the highest rate tried"
+            yield f"the {role}'s knee: {KNEE:.0%} of requests keep the slo up to {carried[-1]:.3g} requests/s{more}"
+        elif arm_points:
+            yield f"the {role}'s knee lies below {arm_points[0].offered:.3g} requests/s"

@@ -1,17 +1,17 @@
 """Latency and memory of two running engines, in interleaved blocks. Never stored for another gate.
 
-1. Both arms have been warmed up with the same prompts.
-2. For each pair of blocks the order of the arms is drawn anew, and both get the same requests with the same
-   number of output tokens, so that the drift of a shared machine falls on both.
-3. A block's datum is a quantile over its requests; one pair of blocks is one datum (STATISTICS, "latency").
+1. Both arms are warmed up with the same prompt.
+2. For each pair of blocks the order of the arms is drawn anew. Both get the same requests with the same number of
+   output tokens, so that the drift of a shared machine falls on both.
+3. A block's datum is a quantile over its requests. One pair of blocks is one datum (docs/statistics.md, "latency").
+
 While one arm runs a block the other one runs nothing. A request that an arm cannot answer ends the timing without
 a result: a block that lacks its slowest request says nothing.
 
-With speculation several tokens of one forward arrive together. No gap between two tokens is ever looked at: the time
-per output token is that of the whole reply after its first token, over the number of tokens after it, so that time to
-the first token + (tokens - 1) x time per output token is the arrival of the last one, however they come. Replies of
-a fixed number of tokens go on where they would have ended, and such text repeats itself and is drafted more easily:
-the acceptance length while timing is noted, to be held against that of the sets.
+The time per output token is the time of the reply after its first token, over the number of tokens after it. No gap
+between two tokens is used, because with speculation several tokens of one forward arrive together. Replies of a fixed
+number of tokens go on where they would have ended. Such text repeats itself and is drafted more easily, so the
+acceptance length while timing is noted, to be compared with that of the sets.
 """
 
 from __future__ import annotations
@@ -48,44 +48,53 @@ T = TypeVar("T")
 def run_pairs(
     arm_for: ArmProvider, conversations: Sequence[tuple[Message, ...]], rules: StopRules, seed: int
 ) -> PairedRun:
-    """Pairs of blocks until the rules say stop. ``arm_for`` gives an arm that runs."""
+    """Time pairs of blocks until the rules say stop.
+
+    ``arm_for`` gives an arm that runs; ``conversations`` are drawn from, with ``seed``. Raises EngineError, with
+    ``arm`` set, when an engine fails or answers something impossible. Without usable pairs the notes say why.
+    """
     started = time.monotonic()
-    found = CollectedBlocks()
+    collected = CollectedBlocks()
     try:
         collect_blocks(
-            _blocks(_warm(arm_for, conversations[0], rules.timing), conversations, rules.timing, seed),
+            _blocks(_warmed_up(arm_for, conversations[0], rules.timing), conversations, rules.timing, seed),
             rules,
-            found,
+            collected,
         )
     except GivenUp as error:
-        found.notes.append(f"given up after {len(found.blocks)} pairs, which are not used: {error}")
-        found.blocks.clear()
+        collected.notes.append(f"given up after {len(collected.blocks)} pairs, which are not used: {error}")
+        collected.blocks.clear()
     return paired_run(
-        found, rules.timing, seed, started, acceptance(found.blocks, rules.timing.output_tokens)
+        collected, rules.timing, seed, started, acceptance_notes(collected.blocks, rules.timing.output_tokens)
     )
 
 
 def paired_run(
-    found: CollectedBlocks, timing: Timing, seed: int, started: float, notes: Sequence[str], load: str = ""
+    collected: CollectedBlocks,
+    timing: Timing,
+    seed: int,
+    started: float,
+    notes: Sequence[str],
+    load: str = "",
 ) -> PairedRun:
     """The record of what was collected, with what it says about memory."""
     return PairedRun(
-        seed=seed, blocks=tuple(found.blocks), seconds=time.monotonic() - started,
-        looks=tuple(found.looks) or (1.0,), planned_looks=len(timing.looks), load=load,
-        notes=(*found.notes, *notes),
-        peak_memory={arm: int(_most(found.blocks, arm, "peak_memory")) for arm in ARMS},
-        swapped={arm: int(_most(found.blocks, arm, "swapped")) for arm in ARMS},
+        seed=seed, blocks=tuple(collected.blocks), seconds=time.monotonic() - started,
+        looks=tuple(collected.looks) or (1.0,), planned_looks=len(timing.looks), load=load,
+        notes=(*collected.notes, *notes),
+        peak_memory={arm: int(_largest(collected.blocks, arm, "peak_memory")) for arm in ARMS},
+        swapped={arm: int(_largest(collected.blocks, arm, "swapped")) for arm in ARMS},
     )  # fmt: skip
 
 
-def _warm(arm_for: ArmProvider, conversation: tuple[Message, ...], timing: Timing) -> ArmProvider:
+def _warmed_up(arm_for: ArmProvider, conversation: tuple[Message, ...], timing: Timing) -> ArmProvider:
     """``arm_for``, with a block of one request on every engine that is new."""
     warmed: dict[Role, ServedArm] = {}
 
     def warm(role: Role) -> ServedArm:
         arm = arm_for(role)
         if warmed.get(role) is not arm:
-            _block(role, arm, [("warm-up", conversation)], timing.output_tokens)
+            _time_block(role, arm, [("warm-up", conversation)], timing.output_tokens)
             warmed[role] = arm
         return arm
 
@@ -103,14 +112,14 @@ def _blocks(
         picked = rng.integers(len(conversations), size=timing.requests)
         requests = [(f"{pair}-{i}", conversations[int(index)]) for i, index in enumerate(picked)]
         order = arm_order(rng.random())
-        values = {role: _block(role, arm_for(role), requests, timing.output_tokens) for role in order}
+        values = {role: _time_block(role, arm_for(role), requests, timing.output_tokens) for role in order}
         yield Block(
             pair=pair, order=(order[0], order[1]), requests=timing.requests,
             baseline=values["baseline"], candidate=values["candidate"],
         )  # fmt: skip
 
 
-def named(role: Role, call: Callable[[], T]) -> T:
+def naming_the_arm(role: Role, call: Callable[[], T]) -> T:
     """The call's result; an engine's error names the arm."""
     try:
         return call()
@@ -119,50 +128,53 @@ def named(role: Role, call: Callable[[], T]) -> T:
         raise
 
 
-def memory(role: Role, arm: ServedArm, *, reset_peak: bool = False) -> Resources:
-    """The engine's; an engine that is gone is an error that names the arm."""
-    return named(role, lambda: arm.engine.resources(reset_peak=reset_peak))
+def engine_resources(role: Role, arm: ServedArm, *, reset_peak: bool = False) -> Resources:
+    """Memory of the arm's engine. EngineError, with ``arm`` set: the engine is gone."""
+    return naming_the_arm(role, lambda: arm.engine.resources(reset_peak=reset_peak))
 
 
-def _most(blocks: Sequence[Block], arm: Role, name: str) -> float:
+def _largest(blocks: Sequence[Block], arm: Role, name: str) -> float:
     return max((getattr(block, arm)[name] for block in blocks), default=0)
 
 
-def _block(role: Role, arm: ServedArm, requests: Requests, output_tokens: int) -> dict[str, float]:
+def _time_block(role: Role, arm: ServedArm, requests: Requests, output_tokens: int) -> dict[str, float]:
     """One block: requests one after the other; 'ttft.p50', ..., 'e2e.p99' in seconds, 'peak_memory' in bytes."""
-    memory(role, arm, reset_peak=True)
-    rows = [named(role, partial(_request, role, arm, *request, output_tokens)) for request in requests]
+    engine_resources(role, arm, reset_peak=True)
+    rows = [
+        naming_the_arm(role, partial(_time_request, role, arm, *request, output_tokens))
+        for request in requests
+    ]
     values = {
         f"{metric}.{name}": float(np.quantile([row[i] for row in rows], q))
         for i, metric in enumerate(("ttft", "tpot", "e2e"))
         for name, q in QUANTILES.items()
     }
-    values |= held(memory(role, arm))
+    values |= memory_values(engine_resources(role, arm))
     counts = [row[3] for row in rows if row[3] is not None]
     if counts:
         values["acceptance_length"] = 1 + sum(c.accepted for c in counts) / sum(c.forwards for c in counts)
     return values
 
 
-def held(resources: Resources) -> dict[str, float]:
+def memory_values(resources: Resources) -> dict[str, float]:
     """A block's memory, in bytes."""
     return {"peak_memory": float(resources.peak), "swapped": float(resources.swapped)}
 
 
-def acceptance(blocks: Sequence[Block], output_tokens: int) -> list[str]:
+def acceptance_notes(blocks: Sequence[Block], output_tokens: int) -> list[str]:
     """What drafts came to while timing, for every arm that speculates."""
-    found = {
+    lengths_of = {
         arm: [b for block in blocks if (b := getattr(block, arm).get("acceptance_length"))] for arm in ARMS
     }
     return [
         f"the {arm} speculates: acceptance length {float(np.median(lengths)):.2f} tokens a forward in replies of "
         f"{output_tokens} tokens, which go on where a reply would end"
-        for arm, lengths in found.items()
+        for arm, lengths in lengths_of.items()
         if lengths
     ]
 
 
-def _request(
+def _time_request(
     role: Role, arm: ServedArm, name: str, messages: tuple[Message, ...], output_tokens: int
 ) -> tuple[float, float, float, Speculated | None]:
     """Seconds to the first token, seconds per token after it, seconds in all, and how drafts did."""

@@ -21,8 +21,8 @@ from checkweigh.engines.mock.serve import in_process, in_thread
 from checkweigh.measure.arrivals import BlockPlan, PlannedRequest
 from checkweigh.measure.block_metrics import (
     block_values,
+    describe_failures,
     discordant_counts,
-    failures,
     kept_slo,
 )
 from checkweigh.measure.open_loop import (
@@ -125,7 +125,7 @@ def test_an_answer_that_is_none_is_an_error_with_a_name(knobs: MockKnobs, failur
     assert values["error_rate"] == 1
     assert values["goodput"] == 0
     assert not any(name.startswith(("ttft", "tpot", "e2e")) for name in values), "no time without an answer"
-    assert failures(found.outcomes) == f"5 {failure}"
+    assert describe_failures(found.outcomes) == f"5 {failure}"
 
 
 def test_a_hanging_server_is_left_after_the_timeout() -> None:
@@ -221,7 +221,7 @@ def test_a_blocked_sender_says_how_late_it_was() -> None:
 
     async def answer(planned: PlannedRequest) -> Streamed:
         if planned.id == "r1":
-            time.sleep(0.3)  # noqa: ASYNC251: that it blocks the loop is the point
+            time.sleep(0.3)  # that it blocks the loop is the point
         from checkweigh.engines.http.client import Event
 
         now = time.monotonic()

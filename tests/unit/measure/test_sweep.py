@@ -12,7 +12,7 @@ from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.protocol import Messages
 from checkweigh.measure import sweep as module
 from checkweigh.measure.paired_blocks import ARMS, StopRules
-from checkweigh.measure.sweep import FACTOR, knees, scaled, sweep
+from checkweigh.measure.sweep import FACTOR, knee_sentences, scaled_load, sweep
 from checkweigh.records.load_spec import (
     Load,
     Objective,
@@ -30,7 +30,7 @@ def point(arm: str, offered: float, share: float, *, saturated: bool = False) ->
 
 
 def test_the_slower_arm_falls_first(conversations: list[Messages], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 0.8)
+    monkeypatch.setattr(module, "POINT_SECONDS", 0.8)
     slots = {"baseline": MockKnobs(slots=3, first_ms=60.0), "candidate": MockKnobs(slots=1, first_ms=60.0)}
     with mocks(**slots) as (arms, _):
         running = {role: make_arm(engine) for role, engine in arms.items()}
@@ -43,7 +43,7 @@ def test_the_slower_arm_falls_first(conversations: list[Messages], monkeypatch: 
     assert len(by_arm["candidate"]) < len(by_arm["baseline"])
     assert [p.fell for p in by_arm["candidate"]][-2:] == [True, True]
     assert by_arm["baseline"][0].share > 0.9
-    first, second = knees(points)
+    first, second = knee_sentences(points)
     assert "baseline's knee" in first
     assert "candidate's knee" in second
 
@@ -57,22 +57,24 @@ def test_it_ends_when_its_time_is_over(conversations: list[Messages]) -> None:
 
 def test_a_knee_is_the_last_rate_before_the_first_fall() -> None:
     points = [point("baseline", rate, share) for rate, share in ((2, 1.0), (4, 0.95), (8, 0.5), (16, 0.99))]
-    assert list(knees(points)) == ["the baseline's knee: 90% of requests keep the slo up to 4 requests/s"]
-    assert list(knees([point("candidate", 2, 0.95, saturated=True)])) == [
+    assert list(knee_sentences(points)) == [
+        "the baseline's knee: 90% of requests keep the slo up to 4 requests/s"
+    ]
+    assert list(knee_sentences([point("candidate", 2, 0.95, saturated=True)])) == [
         "the candidate's knee lies below 2 requests/s"
     ]
-    assert list(knees([point("candidate", 2, 0.95)])) == [
+    assert list(knee_sentences([point("candidate", 2, 0.95)])) == [
         "the candidate's knee: 90% of requests keep the slo up to 2 requests/s, the highest rate tried"
     ]
-    assert list(knees([])) == []
+    assert list(knee_sentences([])) == []
 
 
 def test_a_trace_goes_faster_by_its_speed() -> None:
     slo = Objective(e2e=1.0)
-    trace = scaled(Load(arrivals=Trace(kind="trace", file="t.csv", speed=2.0), slo=slo), 3.0).arrivals
+    trace = scaled_load(Load(arrivals=Trace(kind="trace", file="t.csv", speed=2.0), slo=slo), 3.0).arrivals
     assert isinstance(trace, Trace)
     assert trace.speed == 6
-    rate = scaled(Load(arrivals=Poisson(kind="poisson", rate=2.0), slo=slo), 3.0).arrivals
+    rate = scaled_load(Load(arrivals=Poisson(kind="poisson", rate=2.0), slo=slo), 3.0).arrivals
     assert isinstance(rate, Poisson)
     assert rate.rate == 6
 

@@ -1,6 +1,6 @@
 """A deterministic engine without a model: a first-class engine with knobs, for tests and demonstrations.
 
-It renders and tokenizes like the real one, answers from hashes, and fails as it is told to (``fake_knobs``).
+It renders and tokenizes like the real one, answers from hashes, and fails as its knobs tell it to (``fake.knobs``).
 
 - A choice that stands in the last user message is preferred; where none does, a hash prefers one.
 - A reply begins with the last word of the last user message, so a check for that phrase passes.
@@ -15,20 +15,18 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from checkweigh.engines.backend import states_file, too_long
+from checkweigh.engines.fake.faults import lie_in_replies, lie_in_scores, misbehave
 from checkweigh.engines.fake.knobs import FakeKnobs, read_knobs
 from checkweigh.engines.host_memory import process_memory
 from checkweigh.engines.protocol import (
@@ -76,7 +74,7 @@ def hashed(*parts: object) -> int:
 
 
 class FakeBackend:
-    """See the module."""
+    """The backend of ``engine.kind: fake``; the module says what it answers."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -87,7 +85,7 @@ class FakeBackend:
         self.company = 0  # which items run together
         self.ballast = bytearray(os.urandom(1 << 20) * self.knobs.ballast_mib)
         self.limit = spec.manifest.limits.max_sequence
-        self._misbehave()
+        misbehave(self.knobs, self.calls)
 
     @property
     def identity(self) -> EngineIdentity:
@@ -117,7 +115,7 @@ class FakeBackend:
         self._begin(batch)
         results = [self._error(r.id) or self._score(r) for r in batch]
         self._note("score", batch)
-        return _lie_score(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
+        return lie_in_scores(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
 
     def generate(
         self, batch: Sequence[GenerateRequest], *, sent: float
@@ -130,7 +128,7 @@ class FakeBackend:
         longest = max((len(r.token_ids) for r in results if isinstance(r, GenerateResult)), default=0)
         time.sleep(step * longest)
         self._note("generate", batch)
-        return _lie_generate(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
+        return lie_in_replies(results, self.knobs.lie) if self.calls == self.knobs.lie_at else results
 
     def resources(self, *, reset_peak: bool) -> Resources:
         """Memory of this process."""
@@ -142,7 +140,7 @@ class FakeBackend:
         if self.knobs.prints:
             print("a library speaks on stdout", flush=True)
             os.write(1, b"and another writes to descriptor 1\n")
-        self._misbehave()
+        misbehave(self.knobs, self.calls)
         time.sleep(self.knobs.latency_s)
 
     def _note(self, call: str, batch: Sequence[ScoreRequest] | Sequence[GenerateRequest]) -> None:
@@ -150,23 +148,6 @@ class FakeBackend:
         if self.knobs.diary:
             with open(self.knobs.diary, "ab", buffering=0) as diary:
                 diary.write(" ".join([call, *(request.id for request in batch)]).encode() + b"\n")
-
-    def _misbehave(self) -> None:
-        knobs, now = self.knobs, self.calls
-        if now == knobs.crash_at:
-            os.abort()
-        if now == knobs.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if now == knobs.exit_at:
-            os._exit(0)
-        if now == knobs.hang_at:
-            _hang()
-        if now == knobs.oom_at:
-            raise MemoryError("the fake engine was told to run out of memory")
-        if now == knobs.raise_at:
-            raise ArithmeticError("the fake engine was told to raise")
-        if now == knobs.lie_at and knobs.lie == "garbage":
-            _garbage()
 
     def _struck(self, share: float, what: str, item: str) -> bool:
         return share > 0 and hashed(self.knobs.seed, what, item) < share * 2.0**64
@@ -255,7 +236,7 @@ class FakeBackend:
         return texts
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """KL(other || this) of the pseudo logits."""
         self._begin()
@@ -263,7 +244,7 @@ class FakeBackend:
             os.kill(os.getpid(), signal.SIGKILL)
         results: list[Divergence | ItemFailure] = []
         for text in map(self._text, batch):
-            files = [states_file(folder, text.id) for folder in (theirs, mine)]
+            files = [states_file(folder, text.id) for folder in (their_states, own_states)]
             if isinstance(text, ItemFailure):
                 results.append(text)
             elif not all(file.exists() for file in files):
@@ -329,8 +310,10 @@ class FakeBackend:
         return [lead, *rest], endless
 
 
-def _divergence(text: States, theirs: NDArray[np.float64], mine: NDArray[np.float64]) -> Divergence:
-    p, q = log_softmax(theirs, axis=1), log_softmax(mine, axis=1)
+def _divergence(
+    text: States, their_states: NDArray[np.float64], own_states: NDArray[np.float64]
+) -> Divergence:
+    p, q = log_softmax(their_states, axis=1), log_softmax(own_states, axis=1)
     kl = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0).astype(np.float32)
     best = p.argmax(axis=1), q.argmax(axis=1)
     worst = int(np.argmax(kl))
@@ -363,46 +346,5 @@ def _last_user(messages: Messages | None) -> str:
 
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop string, and whether there was one."""
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
-
-
-def _hang() -> NoReturn:
-    while True:
-        time.sleep(3600)
-
-
-def _garbage() -> NoReturn:
-    """Write bytes that are no frame into the protocol's own descriptor, then hang."""
-    for descriptor in range(3, 20):
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:"):
-                os.write(descriptor, b"\xff\xff\xff\xff not a frame")
-        except OSError:
-            continue
-    sys.stderr.flush()
-    _hang()
-
-
-def _lie_score(results: list[ScoreResult | ItemFailure], lie: str) -> list[ScoreResult | ItemFailure]:
-    if lie == "count":
-        return results[:-1]
-    first, rest = results[0], results[1:]
-    assert isinstance(first, ScoreResult)
-    if lie == "ids":
-        return [replace(first, id=first.id + "?"), *rest]
-    told = first.continuations[0]
-    logprobs = told.logprobs[:-1] if lie == "lengths" else np.ones_like(told.logprobs)
-    return [replace(first, continuations=(replace(told, logprobs=logprobs), *first.continuations[1:])), *rest]
-
-
-def _lie_generate(
-    results: list[GenerateResult | ItemFailure], lie: str
-) -> list[GenerateResult | ItemFailure]:
-    if lie == "count":
-        return results[:-1]
-    first, rest = results[0], results[1:]
-    assert isinstance(first, GenerateResult)
-    if lie == "ids":
-        return [replace(first, id=first.id + "?"), *rest]
-    return [replace(first, times=(*first.times, 0.0)), *rest]
+    positions = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(positions)], True) if positions else (text, False)

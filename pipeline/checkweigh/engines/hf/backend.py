@@ -57,7 +57,7 @@ class TransformersBackend:
         if self.manifest.engine.device == "cuda" and torch.cuda.is_available():
             require_room(self.manifest, spec.model_dir, int(torch.cuda.mem_get_info()[0]), spec.draft_dir)
         self.loaded = load_model.load(spec)
-        self.speculator = draft_model.load(spec, self.loaded)
+        self.speculator = draft_model.load_draft(spec, self.loaded)
         self._warm_up()
 
     @property
@@ -109,12 +109,12 @@ class TransformersBackend:
         """One batch, split where ``engine.max_batch_tokens`` demands it."""
         prepared = [self._task(request) for request in batch]
         tasks = [task for task in prepared if isinstance(task, hf_score.ScoreTask)]
-        windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
+        windows = [hf_window.cut_windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
         with torch.inference_mode():
             parts = [window.task for cut in windows for window in cut]
-            found = iter(hf_score.score(self.loaded, parts, self.manifest.engine.max_batch_tokens))
+            scores = iter(hf_score.score(self.loaded, parts, self.manifest.engine.max_batch_tokens))
         scored = iter(
-            hf_window.joined(task, [(window, next(found)) for window in cut])
+            hf_window.join_windows(task, [(window, next(scores)) for window in cut])
             for task, cut in zip(tasks, windows, strict=True)
         )
         return [
@@ -138,22 +138,24 @@ class TransformersBackend:
 
     def _hidden(self, tasks: Sequence[hf_score.ScoreTask]) -> list[load_model.Tensor]:
         """(T, hidden) of each raw text, from its windows where it is long."""
-        windows = [hf_window.windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
+        windows = [hf_window.cut_windows(task, self.limit, self.manifest.engine.stride) for task in tasks]
         parts = [window.task for cut in windows for window in cut]
-        found = iter(exact_kl.hidden_of(self.loaded, parts, self.manifest.engine.max_batch_tokens))
-        return [torch.cat([next(found)[window.seen :] for window in cut]) for cut in windows]
+        states = iter(exact_kl.hidden_of(self.loaded, parts, self.manifest.engine.max_batch_tokens))
+        return [torch.cat([next(states)[window.seen :] for window in cut]) for cut in windows]
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """Each raw text's states, as another engine and as this one wrote them, through either's head."""
         prepared = [self._task(request) for request in batch]
-        other = exact_kl.read_head(theirs, self.loaded.device)
+        other = exact_kl.read_head(their_states, self.loaded.device)
         with torch.inference_mode():
             return [
                 task
                 if isinstance(task, ItemFailure)
-                else exact_kl.compare(self.loaded, other, theirs, mine, r.id, task.continuations[0])
+                else exact_kl.compare(
+                    self.loaded, other, their_states, own_states, r.id, task.continuations[0]
+                )
                 for r, task in zip(batch, prepared, strict=True)
             ]
 
@@ -176,7 +178,9 @@ class TransformersBackend:
         prepared = [self._new_reply(request) for request in batch]
         replies = [reply for reply in prepared if isinstance(reply, hf_generate.GrowingReply)]
         with torch.inference_mode():
-            for part in hf_generate.split(replies, self.manifest.engine.max_batch, kv_budget(self.manifest)):
+            for part in hf_generate.split_replies(
+                replies, self.manifest.engine.max_batch, kv_budget(self.manifest)
+            ):
                 self._complete(part, self.manifest.sampling, sent)
         return [r if isinstance(r, ItemFailure) else self._result(r) for r in prepared]
 

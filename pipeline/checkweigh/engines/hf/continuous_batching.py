@@ -55,11 +55,11 @@ def _run(
         do_sample=False, max_new_tokens=room, pad_token_id=loaded.pad,
         eos_token_id=[-1] if exact or not loaded.eos else list(loaded.eos),
     )  # fmt: skip
-    found = loaded.model.generate_batch(
+    completed = loaded.model.generate_batch(
         [list(reply.prompt) for reply in replies], generation_config=config, continuous_batching_config=pages,
         record_timestamps=True, warmup=False,
     )  # fmt: skip
-    outputs = list(found.values())
+    outputs = list(completed.values())
     if len(outputs) != len(replies):
         raise EngineError(f"continuous batching gave {len(outputs)} replies of {len(replies)}")
     for reply, output in zip(replies, outputs, strict=True):

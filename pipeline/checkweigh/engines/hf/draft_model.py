@@ -16,7 +16,7 @@ from checkweigh.errors import BadInput, EngineError
 from checkweigh.records.manifest import Draft
 
 
-def load(spec: EngineSpec, loaded: LoadedModel) -> Speculator | None:
+def load_draft(spec: EngineSpec, loaded: LoadedModel) -> Speculator | None:
     """None without speculation. From here on the model's own generation config is empty.
 
     Raises BadInput (a drafting model that does not fit the model) and EngineError (not what was asked for).

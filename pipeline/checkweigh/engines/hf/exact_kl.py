@@ -44,16 +44,16 @@ HEAD_FILE = "head.safetensors"
 
 def hidden_of(loaded: LoadedModel, tasks: Sequence[ScoreTask], max_tokens: int) -> list[Tensor]:
     """(T, hidden) of each task, which is one raw text; row t predicts token t. Must run in inference mode."""
-    found: dict[int, Tensor] = {}
+    states_of: dict[int, Tensor] = {}
     rows = [row for i, task in enumerate(tasks) for row in rows_of(loaded, i, task, max_tokens)]
     for part in parts_of(rows, 0, max_tokens):
         layout, hidden = hidden_states(loaded, part)
         picked = hidden[torch.from_numpy(layout.predictor).to(loaded.device)]
         start = 0
         for request, _, ids in layout.spans:
-            found[request] = picked[start : start + len(ids)]
+            states_of[request] = picked[start : start + len(ids)]
             start += len(ids)
-    return [found[i] for i in range(len(tasks))]
+    return [states_of[i] for i in range(len(tasks))]
 
 
 def write_states(loaded: LoadedModel, hidden: Mapping[str, Tensor], folder: Path) -> None:
@@ -99,13 +99,13 @@ def _read_states(folder: Path, request: str, device: Any) -> Tensor | None:
 
 
 def compare(
-    loaded: LoadedModel, other: Head, theirs: Path, mine: Path, request: str, ids: Ids
+    loaded: LoadedModel, other: Head, their_states: Path, own_states: Path, request: str, ids: Ids
 ) -> Divergence | ItemFailure:
     """KL(other || this) at every position of one text; a failure where either engine wrote no states.
 
     BadInput: states of another number of tokens, or another vocabulary. Must run in inference mode.
     """
-    first, second = (_read_states(folder, request, loaded.device) for folder in (theirs, mine))
+    first, second = (_read_states(folder, request, loaded.device) for folder in (their_states, own_states))
     if first is None or second is None:
         return ItemFailure(id=request, reason="engine", detail="an engine gave no hidden states")
     if not len(first) == len(second) == len(ids):

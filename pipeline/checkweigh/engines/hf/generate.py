@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from checkweigh.engines.hf.load_model import LoadedModel, Tensor
-from checkweigh.engines.hf.shared_prefix import expanded, run_prefix, shared_length
+from checkweigh.engines.hf.shared_prefix import expand_cache, run_prefix, shared_length
 from checkweigh.records.manifest import Sampling
 from checkweigh.records.measurement import Speculated
 
@@ -40,7 +40,7 @@ class GrowingReply:
     speculated: Speculated | None = None
 
 
-def split(replies: Sequence[GrowingReply], max_batch: int, budget: int) -> list[list[GrowingReply]]:
+def split_replies(replies: Sequence[GrowingReply], max_batch: int, budget: int) -> list[list[GrowingReply]]:
     """Batches of at most ``max_batch`` rows whose caches hold at most ``budget`` tokens, or of one row."""
     parts: list[list[GrowingReply]] = []
     prompt = room = 0
@@ -101,7 +101,7 @@ def _prefill(loaded: LoadedModel, live: Sequence[GrowingReply]) -> tuple[Tensor,
     positions = np.maximum(mask.cumsum(1) - 1, 0)[:, shared:]
     cache = DynamicCache(config=loaded.model.config)
     if shared:
-        cache = expanded(run_prefix(loaded, live[0].prompt[:shared]), len(live))
+        cache = expand_cache(run_prefix(loaded, live[0].prompt[:shared]), len(live))
     place = loaded.device
     known = torch.from_numpy(mask).to(place)
     out = loaded.base(
@@ -177,5 +177,5 @@ def decode(loaded: LoadedModel, tokens: Sequence[int]) -> str:
 def text_of(loaded: LoadedModel, reply: GrowingReply, stops: Sequence[str]) -> str:
     """The reply's text, ended before its first stop string. Its token ids keep the stop's own tokens."""
     text = decode(loaded, reply.tokens)
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return text[: min(found)] if found and not reply.exact else text
+    positions = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return text[: min(positions)] if positions and not reply.exact else text

@@ -126,10 +126,10 @@ def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
     Of the generation config nothing else is used, so it cannot change the pinned sampling.
     """
-    found: set[int] = set()
+    ids: set[int] = set()
     for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
-        found.update(value if isinstance(value, list) else [] if value is None else [value])
-    return tuple(sorted(found))
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return tuple(sorted(ids))
 
 
 def shares_context(config: Any) -> bool:

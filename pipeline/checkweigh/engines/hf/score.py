@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from checkweigh.engines.hf.load_model import LoadedModel, Tensor
-from checkweigh.engines.hf.shared_prefix import expanded, run_prefix, shared_length
+from checkweigh.engines.hf.shared_prefix import expand_cache, run_prefix, shared_length
 from checkweigh.engines.host_memory import HEAD_ROWS
 from checkweigh.engines.protocol import Continuation
 
@@ -52,7 +52,7 @@ def score(loaded: LoadedModel, tasks: Sequence[ScoreTask], max_tokens: int) -> l
 
     Must run in inference mode.
     """
-    found: dict[tuple[int, int], Continuation] = {}
+    scored: dict[tuple[int, int], Continuation] = {}
     raw = [i for i, task in enumerate(tasks) if len(task.prompt) == 1]
     chats = [i for i, task in enumerate(tasks) if len(task.prompt) > 1]
     for group in (raw, chats):
@@ -60,8 +60,8 @@ def score(loaded: LoadedModel, tasks: Sequence[ScoreTask], max_tokens: int) -> l
         shared = shared_length(loaded, [row.prompt for row in rows])
         cache = run_prefix(loaded, rows[0].prompt[:shared]) if shared else None
         for part in parts_of(rows, shared, max_tokens):
-            found |= _score_part(loaded, part, tasks, shared, cache)
-    return [[found[i, j] for j in range(len(task.continuations))] for i, task in enumerate(tasks)]
+            scored |= _score_part(loaded, part, tasks, shared, cache)
+    return [[scored[i, j] for j in range(len(task.continuations))] for i, task in enumerate(tasks)]
 
 
 def rows_of(loaded: LoadedModel, index: int, task: ScoreTask, max_tokens: int) -> list[TokenRow]:
@@ -143,19 +143,19 @@ def _score_part(
     layout, hidden = hidden_states(loaded, rows, shared, cache)
     top_k = max(tasks[row.request].top_k for row in rows)
     logprobs, top_ids, top = _head_scores(loaded, hidden, layout, top_k)
-    found: dict[tuple[int, int], Continuation] = {}
+    scored: dict[tuple[int, int], Continuation] = {}
     start = 0
     for request, index, tokens in layout.spans:
         span = slice(start, start + len(tokens))
         start += len(tokens)
         k = tasks[request].top_k
-        found[request, index] = Continuation(
+        scored[request, index] = Continuation(
             token_ids=tokens,
             logprobs=logprobs[span],
             top_ids=top_ids[span, :k] if k else None,
             top_logprobs=top[span, :k] if k else None,
         )
-    return found
+    return scored
 
 
 def hidden_states(
@@ -172,7 +172,7 @@ def hidden_states(
         inputs["position_ids"] = torch.from_numpy(layout.positions).to(device)
     # else: padding stands on the right, where the causal mask hides it from every token that is read
     if shared:
-        inputs |= {"past_key_values": expanded(cache, len(rows)), "use_cache": True}
+        inputs |= {"past_key_values": expand_cache(cache, len(rows)), "use_cache": True}
     return layout, loaded.base(**inputs).last_hidden_state.flatten(0, 1)
 
 
@@ -194,12 +194,12 @@ def _head_scores(
     top = np.empty((len(which), top_k), np.float32)
     for chunk, at in enumerate(range(0, len(places), HEAD_ROWS)):
         table = loaded.head(picked[at : at + HEAD_ROWS]).log_softmax(-1)
-        mine = order[starts[chunk] : starts[chunk + 1]]
-        local = torch.from_numpy(which[mine] - at).to(loaded.device)
-        target = torch.from_numpy(layout.target[mine]).to(loaded.device)
-        logprobs[mine] = table[local, target].cpu().numpy()
+        chunk_order = order[starts[chunk] : starts[chunk + 1]]
+        local = torch.from_numpy(which[chunk_order] - at).to(loaded.device)
+        target = torch.from_numpy(layout.target[chunk_order]).to(loaded.device)
+        logprobs[chunk_order] = table[local, target].cpu().numpy()
         if top_k:
             best, ids = table.topk(top_k, dim=-1)
-            top_ids[mine] = ids[local].cpu().numpy()
-            top[mine] = best[local].cpu().numpy()
+            top_ids[chunk_order] = ids[local].cpu().numpy()
+            top[chunk_order] = best[local].cpu().numpy()
     return logprobs, top_ids, top

@@ -36,7 +36,7 @@ def run_prefix(loaded: LoadedModel, ids: tuple[int, ...]) -> Any:
     return cache
 
 
-def expanded(cache: Any, rows: int) -> Any:
+def expand_cache(cache: Any, rows: int) -> Any:
     """A copy of a one-row cache for ``rows`` rows; the original stays as it is."""
     copied = copy.copy(cache)
     copied.layers = [copy.copy(layer) for layer in cache.layers]

@@ -26,7 +26,7 @@ class Window:
     seen: int
 
 
-def windows(task: ScoreTask, limit: int, stride: int | None) -> list[Window]:
+def cut_windows(task: ScoreTask, limit: int, stride: int | None) -> list[Window]:
     """The task itself when it fits into ``limit`` tokens or no stride is given; else it is one raw text."""
     if stride is None or len(task.prompt) != 1 or len(task.continuations[0]) < limit:
         return [Window(task, 0)]
@@ -42,7 +42,7 @@ def _cut(task: ScoreTask, room: int, stride: int) -> Iterator[Window]:
         done, start = end, start + stride
 
 
-def joined(task: ScoreTask, parts: Sequence[tuple[Window, list[Continuation]]]) -> list[Continuation]:
+def join_windows(task: ScoreTask, parts: Sequence[tuple[Window, list[Continuation]]]) -> list[Continuation]:
     """The continuations of a task from those of its windows."""
     if len(parts) == 1:
         return parts[0][1]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -303,8 +302,3 @@ def reply_seed(seed: int, name: str) -> int:
     """A seed for one reply: of the pinned seed and the item, not of what runs beside it."""
     data = json.dumps([seed, name]).encode()
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") % 2**63
-
-
-def now() -> float:
-    """The clock of all times here."""
-    return time.monotonic()

@@ -95,21 +95,21 @@ class StreamRequest:
 
     def body(self, model: str) -> dict[str, Any]:
         """The JSON that asks for it."""
-        found: dict[str, Any] = {
+        body: dict[str, Any] = {
             "model": model, "max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
         if self.messages is None:
-            found["prompt"] = list(self.prompt_ids or ())
+            body["prompt"] = list(self.prompt_ids or ())
         else:
-            found["messages"] = [{"role": m.role, "content": m.content} for m in self.messages]
+            body["messages"] = [{"role": m.role, "content": m.content} for m in self.messages]
         if self.seed is not None:
-            found["seed"] = self.seed
+            body["seed"] = self.seed
         if self.stop and not self.exact:
-            found["stop"] = list(self.stop)
+            body["stop"] = list(self.stop)
         if self.exact:
-            found |= {"ignore_eos": True, "min_tokens": self.max_tokens}
-        return found | dict(self.extra)
+            body |= {"ignore_eos": True, "min_tokens": self.max_tokens}
+        return body | dict(self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +193,8 @@ class Client:
 
     async def stream(self, request: StreamRequest) -> Streamed:
         """The reply, read to its end. A cancelled call closes its connection, which tells the server to stop."""
-        reading = _Reading(request.id)
-        with self._named(reading):
+        reading = _StreamReader(request.id)
+        with self._translated_errors(reading):
             url = self.endpoint.url.rstrip("/") + request.path
             async with self._open.post(
                 url, json=request.body(self.endpoint.model), allow_redirects=False
@@ -207,7 +207,7 @@ class Client:
 
     async def post(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that a POST answers with."""
-        with self._named(_Reading(url)):
+        with self._translated_errors(_StreamReader(url)):
             async with self._open.post(url, json=body, allow_redirects=False) as response:
                 await self._accept(response, url)
                 return _object(await response.read(), url)
@@ -218,7 +218,7 @@ class Client:
 
     async def get_text(self, url: str) -> str:
         """The text that a GET answers with."""
-        with self._named(_Reading(url)):
+        with self._translated_errors(_StreamReader(url)):
             async with self._open.get(url, allow_redirects=False) as response:
                 await self._accept(response, url)
                 return (await response.read()).decode("utf-8", "replace")
@@ -236,11 +236,12 @@ class Client:
         raw = (await response.content.read(4096)).decode("utf-8", "replace")
         raise EngineRefused(
             f"{what}: the server answered {response.status} {response.reason or ''}".rstrip(),
-            status=response.status, cause=_words(raw), retry_after=_seconds(response.headers.get("Retry-After")),
+            status=response.status, cause=_error_message(raw),
+            retry_after=_retry_after(response.headers.get("Retry-After")),
         )  # fmt: skip
 
     @contextmanager
-    def _named(self, reading: _Reading) -> Iterator[None]:
+    def _translated_errors(self, reading: _StreamReader) -> Iterator[None]:
         """Every error of aiohttp as one of ours; the more exact kinds first."""
         what, seen = reading.id, reading.seen
         try:
@@ -248,8 +249,8 @@ class Client:
         except (aiohttp.ConnectionTimeoutError, aiohttp.ServerTimeoutError, TimeoutError) as error:
             limits = self.deadlines
             waits = f"connect {limits.connect:g}, idle {limits.idle:g}, total {limits.total:g} s"
-            said = str(error) or f"allowed: {waits}"
-            raise EngineTimeout(f"{what}: no answer in time after {seen()}", cause=said) from error
+            cause = str(error) or f"allowed: {waits}"
+            raise EngineTimeout(f"{what}: no answer in time after {seen()}", cause=cause) from error
         except aiohttp.ClientConnectorError as error:
             raise EngineDied(
                 f"{what}: no connection to {self.endpoint.root}", cause=_reason(error)
@@ -264,7 +265,7 @@ class Client:
             raise EngineTruncated(f"{what}: broke off after {seen()}", cause=_reason(error)) from error
 
 
-class _Reading:
+class _StreamReader:
     """One stream while it is read."""
 
     def __init__(self, name: str) -> None:
@@ -289,7 +290,7 @@ class _Reading:
             return True
         value = _object(data, f"{self.id}: an event after {self.seen()}")
         if value.get("error"):
-            cause = _words(json.dumps(value))
+            cause = _error_message(json.dumps(value))
             raise EngineError(f"{self.id}: the server reports an error after {self.seen()}", cause=cause)
         try:
             self._event(value, at)
@@ -365,18 +366,18 @@ def _usage(value: Mapping[str, Any]) -> Usage:
     )  # fmt: skip
 
 
-def _words(raw: str) -> str:
+def _error_message(raw: str) -> str:
     """The message inside an error answer, or its beginning."""
     try:
         value = json.loads(raw)
         error = value.get("error", value)
-        said = error.get("message", raw) if isinstance(error, dict) else error
+        message = error.get("message", raw) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
-        said = raw
-    return " ".join(str(said).split())[:500]
+        message = raw
+    return " ".join(str(message).split())[:500]
 
 
-def _seconds(header: str | None) -> float | None:
+def _retry_after(header: str | None) -> float | None:
     try:
         return None if header is None else max(0.0, float(header))
     except ValueError:

@@ -108,8 +108,8 @@ class MockApp:
         await _answer(send, json.dumps(value).encode())
 
     async def _seen(self, body: bytes, send: Send) -> None:
-        own = self.schedule
-        value = {"requests": own.seen, "aborted": own.aborted, "inside": own.inside}
+        schedule = self.schedule
+        value = {"requests": schedule.seen, "aborted": schedule.aborted, "inside": schedule.inside}
         await _answer(send, json.dumps(value).encode())
 
     async def _turn(self, body: bytes, send: Send) -> None:

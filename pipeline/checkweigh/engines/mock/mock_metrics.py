@@ -78,5 +78,7 @@ class MockMetrics:
         return counter.labels(**self._labels)
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        found = Histogram(f"vllm:{name}", name, tuple(self._labels), registry=self.registry, buckets=buckets)
-        return found.labels(**self._labels)
+        histogram = Histogram(
+            f"vllm:{name}", name, tuple(self._labels), registry=self.registry, buckets=buckets
+        )
+        return histogram.labels(**self._labels)

@@ -115,10 +115,10 @@ class Schedule:
         self.metrics.running.set(len(self._running))
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.kv.set(max(self.knobs.kv_floor, min(1.0, used / self.knobs.kv_tokens)))
-        found = self.metrics.text()
+        text = self.metrics.text()
         if self.knobs.frozen_metrics:
-            self._frozen = found
-        return found
+            self._frozen = text
+        return text
 
     @property
     def inside(self) -> int:

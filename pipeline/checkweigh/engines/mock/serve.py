@@ -29,15 +29,15 @@ _START_S = 20.0
 def listen(port: int = 0, host: str = HOST) -> socket.socket:
     """A listening socket; port 0 takes a free one. EngineDied when it cannot be had."""
     # asyncio turns Nagle's algorithm off (44 ms an answer) only where the protocol is named.
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((host, port))
-        found.listen(2048)
+        bound.bind((host, port))
+        bound.listen(2048)
     except OSError as error:
-        found.close()
+        bound.close()
         raise EngineDied(f"port {port} of {host} cannot be had ({error.strerror})") from error
-    return found
+    return bound
 
 
 def server(app: object) -> uvicorn.Server:
@@ -68,19 +68,19 @@ def in_thread(
     knobs: MockKnobs | None = None, *, key: str | None = None
 ) -> Iterator[tuple[Endpoint, MockApp]]:
     """A mock in a thread of this process, for tests. A crash closes its socket and every connection."""
-    found = knobs or MockKnobs()
+    knobs = knobs or MockKnobs()
     bound = listen()
     box: list[tuple[MockApp, uvicorn.Server]] = []
     ready = threading.Event()
 
     async def main() -> None:
-        own = server(None)
-        app = MockApp(found, key=key, die=lambda code: _drop(own, bound))
-        own.config.app = app
-        own.config.load()
-        box.append((app, own))
+        http_server = server(None)
+        app = MockApp(knobs, key=key, die=lambda code: _drop(http_server, bound))
+        http_server.config.app = app
+        http_server.config.load()
+        box.append((app, http_server))
         ready.set()
-        await own.serve(sockets=[bound])
+        await http_server.serve(sockets=[bound])
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
@@ -88,7 +88,7 @@ def in_thread(
         if not ready.wait(_START_S):
             raise EngineDied("the mock engine did not start")
         url = f"http://{HOST}:{bound.getsockname()[1]}/v1"
-        yield Endpoint(url=url, model=found.model, key=key), box[0][0]
+        yield Endpoint(url=url, model=knobs.model, key=key), box[0][0]
     finally:
         if box:
             box[0][1].should_exit = box[0][1].force_exit = True
@@ -96,11 +96,11 @@ def in_thread(
         bound.close()
 
 
-def _drop(own: uvicorn.Server, bound: socket.socket) -> None:
+def _drop(http_server: uvicorn.Server, bound: socket.socket) -> None:
     bound.close()
-    for connection in list(own.server_state.connections):
+    for connection in list(http_server.server_state.connections):
         connection.transport.abort()
-    own.should_exit = own.force_exit = True
+    http_server.should_exit = http_server.force_exit = True
     raise asyncio.CancelledError
 
 
@@ -126,18 +126,18 @@ def command(knobs: MockKnobs, *, port: int = 0) -> list[str]:
 @contextmanager
 def in_process(knobs: MockKnobs | None = None, *, key: str | None = None) -> Iterator[MockProcess]:
     """A mock in a process of its own, killed when the block ends."""
-    found = knobs or MockKnobs()
+    knobs = knobs or MockKnobs()
     environment = dict(os.environ) | ({} if key is None else {"CHECKWEIGH_MOCK_KEY": key})
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[3])
     child = subprocess.Popen(
-        command(found), stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command(knobs), stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
     assert child.stdout is not None
     try:
         line = child.stdout.readline()
         if not line:
             raise EngineDied(f"the mock engine ended with code {child.wait(_START_S)} before it served")
-        yield MockProcess(Endpoint(url=json.loads(line)["url"], model=found.model, key=key), child)
+        yield MockProcess(Endpoint(url=json.loads(line)["url"], model=knobs.model, key=key), child)
     finally:
         with suppress(ProcessLookupError):
             child.send_signal(signal.SIGCONT)

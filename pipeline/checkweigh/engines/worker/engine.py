@@ -98,11 +98,13 @@ class WorkerEngine:
         return _read(lambda value: wire.unpack_results(value, wire.unpack_states), answer)
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """Compare the hidden states in two folders."""
         packed = [wire.pack_score_request(r) for r in batch]
-        answer = self._ask("divergence", self.timeouts.call, batch=packed, theirs=str(theirs), mine=str(mine))
+        answer = self._ask(
+            "divergence", self.timeouts.call, batch=packed, theirs=str(their_states), mine=str(own_states)
+        )
         return _read(lambda value: wire.unpack_results(value, wire.unpack_divergence), answer)
 
     def generate(self, batch: Sequence[GenerateRequest]) -> list[GenerateResult | ItemFailure]:

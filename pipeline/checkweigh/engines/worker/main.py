@@ -106,8 +106,8 @@ def answer(backend: Backend, call: dict[str, Any]) -> Any:
             requests = [wire.unpack_generate_request(r) for r in call["batch"]]
             return wire.pack_results(backend.generate(requests, sent=call["sent"]))
         case "resources":
-            found = backend.resources(reset_peak=call["reset_peak"])
-            return [found.resident, found.peak, found.swapped]
+            memory = backend.resources(reset_peak=call["reset_peak"])
+            return [memory.resident, memory.peak, memory.swapped]
     raise ValueError(f"unknown call {call['call']!r}")
 
 

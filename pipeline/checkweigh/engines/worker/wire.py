@@ -79,12 +79,12 @@ def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
     return parse(body) if len(body) == size else None
 
 
-def floats(array: NDArray[np.float32]) -> str:
+def pack_floats(array: NDArray[np.float32]) -> str:
     """Base64 of little-endian float32."""
     return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode("ascii")
 
 
-def ints(array: NDArray[np.int32]) -> str:
+def pack_ints(array: NDArray[np.int32]) -> str:
     """Base64 of little-endian int32."""
     return base64.b64encode(np.ascontiguousarray(array, dtype="<i4").tobytes()).decode("ascii")
 
@@ -147,20 +147,20 @@ def unpack_generate_request(value: dict[str, Any]) -> GenerateRequest:
 
 
 def _pack_continuation(value: Continuation) -> dict[str, Any]:
-    packed: dict[str, Any] = {"ids": list(value.token_ids), "logprobs": floats(value.logprobs)}
+    packed: dict[str, Any] = {"ids": list(value.token_ids), "logprobs": pack_floats(value.logprobs)}
     if value.top_ids is not None and value.top_logprobs is not None:
-        packed["top_ids"] = ints(value.top_ids)
-        packed["top_logprobs"] = floats(value.top_logprobs)
+        packed["top_ids"] = pack_ints(value.top_ids)
+        packed["top_logprobs"] = pack_floats(value.top_logprobs)
     return packed
 
 
-Result = ScoreResult | GenerateResult | States | Divergence | ItemFailure
-A = TypeVar("A", ScoreResult, GenerateResult, States, Divergence)
-Number = TypeVar("Number", np.float32, np.int32)
-T = TypeVar("T")
+AnyResult = ScoreResult | GenerateResult | States | Divergence | ItemFailure
+_Answer = TypeVar("A", ScoreResult, GenerateResult, States, Divergence)
+_Number = TypeVar("Number", np.float32, np.int32)
+_T = TypeVar("T")
 
 
-def pack_result(result: Result) -> dict[str, Any]:
+def pack_result(result: AnyResult) -> dict[str, Any]:
     """A result as JSON values; its ``kind`` tells which."""
     if isinstance(result, ItemFailure):
         return {"kind": "failure", "id": result.id, "reason": result.reason, "detail": result.detail}
@@ -174,8 +174,8 @@ def pack_result(result: Result) -> dict[str, Any]:
             "kind": "divergence",
             "id": result.id,
             "ids": list(result.token_ids),
-            "kl": floats(result.kl),
-            "agree": ints(result.agree),
+            "kl": pack_floats(result.kl),
+            "agree": pack_ints(result.agree),
             "worst": [token.model_dump(mode="json") for token in result.worst],
         }
     return {
@@ -190,7 +190,7 @@ def pack_result(result: Result) -> dict[str, Any]:
     }
 
 
-def pack_results(results: Sequence[Result]) -> list[dict[str, Any]]:
+def pack_results(results: Sequence[AnyResult]) -> list[dict[str, Any]]:
     """``pack_result`` of each."""
     return [pack_result(result) for result in results]
 
@@ -210,12 +210,12 @@ def unpack_resources(value: Any) -> Resources:
     return Resources(resident=sizes[0], peak=sizes[1], swapped=sizes[2])
 
 
-def unpack_results(value: Any, unpack: Callable[[dict[str, Any]], A]) -> list[A | ItemFailure]:
+def unpack_results(value: Any, unpack: Callable[[dict[str, Any]], _Answer]) -> list[_Answer | ItemFailure]:
     """Inverse of ``pack_results``; ``unpack`` reads one kind of result.
 
     ValueError, with the position: anything that is neither a failure nor of that kind.
     """
-    results: list[A | ItemFailure] = []
+    results: list[_Answer | ItemFailure] = []
     for position, packed in enumerate(_of(list, value, "a list of results")):
         try:
             result = _of(dict, packed, "an object")
@@ -292,7 +292,7 @@ def _unpack_continuation(value: dict[str, Any]) -> Continuation:
     )
 
 
-def _table(flat: NDArray[Number], rows: int) -> NDArray[Number]:
+def _table(flat: NDArray[_Number], rows: int) -> NDArray[_Number]:
     """(rows, k)."""
     if not rows or not flat.size or flat.size % rows:
         raise ValueError(f"a ragged table: {flat.size} values for {rows} tokens")
@@ -305,7 +305,7 @@ def _ids(value: Any, what: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _of(kind: type[T], value: Any, what: str) -> T:
+def _of(kind: type[_T], value: Any, what: str) -> _T:
     """``value``, of the kind. ValueError: of another."""
     if not isinstance(value, kind):
         raise ValueError(f"{what} expected, {type(value).__name__} came")

@@ -93,10 +93,10 @@ class GuardedEngine:
         return self._in_turns(batch, _score_cost, lambda part: self._inner.states(part, folder), scoring=True)
 
     def divergence(
-        self, batch: Sequence[ScoreRequest], theirs: Path, mine: Path
+        self, batch: Sequence[ScoreRequest], their_states: Path, own_states: Path
     ) -> list[Divergence | ItemFailure]:
         """Passed on."""
-        return self._inner.divergence(batch, theirs, mine)
+        return self._inner.divergence(batch, their_states, own_states)
 
     def resources(self, *, reset_peak: bool = False) -> Resources:
         """The inner engine's."""

@@ -282,10 +282,10 @@ def test_sampling_follows_the_distribution() -> None:
 
 def test_splitting_a_batch() -> None:
     replies = [generate.GrowingReply(id=str(i), prompt=(1,) * 10, room=10, exact=True) for i in range(10)]
-    assert [len(p) for p in generate.split(replies, 4, 10_000)] == [4, 4, 2]
-    assert [len(p) for p in generate.split(replies, 16, 60)] == [3, 3, 3, 1]
-    assert [len(p) for p in generate.split(replies[:2], 16, 5)] == [1, 1]
-    assert generate.split([], 16, 5) == []
+    assert [len(p) for p in generate.split_replies(replies, 4, 10_000)] == [4, 4, 2]
+    assert [len(p) for p in generate.split_replies(replies, 16, 60)] == [3, 3, 3, 1]
+    assert [len(p) for p in generate.split_replies(replies[:2], 16, 5)] == [1, 1]
+    assert generate.split_replies([], 16, 5) == []
 
 
 def test_logits_that_are_no_numbers_are_item_failures(backend: TransformersBackend) -> None:

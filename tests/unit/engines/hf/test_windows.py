@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from checkweigh.engines.hf.backend import TransformersBackend
 from checkweigh.engines.hf.score import ScoreTask
-from checkweigh.engines.hf.windows import windows
+from checkweigh.engines.hf.windows import cut_windows
 from checkweigh.engines.protocol import Divergence, ItemFailure, ScoreRequest, ScoreResult
 
 CLOSE = 1e-4
@@ -136,7 +136,7 @@ def test_divergence_of_a_long_text_is_that_of_its_windows(tiny_dir: Path, tmp_pa
 def test_windows_cover_every_token_exactly_once() -> None:
     for size in (15, 16, 17, 40, 41):
         for stride in (1, 7, 15):
-            cut = windows(ScoreTask((0,), (tuple(range(size)),)), 16, stride)
+            cut = cut_windows(ScoreTask((0,), (tuple(range(size)),)), 16, stride)
             kept = [token for window in cut for token in window.task.continuations[0][window.seen :]]
             assert kept == list(range(size))
             assert all(len(window.task.continuations[0]) <= 15 for window in cut)

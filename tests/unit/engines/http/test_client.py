@@ -21,7 +21,7 @@ from checkweigh.engines.http.client import (
     Endpoint,
     Streamed,
     StreamRequest,
-    _Reading,
+    _StreamReader,
 )
 from checkweigh.errors import (
     BadInput,
@@ -306,7 +306,7 @@ def test_every_error_of_aiohttp_becomes_one_of_ours() -> None:
             kind.__name__, (kind,), {"__init__": lambda self: None, "__str__": lambda self: "so it is"}
         )
         error = named()
-        with pytest.raises(CheckweighError), client._named(_Reading("x")):
+        with pytest.raises(CheckweighError), client._translated_errors(_StreamReader("x")):
             raise error
     assert inspect.iscoroutinefunction(client.stream)
 

@@ -35,7 +35,7 @@ def arms(bench: GateBench) -> Arms:
 def test_two_equal_servers_pass_under_load_and_the_report_shows_it(
     arms: Arms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "SECONDS", 0.3)
+    monkeypatch.setattr(sweep, "POINT_SECONDS", 0.3)
     arms.bench.policy(SCORE, row("e2e"), row("goodput", tier="critical"), row("error_rate"), timing=TIMING)
     first, second = arms.manifest("baseline"), arms.manifest("candidate", args={"max_num_seqs": 4})
     code = arms.bench.run(*arms.bench.arguments(first, second, "--sweep"))
