@@ -33,8 +33,8 @@ from checkweigh.errors import EngineError
 DOES_NOT_FIT = "the engine's answer does not fit the request"
 MOST_LOGPROB = 1e-3  # rounding in bfloat16 heads stays far below it
 
-_Request = TypeVar("Request", ScoreRequest, GenerateRequest)
-_Result = TypeVar("Result", ScoreResult, GenerateResult, States, Divergence)
+_Request = TypeVar("_Request", ScoreRequest, GenerateRequest)
+_Result = TypeVar("_Result", ScoreResult, GenerateResult, States, Divergence)
 
 
 def check(condition: bool, what: str) -> None:

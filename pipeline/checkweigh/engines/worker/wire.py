@@ -155,9 +155,9 @@ def _pack_continuation(value: Continuation) -> dict[str, Any]:
 
 
 AnyResult = ScoreResult | GenerateResult | States | Divergence | ItemFailure
-_Answer = TypeVar("A", ScoreResult, GenerateResult, States, Divergence)
-_Number = TypeVar("Number", np.float32, np.int32)
-_T = TypeVar("T")
+_Answer = TypeVar("_Answer", ScoreResult, GenerateResult, States, Divergence)
+_Number = TypeVar("_Number", np.float32, np.int32)
+_T = TypeVar("_T")
 
 
 def pack_result(result: AnyResult) -> dict[str, Any]:
