@@ -48,12 +48,7 @@ def load(spec: EngineSpec) -> LoadedModel:
     Raises BadInput (adapters, no such device) and EngineError (what was loaded is not what was asked for).
     """
     manifest = spec.manifest
-    if manifest.model.adapters:
-        raise BadInput("model.adapters: LoRA adapters are not built yet for engine transformers")
-    if manifest.engine.device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("engine.device: cuda, but torch finds no CUDA device here")
-    if manifest.engine.device == "mps" and not torch.backends.mps.is_available():
-        raise BadInput("engine.device: mps, but torch finds no Apple GPU here")
+    _check_supported(manifest)
     _quiet()
     torch.set_num_threads(manifest.engine.threads)
     tokenizer = AutoTokenizer.from_pretrained(
@@ -74,9 +69,8 @@ def load(spec: EngineSpec) -> LoadedModel:
             f"limits.max_sequence: expected at most the model's {longest}, found {manifest.limits.max_sequence}"
         )
     eos = _eos(model, tokenizer)
-    identity = _identity(
-        manifest, model, eos
-    )  # before anything runs: bitsandbytes repacks its weights when first used
+    # Before anything runs: bitsandbytes repacks its weights when first used.
+    identity = _identity(manifest, model, eos)
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else (eos[0] if eos else None)
     if prefix is None:
         raise BadInput("the tokenizer has neither a BOS nor an EOS token; raw text cannot be scored")
@@ -97,6 +91,16 @@ def load(spec: EngineSpec) -> LoadedModel:
         shares=shares_context(model.config),
         identity=identity,
     )
+
+
+def _check_supported(manifest: Manifest) -> None:
+    """BadInput: adapters, or a device that this host does not have."""
+    if manifest.model.adapters:
+        raise BadInput("model.adapters: LoRA adapters are not built yet for engine transformers")
+    if manifest.engine.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("engine.device: cuda, but torch finds no CUDA device here")
+    if manifest.engine.device == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("engine.device: mps, but torch finds no Apple GPU here")
 
 
 def _quiet() -> None:
