@@ -14,14 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from checkweigh.measure.open_loop import OfferedBlock, RequestOutcome
+from checkweigh.measure.open_loop import OfferedBlock, OfferedOutcome
 from checkweigh.records.load_spec import Load, Objective
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 BOUND_SUFFIX = "bound"
 
 
-def kept_slo(outcome: RequestOutcome, slo: Objective) -> bool:
+def kept_slo(outcome: OfferedOutcome, slo: Objective) -> bool:
     """Whether the request was answered, and as fast as was promised."""
     if outcome.failure or outcome.first is None or outcome.ended is None:
         return False
@@ -62,7 +62,7 @@ def block_values(
     return values
 
 
-def is_error(outcome: RequestOutcome) -> bool:
+def is_error(outcome: OfferedOutcome) -> bool:
     """Whether the request got no whole answer in its time. One that was never sent was not answered either."""
     return bool(outcome.failure)
 
@@ -80,7 +80,7 @@ def discordant_counts(
     }
 
 
-def describe_failures(outcomes: Sequence[RequestOutcome]) -> str:
+def describe_failures(outcomes: Sequence[OfferedOutcome]) -> str:
     """The failures in words, commonest first; empty when there were none."""
     counts = Counter(o.failure.partition(":")[0] for o in outcomes if o.failure)
     return ", ".join(f"{count} {what}" for what, count in counts.most_common())

@@ -35,7 +35,7 @@ from checkweigh.engines.vllm.server_metrics import require_cold
 from checkweigh.errors import EngineError
 from checkweigh.measure.arrivals import BlockPlan, PlannedRequest, PromptSupply, plan_block
 from checkweigh.measure.block_metrics import block_values, describe_failures, discordant_counts
-from checkweigh.measure.open_loop import OfferedBlock, RequestOutcome, offer
+from checkweigh.measure.open_loop import OfferedBlock, OfferedOutcome, offer
 from checkweigh.measure.paired_blocks import (
     ARMS,
     ArmProvider,
@@ -77,7 +77,7 @@ class PairUnderLoad:
     load: Load
     redone: int = 0
     why: str = ""
-    failed: dict[Role, list[RequestOutcome]] = field(default_factory=lambda: {role: [] for role in ARMS})
+    failed: dict[Role, list[OfferedOutcome]] = field(default_factory=lambda: {role: [] for role in ARMS})
 
     def pairs(self) -> Iterator[Block]:
         """Pairs of blocks, as many as are taken; they end early with a baseline that cannot carry the load."""

@@ -32,7 +32,7 @@ Stream = Callable[[PlannedRequest], Awaitable[Streamed]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestOutcome:
+class OfferedOutcome:
     """What became of one request. Seconds from the moment it was due; None where there was no such moment.
 
     ``failure`` is empty for a whole answer. ``ended``: last token, failure, or giving up; None if it was never sent.
@@ -58,7 +58,7 @@ class RequestOutcome:
 class OfferedBlock:
     """A block's outcomes, one for each planned request and in its order; ``saturated`` says why it was stopped."""
 
-    outcomes: tuple[RequestOutcome, ...]
+    outcomes: tuple[OfferedOutcome, ...]
     saturated: str = ""
 
     @property
@@ -102,12 +102,12 @@ async def offer(stream: Stream, plan: BlockPlan, load: Load, *, exact: bool) -> 
     """
     loop = asyncio.get_running_loop()
     start = loop.time() + LEAD_S
-    tasks: list[asyncio.Task[RequestOutcome]] = []
+    tasks: list[asyncio.Task[OfferedOutcome]] = []
     outstanding: list[int] = []
     ended = 0
     saturated = ""
 
-    def _closed(_: asyncio.Task[RequestOutcome]) -> None:
+    def _closed(_: asyncio.Task[OfferedOutcome]) -> None:
         nonlocal ended
         ended += 1
 
@@ -139,28 +139,28 @@ async def offer(stream: Stream, plan: BlockPlan, load: Load, *, exact: bool) -> 
         saturated = (
             f"over-saturated: {slow} of {len(outcomes)} requests had no answer within {load.timeout:g} s"
         )
-    unsent = tuple(RequestOutcome(id=p.id, failure="not sent") for p in plan.requests[len(tasks) :])
+    unsent = tuple(OfferedOutcome(id=p.id, failure="not sent") for p in plan.requests[len(tasks) :])
     return OfferedBlock(outcomes=(*outcomes, *unsent), saturated=saturated)
 
 
 async def _send(
     stream: Stream, planned: PlannedRequest, due: float, load: Load, exact: bool
-) -> RequestOutcome:
+) -> OfferedOutcome:
     """One request; a cancelled one is given up, with the time it had taken so far."""
     late = max(0.0, time.monotonic() - due)
     try:
         async with asyncio.timeout_at(due + load.timeout):
             reply = await stream(planned)
     except (EngineError, TimeoutError, asyncio.CancelledError) as error:
-        return RequestOutcome(
+        return OfferedOutcome(
             id=planned.id, late=late, ended=time.monotonic() - due, failure=_failure_name(error)
         )
     if not reply.events or (exact and reply.tokens != planned.output_tokens):
         wanted = f"{planned.output_tokens} tokens" if exact else "some tokens"
         failure = f"wrong length: {reply.tokens} tokens, {wanted} expected"
-        return RequestOutcome(id=planned.id, late=late, ended=reply.ended - due, failure=failure)
+        return OfferedOutcome(id=planned.id, late=late, ended=reply.ended - due, failure=failure)
     cached = 0 if reply.usage is None else reply.usage.cached_tokens or 0
-    return RequestOutcome(
+    return OfferedOutcome(
         id=planned.id, late=late, first=reply.events[0].at - due, ended=reply.events[-1].at - due,
         tokens=reply.tokens, cached=cached,
     )  # fmt: skip

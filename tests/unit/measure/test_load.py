@@ -28,7 +28,7 @@ from checkweigh.measure.block_metrics import (
 from checkweigh.measure.open_loop import (
     MOST_OUTSTANDING,
     OfferedBlock,
-    RequestOutcome,
+    OfferedOutcome,
     backlog_grows,
     offer,
 )
@@ -201,8 +201,8 @@ def test_too_many_open_connections_are_a_backlog_whatever_the_trend() -> None:
     assert not backlog_grows([5] * 29)
 
 
-def outcome(**values: Any) -> RequestOutcome:
-    return RequestOutcome(**{"id": "r", "late": 0.0, "first": 0.1, "ended": 0.4, "tokens": 4} | values)
+def outcome(**values: Any) -> OfferedOutcome:
+    return OfferedOutcome(**{"id": "r", "late": 0.0, "first": 0.1, "ended": 0.4, "tokens": 4} | values)
 
 
 def test_a_late_sender_is_named_and_a_punctual_one_is_not() -> None:
