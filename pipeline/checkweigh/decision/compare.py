@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from checkweigh.decision.looks import Level, single_look_level
-from checkweigh.decision.pairing import Bools, Floats, PairedSample
+from checkweigh.decision.pairing import PairedSample
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check
@@ -34,6 +34,7 @@ from checkweigh.stats import (
     least_n_without_flips,
     ratio_difference,
 )
+from checkweigh.stats.arrays import Bools, Floats
 
 MAX_UNBOUNDED_FAILURES = 0.005
 EVENTS = frozenset({"bad_ending", "truncated", "empty", "looping", "failed"})
@@ -97,20 +98,20 @@ def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) ->
     sure = np.flatnonzero(block.estimable)
     whole = np.ones(first.baseline.shape, dtype=np.bool_)
     shared = _degenerate(check, first, block, level, int(sure[0])) if len(sure) else None
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for i, (baseline, candidate) in enumerate(zip(sample.baseline, sample.candidate, strict=True)):
         both = float(means[0][i]), float(means[1][i])
         row = replace(sample, baseline=baseline, candidate=candidate)
         reason = _unusable(check, row, whole, level)
         reason = reason or (shared if block.estimable[i] else _degenerate(check, first, block, level, i))
         if reason:
-            found.append(Inestimable(reason=reason, baseline=both[0], candidate=both[1]))
+            comparisons.append(Inestimable(reason=reason, baseline=both[0], candidate=both[1]))
         else:
             constant = _one_length(check, row, whole)
             side = None if constant else passing
             record = to_estimate(check, block, side, level, pairs=block.n, means=both, at=i)
-            found.append(record.model_copy(update={"exclusions": constant}))
-    return tuple(found)
+            comparisons.append(record.model_copy(update={"exclusions": constant}))
+    return tuple(comparisons)
 
 
 def _means(sample: PairedSample, values: Floats) -> Floats:
@@ -177,21 +178,21 @@ def _unusable(check: Check, sample: PairedSample, complete: Bools, level: Level)
 
 def _constant(check: Check, sample: PairedSample, complete: Bools) -> tuple[str, ...]:
     """The arms that have one value throughout, in words."""
-    found = []
+    reasons = []
     for arm, values in (("baseline", sample.baseline), ("candidate", sample.candidate)):
         scores = values[complete] / sample.size[complete]
         if np.ptp(scores) == 0:
             length = f"every reply of the {arm} has exactly {np.exp(scores[0]):.0f} tokens"
             score = f"the {arm}'s scores are all {scores[0]:g}; a constant says nothing"
-            found.append(length if METRICS[check.metric].estimator == "log_length" else score)
-    return tuple(found)
+            reasons.append(length if METRICS[check.metric].estimator == "log_length" else score)
+    return tuple(reasons)
 
 
 def _one_length(check: Check, sample: PairedSample, complete: Bools) -> tuple[str, ...]:
     """Why lengths that do not vary in one arm cannot pass: an exclusion, or none."""
     if METRICS[check.metric].estimator != "log_length":
         return ()
-    return tuple(f"{one}: no pass" for one in _constant(check, sample, complete))
+    return tuple(f"{reason}: no pass" for reason in _constant(check, sample, complete))
 
 
 def _take(sample: PairedSample, keep: Bools) -> PairedSample:

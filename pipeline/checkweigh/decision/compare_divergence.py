@@ -64,9 +64,9 @@ def compare_divergence(
     values = np.array([value for _, value in scored])
     if floor is None:
         theta = float(typical_divergence(values))
-        found = f"{theta:.4g} nats/token over {len(scored)} of {len(pairs)} documents"
+        measured = f"{theta:.4g} nats/token over {len(scored)} of {len(pairs)} documents"
         why = "no noise floor has been measured (checkweigh calibrate), so that it cannot be told whether this is much"
-        return Inestimable(reason=f"{found}; {why}", candidate=theta)
+        return Inestimable(reason=f"{measured}; {why}", candidate=theta)
     level, failed = alpha if isinstance(alpha, Level) else single_look_level(alpha), len(pairs) - len(scored)
     partition = Partition.from_labels([label for label, _ in scored])
     few = _few(check, level, len(scored), failed, partition.clusters)
@@ -92,9 +92,9 @@ def compare_divergence(
             margin=check.margin,
             floor=floor.upper,
             kappa=floor.kappa,
-            alpha=one or level.high,
+            alpha=alpha_of_test or level.high,
         )
-        for one in (level.high, level.passing)
+        for alpha_of_test in (level.high, level.passing)
     )
     if not evidence.estimable or evidence.g_eff < MIN_EFFECTIVE_CLUSTERS:
         return Inestimable(

@@ -13,12 +13,12 @@ import numpy as np
 
 from checkweigh.decision.compare import equivalence_of, margin_of, mirrored_check, orientation, to_estimate
 from checkweigh.decision.looks import Level, single_look_level
-from checkweigh.decision.pairing import Floats
 from checkweigh.records.comparison import Comparison, Estimate, Inestimable
 from checkweigh.records.measurement import PairedRun
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check
 from checkweigh.stats import MIN_BLOCKS, Evidence, block_log_ratio, block_rates, nominal_level
+from checkweigh.stats.arrays import Floats
 
 
 def block_key(check: Check) -> str:
@@ -106,7 +106,10 @@ def _both_tests(
     key = f"{block_key(check)}.bound"
     arms = [(b.baseline, b.candidate) for b in run.blocks]
     bounds = np.array(
-        [[v.get(key, own) for v, own in zip(a, o, strict=True)] for a, o in zip(arms, values, strict=True)]
+        [
+            [v.get(key, value) for v, value in zip(a, o, strict=True)]
+            for a, o in zip(arms, values, strict=True)
+        ]
     )
     if (bounds == values).all():
         return block, block, ()

@@ -53,8 +53,8 @@ def audit_items(
     rules: list[Callable[[Sequence[Item]], Iterable[AuditFinding]]] = [
         _repeats, partial(_leaks, scorer=scorer), _clusters, _size, _places,
     ]  # fmt: skip
-    found = [finding for rule in rules for finding in rule(items)]
-    return (*found, *_room(items, scores or {}))
+    findings = [finding for rule in rules for finding in rule(items)]
+    return (*findings, *_room(items, scores or {}))
 
 
 def _warn(rule: str, text: str, ids: Iterable[str] = ()) -> AuditFinding:
@@ -118,8 +118,8 @@ def _references(item: Generation, scorer: str) -> tuple[str, ...]:
 
 def _inside(answer: str, asked: str) -> bool:
     """Whole words; a number or a word of one or two letters is in many a prompt by chance."""
-    said = normalise(answer)
-    return len(said) > 2 and not said.replace(" ", "").isdecimal() and f" {said} " in asked
+    words = normalise(answer)
+    return len(words) > 2 and not words.replace(" ", "").isdecimal() and f" {words} " in asked
 
 
 def _clusters(items: Sequence[Item]) -> Iterator[AuditFinding]:

@@ -79,15 +79,15 @@ def digits_apart(
 
 def unit_of(check: Check) -> Unit:
     """The natural unit of a check's differences; of its level for an absolute check."""
-    own = METRICS[check.metric].unit
+    unit = METRICS[check.metric].unit
     signed = check.kind != "absolute"
     if check.metric == "log_perplexity" and check.scale != "relative":
         return Unit(convert=float, digits=4, suffix=" nats/token", signed=signed)
     if check.scale in ("log", "relative"):
         return Unit(convert=percent_of_log, digits=1, suffix="%", signed=signed)
-    if own in ("share", "points"):
+    if unit in ("share", "points"):
         return Unit(convert=lambda v: v * 100, digits=2, suffix=" pp" if signed else "%", signed=signed)
-    return Unit(convert=float, digits=4, suffix=f" {own}", signed=signed)
+    return Unit(convert=float, digits=4, suffix=f" {unit}", signed=signed)
 
 
 def natural(check: Check, value: float) -> float:
@@ -95,8 +95,8 @@ def natural(check: Check, value: float) -> float:
 
     The effect of an absolute check is how far it lies on the good side of the limit ``check.margin``.
     """
-    own = value if check.direction == "higher" else -value
-    return own + check.margin if check.kind == "absolute" else own
+    in_direction = value if check.direction == "higher" else -value
+    return in_direction + check.margin if check.kind == "absolute" else in_direction
 
 
 def _marks(check: Check, margin: float) -> tuple[float, ...]:

@@ -102,20 +102,20 @@ def information_fractions(
     check: Check, sets: Sequence[EvalSet], shares: Sequence[float], seed: int
 ) -> tuple[float, ...]:
     """(J,) information fractions of a check at each look; the last one is 1, and none is below the one before it."""
-    mine = [s for s in sets if s.card.name in check.evalset]
-    parts = [slice_items(s, shares, seed) for s in mine]
-    found = [
+    used = [s for s in sets if s.card.name in check.evalset]
+    parts = [slice_items(s, shares, seed) for s in used]
+    effective = [
         effective_items(
             check,
             [
                 restrict_items(s, [i for part in of[: j + 1] for i in part])
-                for s, of in zip(mine, parts, strict=True)
+                for s, of in zip(used, parts, strict=True)
             ],
         )
         for j in range(len(shares))
     ]
-    whole = found[-1] or 1.0
-    grown = np.minimum(np.maximum.accumulate(np.array(found) / whole), 1.0)
+    whole = effective[-1] or 1.0
+    grown = np.minimum(np.maximum.accumulate(np.array(effective) / whole), 1.0)
     return (*(float(t) for t in grown[:-1]), 1.0)
 
 
@@ -153,17 +153,17 @@ def design_looks(
     block = policy.error_budget.false_block / (policy.attempts * len(shares))
     levels: list[dict[str, Level]] = [{} for _ in shares]
     for check in checks:
-        own = tuple(fractions.get(check.id, shares))
+        design = tuple(fractions.get(check.id, shares))
         if METRICS[check.metric].estimator == "blocks":
-            own = (1.0,) * len(shares)
+            design = (1.0,) * len(shares)
         if check.tier == "advisory":
             at = (policy.error_budget.false_pass,) * len(shares)
         elif METRICS[check.metric].estimator == "blocks":
             at = (alpha,) * len(shares)
         else:
-            at = pass_levels(own, shares, alpha)
+            at = pass_levels(design, shares, alpha)
         grows = len(shares) > 1 and at[0] != at[-1]
-        for j, (t, level) in enumerate(zip(own, at, strict=True)):
+        for j, (t, level) in enumerate(zip(design, at, strict=True)):
             high = block / max(1, hypotheses) if grows else level
             levels[j][check.id] = Level(information=t, passing=level, final=at[-1], high=high)
     return tuple(
@@ -195,5 +195,5 @@ def looks_for_sets(
 
 def _size(check: Check, sets: Sequence[EvalSet]) -> tuple[int, int]:
     """Items and clusters of the whole plan."""
-    found = [(s.card.name, i) for s in sets if s.card.name in check.evalset for i in _items(check, s)]
-    return len(found), len({(n, i.id if check.metric == "failed" else i.cluster) for n, i in found})
+    items = [(s.card.name, i) for s in sets if s.card.name in check.evalset for i in _items(check, s)]
+    return len(items), len({(n, i.id if check.metric == "failed" else i.cluster) for n, i in items})

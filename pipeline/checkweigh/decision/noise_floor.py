@@ -27,11 +27,11 @@ def difference_floor(
     if not sizes or any(size is None for size in sizes):
         reasons = {c.reason for c in contrasts if not isinstance(c, Estimate | Identical)}
         return "; ".join(sorted(reasons)) or "no contrast was measured"
-    found = np.array(sizes, dtype=np.float64)
-    floor = float(np.quantile(found, 0.95))
+    values = np.array(sizes, dtype=np.float64)
+    floor = float(np.quantile(values, 0.95))
     return Floor(
         metric=check.metric, statistic=check.statistic, evalsets=dict(evalsets), where=check.where,
-        contrasts=tuple(found.tolist()), floor=floor, honest=HONEST * floor,
+        contrasts=tuple(values.tolist()), floor=floor, honest=HONEST * floor,
     )  # fmt: skip
 
 

@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, Observation, Scored
 from checkweigh.records.metrics import METRICS
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from checkweigh.stats.arrays import Bools, Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

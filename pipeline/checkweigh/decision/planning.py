@@ -99,8 +99,8 @@ def measured_noise(sample: PairedSample, source: str) -> Noise | None:
     partition = Partition.from_labels([c for c, k in zip(sample.clusters, kept, strict=True) if k])
     if partition.clusters < 2 or not np.ptp(delta) > 0:
         return None
-    found = clustered_mean(delta, partition, margin=1.0)
-    correlation = (float(found.design_effect) - 1.0) / (partition.k - 1.0) if partition.k > 1 else 0.0
+    evidence = clustered_mean(delta, partition, margin=1.0)
+    correlation = (float(evidence.design_effect) - 1.0) / (partition.k - 1.0) if partition.k > 1 else 0.0
     values = np.concatenate([sample.baseline[kept], sample.candidate[kept]])
     bounded = METRICS[sample.metric].estimator in ("graded", "binary")
     binary = bounded and bool(np.isin(values, (0.0, 1.0)).all())
@@ -143,9 +143,13 @@ def _spread(check: Check, sets: Sequence[EvalSet], noises: Noises) -> _Spread:
     sds: list[float] = []
     rhos: list[float] = []
     labels: list[str] = []
-    found = [(evalset, noises(evalset, check)) for evalset in sets if evalset.card.name in check.evalset]
-    binary = METRICS[check.metric].estimator != "log_length" and all(n.flips is not None for _, n in found)
-    for evalset, noise in found:
+    noise_by_set = [
+        (evalset, noises(evalset, check)) for evalset in sets if evalset.card.name in check.evalset
+    ]
+    binary = METRICS[check.metric].estimator != "log_length" and all(
+        n.flips is not None for _, n in noise_by_set
+    )
+    for evalset, noise in noise_by_set:
         items = items_of_check(check, evalset)
         strata = Counter(item.stratum for item in items)
         for item in items:
@@ -159,7 +163,7 @@ def _spread(check: Check, sets: Sequence[EvalSet], noises: Noises) -> _Spread:
     alone = float(np.sum((w * sd) ** 2))
     together = float(np.sum((1 - rho) * (w * sd) ** 2) + np.sum(partition.sums(np.sqrt(rho) * w * sd) ** 2))
     flips = (
-        float(np.average([n.flips or 0.0 for _, n in found], weights=_counts(check, found)))
+        float(np.average([n.flips or 0.0 for _, n in noise_by_set], weights=_counts(check, noise_by_set)))
         if binary
         else None
     )
@@ -168,7 +172,7 @@ def _spread(check: Check, sets: Sequence[EvalSet], noises: Noises) -> _Spread:
         design = _shrunk(design, flips, partition)
     se = math.sqrt(design * alone) / float(w.sum())
     return _Spread(
-        partition.n, partition, se, design, flips, "; ".join(dict.fromkeys(n.source for _, n in found))
+        partition.n, partition, se, design, flips, "; ".join(dict.fromkeys(n.source for _, n in noise_by_set))
     )
 
 
@@ -186,8 +190,8 @@ def _blocks(check: Check, policy: Policy) -> _Spread:
     return _Spread(partition.n, partition, se, design, noise.flips, noise.source)
 
 
-def _counts(check: Check, found: Sequence[tuple[EvalSet, Noise]]) -> list[int]:
-    return [len(items_of_check(check, evalset)) for evalset, _ in found]
+def _counts(check: Check, noise_by_set: Sequence[tuple[EvalSet, Noise]]) -> list[int]:
+    return [len(items_of_check(check, evalset)) for evalset, _ in noise_by_set]
 
 
 def _shrunk(design: float, flips: float, partition: Partition) -> float:
@@ -218,7 +222,7 @@ def joint_pass_probability(rows: Sequence[PlannedCheck]) -> float | None:
 
 def plan_problems(rows: Sequence[PlannedCheck], least: float = JOINT[0]) -> tuple[str, ...]:
     """Why a plan cannot settle, in sentences; none when it can."""
-    found = [f"{row.check}: nothing can pass: {row.impossible}" for row in rows if row.impossible]
+    sentences = [f"{row.check}: nothing can pass: {row.impossible}" for row in rows if row.impossible]
     chance = joint_pass_probability(rows)
     if (
         chance is not None
@@ -233,11 +237,11 @@ def plan_problems(rows: Sequence[PlannedCheck], least: float = JOINT[0]) -> tupl
             if weakest.needed_80
             else ""
         )
-        found.append(
+        sentences.append(
             f"an equal candidate passes all critical checks only {chance:.0%} of the time; weakest is "
             f"{weakest.check}{more} ({weakest.source})"
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def _by_being_equal(check: Check) -> bool:

@@ -61,25 +61,25 @@ def _of_policy(old: Policy, new: Policy) -> Iterator[Loosening]:
 
 def _of_check(check: Check, old: Policy, new: Policy) -> Iterator[Loosening]:
     path = f"checks.{check.id}"
-    found = next((other for other in new.checks if other.id == check.id), None)
-    if found is None:
+    counterpart = next((other for other in new.checks if other.id == check.id), None)
+    if counterpart is None:
         if check.tier != "advisory":
             named = _newer(old.because, new.because) and check.id in new.because
             yield _line(path, check.tier, "dropped", named)
         return
-    excused = _newer(check.because, found.because)
-    if check.tier == "advisory" and found.tier == "advisory":
+    excused = _newer(check.because, counterpart.because)
+    if check.tier == "advisory" and counterpart.tier == "advisory":
         return
-    if TIERS.index(found.tier) > TIERS.index(check.tier):
-        yield _line(f"{path}.tier", check.tier, found.tier, excused)
+    if TIERS.index(counterpart.tier) > TIERS.index(check.tier):
+        yield _line(f"{path}.tier", check.tier, counterpart.tier, excused)
     for name in IDENTITY:
-        if getattr(check, name) != getattr(found, name):  # another question: its margin cannot be compared
-            yield _line(f"{path}.{name}", getattr(check, name), getattr(found, name), excused)
-    if _slack(found) > _slack(check):
-        yield _line(f"{path}.margin", check.margin, found.margin, excused)
+        if getattr(check, name) != getattr(counterpart, name):  # another question: no margin to compare
+            yield _line(f"{path}.{name}", getattr(check, name), getattr(counterpart, name), excused)
+    if _slack(counterpart) > _slack(check):
+        yield _line(f"{path}.margin", check.margin, counterpart.margin, excused)
     for name in ("min_items", "min_clusters"):
-        if getattr(found, name) < getattr(check, name):
-            yield _line(f"{path}.{name}", getattr(check, name), getattr(found, name), excused)
+        if getattr(counterpart, name) < getattr(check, name):
+            yield _line(f"{path}.{name}", getattr(check, name), getattr(counterpart, name), excused)
 
 
 def _slack(check: Check) -> float:

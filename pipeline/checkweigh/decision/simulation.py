@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from checkweigh.decision.compare import compare_many, margin_of
 from checkweigh.decision.compare_timing import block_key, compare_blocks
 from checkweigh.decision.looks import Level, Look, looks_for_sets
-from checkweigh.decision.pairing import Floats, PairedSample
+from checkweigh.decision.pairing import PairedSample
 from checkweigh.decision.planning import (
     Noise,
     Noises,
@@ -40,6 +41,7 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.records.operating_characteristics import Rates
 from checkweigh.records.policy import Check, Policy, Timing
 from checkweigh.stats import Partition
+from checkweigh.stats.arrays import Floats
 
 CORRELATION = 0.3
 MARGINS = (-1.0, -1.5, -3.0)
@@ -47,7 +49,7 @@ Key = tuple[str, str, str]  # set, metric, against: what one draw is of
 Pair = tuple[
     dict[str, float], dict[str, float], dict[str, tuple[int, int]]
 ]  # values of either arm, and unlike
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +117,12 @@ class PolicySimulator:
         stopped = np.full(runs, len(self.looks))
         active = np.arange(runs)
         for look in self.looks:
-            found = {c.id: self._compared(c, look, drawn, timings, active) for c in self.checks}
+            comparisons = {c.id: self._compared(c, look, drawn, timings, active) for c in self.checks}
             settled = []
             for row, i in enumerate(active):
-                judged = decide(self.policy, {name: rows[row] for name, rows in found.items()}, (), look)
+                judged = decide(
+                    self.policy, {name: rows[row] for name, rows in comparisons.items()}, (), look
+                )
                 verdicts[i] = judged.verdict
                 if judged.verdict in (Verdict.PASS, Verdict.BLOCK):
                     settled.append(row)
@@ -128,7 +132,7 @@ class PolicySimulator:
                 break
         return self._rates(scenario, verdicts, stopped)
 
-    def _rates(self, scenario: Scenario, verdicts: Sequence[Verdict], stopped: Ints) -> Rates:
+    def _rates(self, scenario: Scenario, verdicts: Sequence[Verdict], stopped: Indices) -> Rates:
         runs = len(verdicts)
         counts = Counter(verdicts)
         sizes = np.array([self.items_at(look) for look in self.looks])[stopped - 1]
@@ -145,8 +149,8 @@ class PolicySimulator:
     ) -> dict[Key, tuple[Floats, Floats]]:
         """Baseline and candidate values (runs, items in look order) a unit of size, for each set and metric."""
         moved = next((c for c in self.checks if c.id == scenario.check), None)
-        path = _Path(rng, runs, [len(order.items) for order in self.orders.values()])
-        found = {}
+        path = _SharedPath(rng, runs, [len(order.items) for order in self.orders.values()])
+        values = {}
         for key, noise in self.noises.items():
             items = self.orders[key[0]].items
             better = METRICS[key[1]].better
@@ -162,12 +166,12 @@ class PolicySimulator:
                 if moved.direction != better:  # a length that shrinks instead of growing
                     loss = -loss
             sign = 1.0 if better == "higher" else -1.0
-            found[key] = (
+            values[key] = (
                 _graded(z, noise, loss, sign)
                 if noise.flips is None
                 else _flipped(z, noise, loss, better, rng)
             )
-        return found
+        return values
 
     def _time(self, check: Check, scenario: Scenario, runs: int, rng: np.random.Generator) -> list[PairedRun]:
         """Blocks of a check, all the pairs that timing may grow to, judged at its last look."""
@@ -189,7 +193,7 @@ class PolicySimulator:
         look: Look,
         drawn: Mapping[Key, tuple[Floats, Floats]],
         timings: Mapping[str, Sequence[PairedRun]],
-        active: Ints,
+        active: Indices,
     ) -> Sequence[Comparison]:
         level: Level = look.levels[check.id]
         if check.id in timings:
@@ -210,14 +214,14 @@ class PolicySimulator:
 class _Layout:
     """Where a check's values at one look stand in what was drawn."""
 
-    parts: tuple[tuple[Key, Ints], ...]
+    parts: tuple[tuple[Key, Indices], ...]
     sizes: Floats
     weights: Floats
     clusters: tuple[str, ...]
 
 
 def _layout(bench: PolicySimulator, check: Check, look: Look) -> _Layout:
-    parts: list[tuple[Key, Ints]] = []
+    parts: list[tuple[Key, Indices]] = []
     sizes: list[float] = []
     weights: list[float] = []
     clusters: list[str] = []
@@ -244,7 +248,7 @@ def _partition(items: Sequence[Item], *, alone: bool) -> Partition:
     return Partition.from_labels([item.id if alone else item.cluster for item in items])
 
 
-class _Path:
+class _SharedPath:
     """One Brownian path a run that all sets walk along, each in its own steps.
 
     A set's i-th of n steps is standard normal, and the mean over any beginning of its order depends on the path's value
@@ -262,8 +266,8 @@ class _Path:
         n = partition.n
         at = np.searchsorted(self.grid, np.arange(n + 1) / n)
         common = np.diff(self.values[:, at], axis=-1) * np.sqrt(n)
-        own = self.rng.normal(size=(self.runs, n))
-        each = np.sqrt(CORRELATION) * common + np.sqrt(1.0 - CORRELATION) * own
+        separate = self.rng.normal(size=(self.runs, n))
+        each = np.sqrt(CORRELATION) * common + np.sqrt(1.0 - CORRELATION) * separate
         if partition.clusters == n:
             return np.asarray(each)
         k = partition.sizes[partition.codes]
@@ -346,10 +350,10 @@ def simulate(
     progress: Progress,
 ) -> tuple[Rates, ...]:
     """Every scenario, each with a generator of its own: one alone gives the same numbers as among others."""
-    found = []
+    rates = []
     for number, scenario in enumerate(scenarios):
         progress(f"simulating: {scenario.name}", number, len(scenarios))
         rng = np.random.default_rng([seed, crc32(scenario.name.encode())])
-        found.append(bench.run(scenario, runs, rng))
+        rates.append(bench.run(scenario, runs, rng))
     progress("simulating", len(scenarios), len(scenarios))
-    return tuple(found)
+    return tuple(rates)

@@ -92,19 +92,19 @@ def decide(
     look = look or last_look(policy, intends)
     checks = all_checks(policy)
     missing = Inestimable(reason="no comparison was made")
-    found = {check.id: comparisons.get(check.id, missing) for check in checks}
-    adjusted = _adjust(gating_checks(policy, intends), found)
-    results = tuple(_result(look, check, found[check.id], adjusted, intends) for check in checks)
+    compared = {check.id: comparisons.get(check.id, missing) for check in checks}
+    adjusted = _adjust(gating_checks(policy, intends), compared)
+    results = tuple(_result(look, check, compared[check.id], adjusted, intends) for check in checks)
     verdict, reasons = _verdict(results)
     return Judgement(verdict, reasons, results)
 
 
-def _adjust(gating_checks: Sequence[Check], found: Mapping[str, Comparison]) -> dict[str, float]:
+def _adjust(gating_checks: Sequence[Check], compared: Mapping[str, Comparison]) -> dict[str, float]:
     """Holm-adjusted p of deterioration for each gating check; the smaller of an equivalence check's two."""
     names: list[str] = []
     p: list[float] = []
     for check in gating_checks:
-        comparison = found[check.id]
+        comparison = compared[check.id]
         estimate = comparison if isinstance(comparison, Estimate) else None
         names.append(check.id)
         p.append(estimate.p_worse if estimate else 1.0)

@@ -83,8 +83,8 @@ class PromptsSection(Record):
 
     def compose(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """An item's messages as they are served: the system message in front, user texts in the template."""
-        own = () if self.system is None else (Message(role="system", content=self.system),)
-        return own + tuple(
+        system = () if self.system is None else (Message(role="system", content=self.system),)
+        return system + tuple(
             Message(role=m.role, content=self.template.replace("{prompt}", m.content))
             if m.role == "user"
             else m
@@ -184,7 +184,7 @@ class EnvironmentSection(Record):
 
     @model_validator(mode="after")
     def _one(self) -> EnvironmentSection:
-        if sum(one is not None for one in (self.interpreter, self.lock, self.image)) != 1:
+        if sum(place is not None for place in (self.interpreter, self.lock, self.image)) != 1:
             raise ValueError("exactly one of interpreter, lock and image")
         return self
 
@@ -374,8 +374,8 @@ class Manifest(Record):
     @property
     def unsafe(self) -> tuple[str, ...]:
         """What this manifest allows that is refused by default; every output says so."""
-        found = [k for k in ("unsafe_pickle", "unsafe_remote_code") if getattr(self.model, k)]
-        return (*found, *(["fake_engine"] if self.engine.kind == "fake" else []))
+        allowed = [k for k in ("unsafe_pickle", "unsafe_remote_code") if getattr(self.model, k)]
+        return (*allowed, *(["fake_engine"] if self.engine.kind == "fake" else []))
 
 
 class Pins(Record):

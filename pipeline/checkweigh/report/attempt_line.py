@@ -23,12 +23,12 @@ def _looks(decision: Decision) -> str:
     if not looks.made:
         return f"None of {len(looks.shares)} looks was complete"
     last = looks.made[-1]
-    said = (
+    text = (
         f"Look {last.number} of {len(looks.shares)}: {formatting.count(looks.items)} of "
         f"{formatting.count(looks.planned)} items an arm"
     )
     if not looks.early:
-        return said
+        return text
     left = looks.planned - looks.items
     cost = (
         ""
@@ -36,8 +36,8 @@ def _looks(decision: Decision) -> str:
         else f" and about {formatting.duration(looks.saved_seconds)} of computing"
     )
     if decision.verdict in (Verdict.PASS, Verdict.BLOCK):
-        said += f"; settled early, which saved {formatting.count(left)} items an arm{cost}"
-    return f"{said}; {BIAS}"
+        text += f"; settled early, which saved {formatting.count(left)} items an arm{cost}"
+    return f"{text}; {BIAS}"
 
 
 def _budget(decision: Decision) -> str:
@@ -45,9 +45,9 @@ def _budget(decision: Decision) -> str:
     if budget is None:
         return ""
     shared = [
-        f"{many} {name}"
-        for many, name in ((budget.looks, "looks"), (budget.attempts, "attempts"))
-        if many > 1
+        f"{count} {name}"
+        for count, name in ((budget.looks, "looks"), (budget.attempts, "attempts"))
+        if count > 1
     ]
     split = f", shared by {' and '.join(shared)}" if shared else ""
     return (
@@ -57,15 +57,15 @@ def _budget(decision: Decision) -> str:
 
 
 def _attempt(decision: Decision) -> tuple[str, ...]:
-    found = decision.attempt
-    if found is None:
+    attempt = decision.attempt
+    if attempt is None:
         return ()
-    said = []
-    if found.stored:
-        said.append(
-            f"STORED VERDICT of {found.decided}: the same digests were gated before. Nothing was measured or timed "
+    lines = []
+    if attempt.stored:
+        lines.append(
+            f"STORED VERDICT of {attempt.decided}: the same digests were gated before. Nothing was measured or timed "
             "now; latency and memory are those of then"
         )
-    if found.number > 1 or found.of > 1:
-        said.append(f"Attempt {found.number} of {found.of} declared")
-    return (*said, *(f"Earlier: {line}" for line in found.earlier))
+    if attempt.number > 1 or attempt.of > 1:
+        lines.append(f"Attempt {attempt.number} of {attempt.of} declared")
+    return (*lines, *(f"Earlier: {line}" for line in attempt.earlier))

@@ -51,12 +51,12 @@ def document(root: ET.Element) -> str:
 
 def _verdict(decision: Decision) -> ET.Element:
     case = ET.Element("testcase", classname=_class(decision), name="verdict", time="0")
-    said = visible("\n".join((view.HEADLINE[decision.verdict], *decision.reasons, *view.notes(decision))))
+    body = visible("\n".join((view.HEADLINE[decision.verdict], *decision.reasons, *view.notes(decision))))
     if decision.verdict is Verdict.PASS:
-        ET.SubElement(case, "system-out").text = said
+        ET.SubElement(case, "system-out").text = body
     else:
         kind = "failure" if decision.verdict is Verdict.BLOCK else "error"
-        _problem(case, kind, decision.verdict.value, decision.reasons[0], said)
+        _problem(case, kind, decision.verdict.value, decision.reasons[0], body)
     return case
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from checkweigh.canonical import short
 from checkweigh.decision import formatting
-from checkweigh.records.decision import Decision, Verdict
+from checkweigh.records.decision import Decision, DivergingToken, Verdict
 from checkweigh.report import view
 from checkweigh.report.safe import clip, one_line, visible
 from checkweigh.report.worst_items import ItemPair, left_out, worst_pairs
@@ -49,8 +49,8 @@ def titled(text: str, limit: int = 300) -> str:
 
 def _parted(match: re.Match[str]) -> str:
     """What GitHub would make a link, a mention or a picture of, with a gap in it; our own entities stay."""
-    found = match[0]
-    return found if found.startswith("&") else f"{found[0]}{_GAP}{found[1:]}"
+    matched = match[0]
+    return matched if matched.startswith("&") else f"{matched[0]}{_GAP}{matched[1:]}"
 
 
 def fenced(text: str, limit: int = _ITEM_TEXT) -> str:
@@ -105,11 +105,7 @@ def _parts(decision: Decision, pairs: Sequence[ItemPair]) -> Iterator[str]:
         ]
         yield "\n".join(["**What would settle it**", "", *lines, "", view.RETRY_NOTE])
     for summary in decision.divergence:
-        lines = [
-            f"| {one.token.kl:.2f} | {plain(one.item, 80)} | {plain(f'…{one.token.before[-60:]}[{one.token.token}]')} "
-            f"| {plain(view.likeliest_tokens(one.token))} |"
-            for one in summary.worst[:_TOKENS]
-        ]
+        lines = [_token(diverging) for diverging in summary.worst[:_TOKENS]]
         head = "| nats | document | context [token] | baseline → candidate |\n|---|---|---|---|"
         body = "\n".join([plain(view.divergence(summary), 400), "", head, *lines])
         yield _folded("Divergence of the token distributions", body)
@@ -168,6 +164,12 @@ def _item(pair: ItemPair) -> str:
         if text is not None:
             lines += [f"{name}:", fenced(text)]
     return "\n\n".join(lines)
+
+
+def _token(diverging: DivergingToken) -> str:
+    token = diverging.token
+    context = plain(f"…{token.before[-60:]}[{token.token}]")
+    return f"| {token.kl:.2f} | {plain(diverging.item, 80)} | {context} | {plain(view.likeliest_tokens(token))} |"
 
 
 def _folded(title: str, body: str) -> str:

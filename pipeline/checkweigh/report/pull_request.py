@@ -96,8 +96,8 @@ def comment(run: CiRun, summaries: dict[str, str]) -> str:
 def unfinished(key: str, link: str | None) -> str:
     """The comment of a run that left no results."""
     where = f" [Its log]({link}) may say more." if link else ""
-    said = f"## {_WORD[ExitCode.BROKEN][0]} checkweigh: {_HEAD[ExitCode.BROKEN]}"
-    return f"{marker(key)}\n{said}\n\nThe run ended without results, which is no pass.{where}\n"
+    heading = f"## {_WORD[ExitCode.BROKEN][0]} checkweigh: {_HEAD[ExitCode.BROKEN]}"
+    return f"{marker(key)}\n{heading}\n\nThe run ended without results, which is no pass.{where}\n"
 
 
 def _head(run: CiRun) -> Iterator[str]:
@@ -110,10 +110,10 @@ def _head(run: CiRun) -> Iterator[str]:
     yield ""
     at = f" at `{run.merge_base[:12]}`" if run.merge_base else ""
     stands = f"`{run.head[:12]}` against " if run.head else "Against "
-    said = (
+    line = (
         f"{stands}{plain(run.base, 100)}{at}, policy {plain(run.policy, 100)}, exit code {int(run.exit_code)}"
     )
-    yield said + (f" ([log]({run.link}))" if run.link else "")
+    yield line + (f" ([log]({run.link}))" if run.link else "")
 
 
 def _parts(run: CiRun, summaries: dict[str, str]) -> Iterator[str]:

@@ -157,13 +157,13 @@ def _cells(row: view.CheckRow, pen: _Pen, width: int) -> list[Text]:
 
 def _unestimated(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
     """Why there is no estimate, of checks that gate nothing: the reasons above name only those that do."""
-    found = [
+    reasons = [
         pen(f"{result.check.id}: no estimate: {result.comparison.reason}", "dim", 400)
         for result in decision.checks
         if result.check.tier == "advisory" and isinstance(result.comparison, Inestimable)
     ]
-    if found:
-        yield Group(*found, Text(""))
+    if reasons:
+        yield Group(*reasons, Text(""))
 
 
 def _settling(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:

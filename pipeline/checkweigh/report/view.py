@@ -128,8 +128,8 @@ def bounds_head(decision: Decision) -> str:
     estimates = [r.comparison for r in decision.checks if isinstance(r.comparison, Estimate)]
     if any(e.confidence_high is not None for e in estimates):
         return "repeated bounds"
-    found = {r.comparison.confidence for r in decision.checks if isinstance(r.comparison, Estimate)}
-    return f"{found.pop() * 100:.4g}% bounds" if len(found) == 1 else "bounds"
+    levels = {r.comparison.confidence for r in decision.checks if isinstance(r.comparison, Estimate)}
+    return f"{levels.pop() * 100:.4g}% bounds" if len(levels) == 1 else "bounds"
 
 
 def speed(stage: Stage) -> str:
@@ -163,7 +163,7 @@ def likeliest_tokens(token: WorstToken) -> str:
 
 def notes(decision: Decision) -> tuple[str, ...]:
     """What every output must say beside the verdict: unsafe manifests, declared changes and the like."""
-    said = [
+    lines = [
         *attempt_lines(decision),
         *(
             f"UNSAFE: the manifest of {arm.name} allows {', '.join(arm.unsafe)}"
@@ -172,17 +172,17 @@ def notes(decision: Decision) -> tuple[str, ...]:
         ),
     ]
     if decision.intends:
-        said.append(
+        lines.append(
             f"The candidate's manifest intends: {', '.join(decision.intends)}; checks on that are not gating"
         )
     if decision.verdict is Verdict.INCONCLUSIVE and decision.on_inconclusive == "block":
-        said.append("The policy treats inconclusive as a block")
+        lines.append("The policy treats inconclusive as a block")
     if decision.provenance.dirty:
-        said.append("Run from a working directory with uncommitted changes")
-    said.extend(decision.notes)
+        lines.append("Run from a working directory with uncommitted changes")
+    lines.extend(decision.notes)
     if decision.timing is not None:
-        said.extend(f"Timing: {note}" for note in decision.timing.notes)
-    return tuple(said)
+        lines.extend(f"Timing: {note}" for note in decision.timing.notes)
+    return tuple(lines)
 
 
 def _pairs(result: CheckResult) -> int:
@@ -255,17 +255,19 @@ def _evidence(result: CheckResult) -> str:
     comparison = result.comparison
     if isinstance(comparison, Inestimable):
         return f"no estimate: {comparison.reason}"
-    said = [f"{formatting.count(comparison.pairs)} pairs in {formatting.count(comparison.clusters)} clusters"]
+    parts = [
+        f"{formatting.count(comparison.pairs)} pairs in {formatting.count(comparison.clusters)} clusters"
+    ]
     if isinstance(comparison, Estimate):
         if comparison.flips is not None:
-            said.append(f"{formatting.count(comparison.flips)} flips")
+            parts.append(f"{formatting.count(comparison.flips)} flips")
         if comparison.failed_baseline or comparison.failed_candidate:
-            said.append(
+            parts.append(
                 f"failed: baseline {comparison.failed_baseline}, candidate {comparison.failed_candidate}"
             )
-        said.append(f"design effect {comparison.design_effect:.2f}")
-        said.append(comparison.method)
+        parts.append(f"design effect {comparison.design_effect:.2f}")
+        parts.append(comparison.method)
         if comparison.confidence_high is not None:
-            said.append(_look(result, comparison))
-        said.extend(f"excluded: {reason}" for reason in comparison.exclusions)
-    return "; ".join(said)
+            parts.append(_look(result, comparison))
+        parts.extend(f"excluded: {reason}" for reason in comparison.exclusions)
+    return "; ".join(parts)

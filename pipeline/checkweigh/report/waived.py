@@ -39,8 +39,8 @@ def page(text: str, sentence: str) -> str:
     head, end, rest = text.partition(_HTML_END)
     if not end:
         raise ValueError("it has no banner")
-    said = html.escape(one_line(sentence, _LONGEST))
-    note = f'{_OPEN}<p class="note" id="waiver"><b><bdi>{said}</bdi></b></p>{_CLOSE}'
+    shown = html.escape(one_line(sentence, _LONGEST))
+    note = f'{_OPEN}<p class="note" id="waiver"><b><bdi>{shown}</bdi></b></p>{_CLOSE}'
     return _without(head) + note + end + rest
 
 
@@ -56,29 +56,29 @@ def comment(text: str, sentence: str) -> str:
 def suite(text: str, sentence: str) -> str:
     """The JUnit file with the waiver as a property, and beside every case that it lets ship; none of them passes."""
     root = ET.fromstring(text)
-    found = root.find("testsuite")
-    if found is None:
+    test_suite = root.find("testsuite")
+    if test_suite is None:
         raise ValueError("it has no test suite")
-    said = one_line(sentence, _LONGEST)
-    for old in found.findall("properties"):
-        found.remove(old)
+    shown = one_line(sentence, _LONGEST)
+    for old in test_suite.findall("properties"):
+        test_suite.remove(old)
     properties = ET.Element("properties")
-    ET.SubElement(properties, "property", name="waived", value=said)
-    found.insert(0, properties)
-    for case in found.findall("testcase"):
+    ET.SubElement(properties, "property", name="waived", value=shown)
+    test_suite.insert(0, properties)
+    for case in test_suite.findall("testcase"):
         if case.find("failure") is None and case.find("error") is None:
             continue
         for old in case.findall("system-out"):
             case.remove(old)
-        ET.SubElement(case, "system-out").text = said
+        ET.SubElement(case, "system-out").text = shown
     return document(root)
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    found = re.search(r"^## .*$", text, re.MULTILINE)
-    if found is None:
+    heading = re.search(r"^## .*$", text, re.MULTILINE)
+    if heading is None:
         raise ValueError("it has no heading")
-    return text[: found.start()], found[0], text[found.end() :]
+    return text[: heading.start()], heading[0], text[heading.end() :]
 
 
 def _without(text: str) -> str:

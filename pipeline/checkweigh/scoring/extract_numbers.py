@@ -13,4 +13,4 @@ def numbers(text: str) -> list[Decimal]:
     """All numbers in their order; ``1,250``, ``-3`` and ``2.50`` are numbers, ``3rd`` and ``five`` are not."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
     text = re.sub(r"(?<=[\d)])\s*-\s*(?=\d)", " - ", text)  # a minus between two numbers is an operator
-    return [Decimal(found.replace(",", "")) for found in _NUMBER.findall(text)]
+    return [Decimal(number.replace(",", "")) for number in _NUMBER.findall(text)]

@@ -44,16 +44,16 @@ def instructions(reply: str, wanted: Sequence[str]) -> float:
     ``ends with X`` (upper and lower case alike), ``no commas``, ``lower case``, ``upper case``, ``json``.
     ValueError for any other.
     """
-    return sum([_follows(reply, one.strip()) for one in wanted]) / len(wanted)
+    return sum([_follows(reply, instruction.strip()) for instruction in wanted]) / len(wanted)
 
 
-def _follows(reply: str, one: str) -> bool:
-    if count := _COUNT.fullmatch(one):
+def _follows(reply: str, instruction: str) -> bool:
+    if count := _COUNT.fullmatch(instruction):
         return _COMPARE[count[2]](_COUNTED[count[1]](reply), int(count[3]))
-    if one in _WHOLE:
-        return _WHOLE[one](reply)
+    if instruction in _WHOLE:
+        return _WHOLE[instruction](reply)
     for verb, holds in _TEXT.items():
-        if one.startswith(verb + " ") and one.removeprefix(verb).strip():
-            return holds(reply, one.removeprefix(verb).strip())
+        if instruction.startswith(verb + " ") and instruction.removeprefix(verb).strip():
+            return holds(reply, instruction.removeprefix(verb).strip())
     known = ", ".join([*(f"{what} <= N" for what in _COUNTED), *_WHOLE, *(f"{verb} X" for verb in _TEXT)])
-    raise ValueError(f"unknown instruction {one!r}; known are {known}")
+    raise ValueError(f"unknown instruction {instruction!r}; known are {known}")

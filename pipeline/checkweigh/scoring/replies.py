@@ -43,8 +43,8 @@ def phrase(reply: str, values: Sequence[str], pattern: str) -> float:
 
 def exact(reply: str, values: Sequence[str], pattern: str) -> float:
     """The whole reply, normalised, is one of the values."""
-    said = normalise(reply)
-    return float(bool(said) and any(said == normalise(value) for value in values))
+    normalised = normalise(reply)
+    return float(bool(normalised) and any(normalised == normalise(value) for value in values))
 
 
 def verbatim(reply: str, values: Sequence[str], pattern: str) -> float:
@@ -53,11 +53,11 @@ def verbatim(reply: str, values: Sequence[str], pattern: str) -> float:
     Outer white space, one pair of quotation marks around it and one full stop at the end (before or after the
     closing mark) do not count.
     """
-    said = reply.strip().removesuffix(".")
-    if len(said) >= 2 and said[0] in "\"'" and said[-1] == said[0]:
-        said = said[1:-1]
-    said = said.strip().removesuffix(".")
-    return float(bool(said) and any(said == value.removesuffix(".") for value in values))
+    stripped = reply.strip().removesuffix(".")
+    if len(stripped) >= 2 and stripped[0] in "\"'" and stripped[-1] == stripped[0]:
+        stripped = stripped[1:-1]
+    stripped = stripped.strip().removesuffix(".")
+    return float(bool(stripped) and any(stripped == value.removesuffix(".") for value in values))
 
 
 def number(reply: str, values: Sequence[str], pattern: str) -> float:
@@ -77,8 +77,8 @@ def regex(reply: str, values: Sequence[str], pattern: str) -> float:
 
     The values are replies that would pass; they are not scored.
     """
-    said = reply.strip()
-    return float(bool(said) and bool(pattern) and re.fullmatch(pattern, said, re.DOTALL) is not None)
+    stripped = reply.strip()
+    return float(bool(stripped) and bool(pattern) and re.fullmatch(pattern, stripped, re.DOTALL) is not None)
 
 
 def items(reply: str, values: Sequence[str], pattern: str) -> float:

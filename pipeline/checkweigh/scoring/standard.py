@@ -38,8 +38,8 @@ def squad_words(text: str) -> list[str]:
 
 def normalised_match(reply: str, references: References) -> float:
     """SQuAD's exact match: the words of the reply are those of a reference."""
-    said = squad_words(reply)
-    return float(bool(said) and any(said == squad_words(reference) for reference in references))
+    words = squad_words(reply)
+    return float(bool(words) and any(words == squad_words(reference) for reference in references))
 
 
 def f1(reply: str, references: References) -> float:
@@ -47,9 +47,9 @@ def f1(reply: str, references: References) -> float:
     return max(_f1(squad_words(reply), squad_words(reference)) for reference in references)
 
 
-def _f1(said: list[str], wanted: list[str]) -> float:
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+def _f1(given: list[str], wanted: list[str]) -> float:
+    shared = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
 
 
 def rouge_l(reply: str, references: References) -> float:
@@ -62,9 +62,9 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def _rouge_l(said: list[str], wanted: list[str]) -> float:
-    common = _common_subsequence(said, wanted)
-    return 2 * common / (len(said) + len(wanted)) if common else 0.0
+def _rouge_l(given: list[str], wanted: list[str]) -> float:
+    common = _common_subsequence(given, wanted)
+    return 2 * common / (len(given) + len(wanted)) if common else 0.0
 
 
 def _common_subsequence(first: list[str], second: list[str]) -> int:
@@ -91,8 +91,8 @@ def bleu(reply: str, references: References) -> float:
 
 
 def _sacrebleu(name: str, reply: str, references: References) -> float:
-    found = float(_sacrebleu_metric(name).sentence_score(reply, list(references)).score) / 100
-    return min(1.0, max(0.0, found))  # 100.00000000000004 for a perfect reply
+    score = float(_sacrebleu_metric(name).sentence_score(reply, list(references)).score) / 100
+    return min(1.0, max(0.0, score))  # 100.00000000000004 for a perfect reply
 
 
 @cache
@@ -104,9 +104,9 @@ def _sacrebleu_metric(name: str) -> Any:
 
 def matches(reply: str, references: References) -> float:
     """A reference, which is a regular expression, matches all of the stripped reply; the dot matches line ends."""
-    said = reply.strip()
+    stripped = reply.strip()
     patterns = [re.compile(reference, re.DOTALL) for reference in references]
-    return float(any(pattern.fullmatch(said) is not None for pattern in patterns))
+    return float(any(pattern.fullmatch(stripped) is not None for pattern in patterns))
 
 
 def json_schema(reply: str, references: References) -> float:
@@ -115,10 +115,10 @@ def json_schema(reply: str, references: References) -> float:
     ValueError for a reference that is no schema. Nothing is fetched: a ``$ref`` to elsewhere raises.
     """
     validators = [_validator(reference) for reference in references]
-    said = reply.strip()
-    fenced = _FENCE.match(said)
+    stripped = reply.strip()
+    fenced = _FENCE.match(stripped)
     try:
-        value = json.loads(fenced.group(1) if fenced else said, parse_constant=_no_number)
+        value = json.loads(fenced.group(1) if fenced else stripped, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return 0.0
     return float(any(validator.is_valid(value) for validator in validators))
@@ -146,8 +146,8 @@ def _no_number(name: str) -> None:
 def numeric(reply: str, references: References) -> float:
     """The last number of the reply is a reference within its tolerance: ``3.14``, ``3.14 ± 0.01`` or ``3.14 +- 1%``."""
     wanted = [_interval(reference) for reference in references]
-    found = numbers(reply)
-    return float(bool(found) and any(low <= found[-1] <= high for low, high in wanted))
+    values = numbers(reply)
+    return float(bool(values) and any(low <= values[-1] <= high for low, high in wanted))
 
 
 def _interval(reference: str) -> tuple[Decimal, Decimal]:

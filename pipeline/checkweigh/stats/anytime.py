@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from checkweigh.stats._tails import Floats, checked_alpha
+from checkweigh.stats._tails import checked_alpha
+from checkweigh.stats.arrays import Floats
 
 Sides = Literal[1, 2]
 _HALVINGS = 60

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.stats._tails import Floats
+from checkweigh.stats.arrays import Floats
 
 
 @dataclass(frozen=True, slots=True)

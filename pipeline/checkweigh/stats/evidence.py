@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkweigh.stats._tails import Bools, Floats
-from checkweigh.stats.partition import Ints, Partition
+from checkweigh.stats.arrays import Bools, Floats, Ints
+from checkweigh.stats.partition import Partition
 
 _NUMBERS = (
     "effect", "lower", "upper", "p_noninferior", "p_worse", "p_superior", "se", "df", "design_effect",

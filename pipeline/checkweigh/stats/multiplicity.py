@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.stats._tails import Floats
+from checkweigh.stats.arrays import Floats
 
 
 def holm(p: ArrayLike) -> Floats:

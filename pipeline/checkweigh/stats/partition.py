@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from checkweigh.stats._tails import Floats
-
-Ints = NDArray[np.int64]
+from checkweigh.stats.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from checkweigh.stats._tails import Floats, checked_alpha, z_isf
+from checkweigh.stats._tails import checked_alpha, z_isf
+from checkweigh.stats.arrays import Floats
 
 RARE = 10
 """Events in both groups together below which the normal score is not to be trusted."""

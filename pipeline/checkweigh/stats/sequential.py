@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from checkweigh.stats._tails import Floats, checked_alpha, z_isf
+from checkweigh.stats._tails import checked_alpha, z_isf
+from checkweigh.stats.arrays import Floats
 
 GRID = 2001  # points over the continuation region of a look
 FAR = 9.0  # standard deviations at which an interval that has no end of its own is cut off

@@ -92,11 +92,11 @@ def load_json(data: bytes, file: str, line: int | None = None) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise ValueError(f"the key {json.dumps(twice)} twice in one object")
-    return found
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -118,7 +118,7 @@ def _problems(
     """pydantic's errors, each at the place in the document that it is about; the branches of a union as one."""
     errors = error.errors()
     branches: dict[Path, Problem] = {}
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for item in errors:
         path = _place(item, value)
         if any(path[: len(place)] == place for place in broken) or _echo(item, errors):
@@ -128,7 +128,7 @@ def _problems(
             expected=_expected(item), found=_found(item, path), suggestion=_suggestion(model, item),
         )  # fmt: skip
         if len(path) == len(item["loc"]):
-            found.append(problem)
+            problems.append(problem)
         elif path in branches and problem.found == branches[path].found:
             merged = f"{branches[path].expected} or {problem.expected}"
             branches[path] = Problem(
@@ -136,7 +136,7 @@ def _problems(
             )
         else:
             branches.setdefault(path, problem)
-    return found + list(branches.values())
+    return problems + list(branches.values())
 
 
 def _place(item: ErrorDetails, value: Any) -> Path:

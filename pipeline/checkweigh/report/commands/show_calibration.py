@@ -14,30 +14,32 @@ from checkweigh.records.policy import Check, Policy
 from checkweigh.report.safe import one_line
 
 
-def table(found: Calibration, policy: Policy) -> RenderableType:
+def table(calibration: Calibration, policy: Policy) -> RenderableType:
     """What the manifest differs from itself by, and whether the policy's margins stand clear of it."""
     rows = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="underline")
     for head in ("check", "floor", "honest margin", "policy's margin", ""):
         rows.add_column(head, justify="left" if head in ("check", "") else "right")
     for check in all_checks(policy):
-        floor = _floor(check, found)
+        floor = _floor(check, calibration)
         name = one_line(check.id, 60)
         if floor is None:
-            rows.add_row(name, "-", "-", "-", one_line(found.unmeasured.get(check.id, "not measured"), 100))
+            rows.add_row(
+                name, "-", "-", "-", one_line(calibration.unmeasured.get(check.id, "not measured"), 100)
+            )
             continue
         margin = margin_of(check)
         word = "" if margin >= floor.honest else "TOO SMALL"
         rows.add_row(
             name, f"{floor.floor:.4g}", f"{floor.honest:.4g}", f"{margin:.4g}", Text(word, "bold red")
         )
-    spent = duration(sum(e.seconds for e in found.executions))
-    kinds = ", ".join(f"plan {e.batches} on {e.threads}" for e in found.executions)
-    head = f"{one_line(found.name, 60)} against itself: {len(found.executions)} executions in {spent}"
+    spent = duration(sum(e.seconds for e in calibration.executions))
+    kinds = ", ".join(f"plan {e.batches} on {e.threads}" for e in calibration.executions)
+    head = f"{one_line(calibration.name, 60)} against itself: {len(calibration.executions)} executions in {spent}"
     return Group(Text(f"{head} (batch {kinds} threads)"), rows)
 
 
-def _floor(check: Check, found: Calibration) -> Floor | None:
+def _floor(check: Check, calibration: Calibration) -> Floor | None:
     wanted = (check.metric, check.statistic, check.where, set(check.evalset))
     return next(
-        (f for f in found.floors if (f.metric, f.statistic, f.where, set(f.evalsets)) == wanted), None
+        (f for f in calibration.floors if (f.metric, f.statistic, f.where, set(f.evalsets)) == wanted), None
     )

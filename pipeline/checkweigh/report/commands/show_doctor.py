@@ -13,7 +13,7 @@ from checkweigh.report.safe import one_line
 STYLE = {"ok": "green", "note": "yellow", "missing": "bold red"}
 
 
-class Listed(Protocol):
+class ListedFinding(Protocol):
     """What a line needs."""
 
     @property
@@ -26,15 +26,15 @@ class Listed(Protocol):
     def hint(self) -> str: ...
 
 
-def findings(found: Sequence[Listed]) -> Table:
+def findings(rows: Sequence[ListedFinding]) -> Table:
     """One line a finding, its hint below it."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False, expand=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", ratio=1)
-    for one in found:
-        said = Text(one_line(one.found, 300))
-        if one.hint:
-            said.append(f"\n{one_line(one.hint, 300)}", style="dim")
-        table.add_row(Text(one.state, style=STYLE[one.state]), Text(one_line(one.name, 60)), said)
+    for finding in rows:
+        text = Text(one_line(finding.found, 300))
+        if finding.hint:
+            text.append(f"\n{one_line(finding.hint, 300)}", style="dim")
+        table.add_row(Text(finding.state, style=STYLE[finding.state]), Text(one_line(finding.name, 60)), text)
     return table

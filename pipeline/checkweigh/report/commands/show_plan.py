@@ -42,10 +42,11 @@ def _together(plan: Plan) -> list[str]:
     lines = []
     if plan.joint is not None:
         lines.append(f"an equal candidate passes all critical checks with a chance of {plan.joint:.1%}")
-    for one in plan.expected:
-        time = "" if one.minutes is None else f", about {duration(60 * one.minutes)}"
+    for expected in plan.expected:
+        time = "" if expected.minutes is None else f", about {duration(60 * expected.minutes)}"
         lines.append(
-            f"expected of a candidate that is {one.candidate}: {one.items:,.0f} of {count(plan.items)} items{time}"
+            f"expected of a candidate that is {expected.candidate}: {expected.items:,.0f} of "
+            f"{count(plan.items)} items{time}"
         )
     whole = "unknown" if plan.minutes is None else f"at most about {duration(60 * plan.minutes)}"
     lines.append(f"time: {whole} ({plan.cost})")

@@ -29,34 +29,37 @@ STEP, TOP = 26.0, 40.0
 FILE = "simulation.html"
 
 
-def table(found: Simulation) -> RenderableType:
+def table(simulation: Simulation) -> RenderableType:
     """One row a scenario: shares with their Monte-Carlo standard errors, mean items, and blocks at the first look."""
     rows = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="underline")
     for head in HEADS:
         first = head == HEADS[0]
         rows.add_column(head, justify="left" if first else "right", no_wrap=not first)
-    for rates in found.scenarios:
+    for rates in simulation.scenarios:
         rows.add_row(*_cells(rates))
-    return Group(Text(headline(found)), rows, *(Text(one_line(note, 1000)) for note in notes(found)))
-
-
-def headline(found: Simulation) -> str:
-    """What was simulated."""
-    looks = ", ".join(f"{look:g}" for look in found.looks)
-    return (
-        f"{one_line(found.policy_name, 60)}: {count(found.runs)} gates a row on {count(found.items)} items, looks at "
-        f"{looks}; checks correlated by {found.correlation:g}; seed {found.seed}"
+    return Group(
+        Text(headline(simulation)), rows, *(Text(one_line(note, 1000)) for note in notes(simulation))
     )
 
 
-def notes(found: Simulation) -> list[str]:
+def headline(simulation: Simulation) -> str:
+    """What was simulated."""
+    looks = ", ".join(f"{look:g}" for look in simulation.looks)
+    return (
+        f"{one_line(simulation.policy_name, 60)}: {count(simulation.runs)} gates a row on "
+        f"{count(simulation.items)} items, looks at {looks}; "
+        f"checks correlated by {simulation.correlation:g}; seed {simulation.seed}"
+    )
+
+
+def notes(simulation: Simulation) -> list[str]:
     """What was drawn and what was not."""
     by_source: dict[str, list[str]] = defaultdict(list)
-    for what, how in found.noise.items():
+    for what, how in simulation.noise.items():
         scatter, _, source = how.partition("; ")
         by_source[source].append(f"{what} {scatter}")
     drawn = [f"{source}: {'; '.join(parts)}" for source, parts in by_source.items()]
-    return [*drawn, *(f"{check} is left out: {why}" for check, why in found.left_out.items())]
+    return [*drawn, *(f"{check} is left out: {why}" for check, why in simulation.left_out.items())]
 
 
 def _cells(rates: Rates) -> tuple[str, ...]:
@@ -92,15 +95,15 @@ def plot(scenarios: Sequence[Rates], key: str = "rates") -> Markup:
     return picture(key, title, width, bottom + 30, parts)
 
 
-def write(found: Simulation, out: Path) -> Path:
+def write(simulation: Simulation, out: Path) -> Path:
     """Write the page below ``out``; its path."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("checkweigh.report"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     page = environment.get_template("simulation.html.j2").render(
-        headline=headline(found), heads=HEADS, rows=[_cells(rates) for rates in found.scenarios],
-        plot=plot(found.scenarios), notes=notes(found), policy=found.policy,
+        headline=headline(simulation), heads=HEADS, rows=[_cells(rates) for rates in simulation.scenarios],
+        plot=plot(simulation.scenarios), notes=notes(simulation), policy=simulation.policy,
     )  # fmt: skip
     path = out / FILE
     write_atomic(path, page.encode())

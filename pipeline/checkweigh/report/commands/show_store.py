@@ -13,7 +13,7 @@ from checkweigh.decision.formatting import size
 from checkweigh.report.safe import one_line
 
 
-class Listed(Protocol):
+class ListedMeasurement(Protocol):
     """What a line needs."""
 
     @property
@@ -34,7 +34,7 @@ class Listed(Protocol):
     def made(self) -> str: ...
 
 
-def listing(found: Sequence[Listed]) -> Table:
+def listing(measurements: Sequence[ListedMeasurement]) -> Table:
     """One line a measurement."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="underline")
     for head in ("folder", "state", "set"):
@@ -42,7 +42,7 @@ def listing(found: Sequence[Listed]) -> Table:
     for head in ("items", "replicate", "size"):
         table.add_column(head, justify="right")
     table.add_column("made")
-    for entry in found:
+    for entry in measurements:
         come = f"{entry.batches} batches" if entry.state in ("incomplete", "measuring") else ""
         whole = entry.state == "complete"
         table.add_row(

@@ -99,12 +99,12 @@ def _axis(frame: _Frame, x: Axis, bottom: float) -> Iterator[Markup]:
     for tick in range(math.ceil(x.d0), math.floor(x.d1) + 1):
         yield label(x(tick), bottom + 16, f"{tick:+d}" if tick else "0", "muted", "middle")
     middle = (x.p0 + x.p1) / 2
-    said = (
+    title = (
         "effect in margins of each check"
         if frame.narrow
         else "effect, in multiples of each check's own margin"
     )
-    yield label(middle, bottom + 36, said, "muted", "middle")
+    yield label(middle, bottom + 36, title, "muted", "middle")
 
 
 def _row(row: CheckRow, frame: _Frame, x: Axis, y: float) -> Iterator[Markup]:
@@ -155,10 +155,10 @@ def _drawn(row: CheckRow, x: Axis, y: float, faint: str) -> Iterator[Markup]:
     yield el(
         "polygon", el("title", f"{row.id}: {row.effect}, off the axis"), points=points, class_=f"point {kind}"
     )
-    said = row.magnitude or f"{effect:+.1f} margins"
-    yield label(edge + way * 20, y + 4, said, f"value {kind}", "start" if way > 0 else "end")
+    size = row.magnitude or f"{effect:+.1f} margins"
+    yield label(edge + way * 20, y + 4, size, f"value {kind}", "start" if way > 0 else "end")
 
 
 def _title(rows: Sequence[CheckRow]) -> str:
-    said = "; ".join(f"{r.id}: {r.effect}, {r.word}" for r in rows[:12])
-    return f"Estimate and one-sided bounds of each check in multiples of its margin. {said}"
+    rows_in_words = "; ".join(f"{r.id}: {r.effect}, {r.word}" for r in rows[:12])
+    return f"Estimate and one-sided bounds of each check in multiples of its margin. {rows_in_words}"

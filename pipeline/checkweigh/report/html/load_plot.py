@@ -35,9 +35,9 @@ def sweep(points: Sequence[SweepPoint], key: str, narrow: bool = False) -> Marku
     for offset, (arm, kind) in zip((0, 110), _ARMS, strict=True):
         parts.append(dot(56 + offset, 14, 4.5, f"dot-{kind}"))
         parts.append(label(68 + offset, 18, arm, "name"))
-        own = [point for point in points if point.arm == arm]
-        parts.append(path([(x(p.offered), y(p.goodput)) for p in own], f"arm-{kind}"))
-        for p in own:
+        of_arm = [point for point in points if point.arm == arm]
+        parts.append(path([(x(p.offered), y(p.goodput)) for p in of_arm], f"arm-{kind}"))
+        for p in of_arm:
             tip = f"{arm}, {p.offered:.3g} requests/s: {p.share:.0%} kept the slo"
             tip += ", over-saturated" * p.saturated + ", sender late" * p.late
             parts.append(dot(x(p.offered), y(p.goodput), 4, f"dot-{kind}", tip))

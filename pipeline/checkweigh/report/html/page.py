@@ -98,27 +98,27 @@ def _forest(rows: Sequence[view.CheckRow]) -> list[Plot]:
 
 
 def _lengths(pairs: Sequence[ItemPair]) -> list[Plot]:
-    found = []
+    drawn = []
     for index, (name, (base, cand)) in enumerate(sorted(plots.lengths_by_set(pairs).items())[:_PLOTS]):
         wide = plots.lengths(base, cand, name, f"len{index}")
         narrow = plots.lengths(base, cand, name, f"len{index}-n", narrow=True)
-        found.append(Plot(caption=f"{name}, {len(base):,} replies an arm", wide=wide, narrow=narrow))
-    return found
+        drawn.append(Plot(caption=f"{name}, {len(base):,} replies an arm", wide=wide, narrow=narrow))
+    return drawn
 
 
 def _strata(pairs: Sequence[ItemPair]) -> list[Plot]:
-    found = []
+    drawn = []
     for index, metric in enumerate(sorted({pair.metric for pair in pairs})[:_PLOTS]):
         wide = plots.strata(pairs, metric, f"str{index}")
         if wide:
             narrow = plots.strata(pairs, metric, f"str{index}-n", narrow=True)
-            found.append(Plot(caption=_better(metric), wide=wide, narrow=narrow))
-    return found
+            drawn.append(Plot(caption=_better(metric), wide=wide, narrow=narrow))
+    return drawn
 
 
 def _better(metric: str) -> str:
-    found = next((m for name, m in METRICS.items() if metric in (name, m.unit)), None)
-    return metric if found is None else f"{metric}: {found.better} is better"
+    known = next((m for name, m in METRICS.items() if metric in (name, m.unit)), None)
+    return metric if known is None else f"{metric}: {known.better} is better"
 
 
 def _timing(decision: Decision) -> list[Plot]:
@@ -126,15 +126,15 @@ def _timing(decision: Decision) -> list[Plot]:
     blocks = decision.timing.blocks if decision.timing else ()
     timed = [r.check for r in decision.checks if METRICS[r.check.metric].estimator == "blocks"]
     keys = [block_key(check) for check in timed if METRICS[check.metric].unit != "share"]
-    found = []
+    drawn = []
     for index, name in enumerate(dict.fromkeys(keys)):
         wide = plots.timing(blocks, name, f"tim{index}")
         if wide:
             narrow = plots.timing(blocks, name, f"tim{index}-n", narrow=True)
-            found.append(
+            drawn.append(
                 Plot(caption=f"{name}: above zero the candidate takes more", wide=wide, narrow=narrow)
             )
-    return found
+    return drawn
 
 
 def _sweep(decision: Decision) -> list[Plot]:
@@ -172,16 +172,16 @@ def _card(pair: ItemPair) -> ItemCard:
 
 def _pins(decision: Decision) -> list[tuple[str, str]]:
     """(what, digest) of everything the decision rests on."""
-    found = [(f"policy {decision.policy_name}", decision.policy)]
+    pins = [(f"policy {decision.policy_name}", decision.policy)]
     arms = (("baseline", decision.baseline), ("anchor", decision.anchor), ("candidate", decision.candidate))
     for label, arm in ((label, arm) for label, arm in arms if arm is not None):
-        found += [(f"{label}: {what}", digest) for what, digest in _arm_pins(arm)]
-    found += [(f"set {name}", digest) for name, digest in sorted(decision.evalsets.items())]
-    return found
+        pins += [(f"{label}: {what}", digest) for what, digest in _arm_pins(arm)]
+    pins += [(f"set {name}", digest) for name, digest in sorted(decision.evalsets.items())]
+    return pins
 
 
 def _arm_pins(arm: ArmRecord) -> list[tuple[str, str]]:
-    found = [("manifest", arm.manifest), ("pins", arm.pins)]
+    pins = [("manifest", arm.manifest), ("pins", arm.pins)]
     if arm.identity is not None:
-        found.append(("engine identity", arm.identity))
-    return found + [(f"measurement of {name}", digest) for name, digest in sorted(arm.measurements.items())]
+        pins.append(("engine identity", arm.identity))
+    return pins + [(f"measurement of {name}", digest) for name, digest in sorted(arm.measurements.items())]

@@ -56,12 +56,12 @@ def lengths(
 
 def lengths_by_set(pairs: Sequence[ItemPair]) -> dict[str, tuple[list[int], list[int]]]:
     """Reply tokens of both arms for each set that has them, over items that have both."""
-    found: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    by_set: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for pair in pairs:
         if pair.baseline_tokens is not None and pair.candidate_tokens is not None:
-            found[pair.set_name][0].append(pair.baseline_tokens)
-            found[pair.set_name][1].append(pair.candidate_tokens)
-    return dict(found)
+            by_set[pair.set_name][0].append(pair.baseline_tokens)
+            by_set[pair.set_name][1].append(pair.candidate_tokens)
+    return dict(by_set)
 
 
 def strata(pairs: Sequence[ItemPair], metric: str, key: str, narrow: bool = False) -> Markup:
@@ -80,8 +80,8 @@ def strata(pairs: Sequence[ItemPair], metric: str, key: str, narrow: bool = Fals
     for index, (name, base, cand, n) in enumerate(rows):
         top = 34 + index * step
         centre = top + (30 if narrow else 13)
-        said = f"{shorten(name, 34 if narrow else 21)} ({n:,})"
-        parts.append(label(10 if narrow else 180, top + 17, said, "name", "start" if narrow else "end"))
+        text = f"{shorten(name, 34 if narrow else 21)} ({n:,})"
+        parts.append(label(10 if narrow else 180, top + 17, text, "name", "start" if narrow else "end"))
         parts.append(line(x(base), centre, x(cand), centre, "link"))
         tip = f"{name}: {formatting.level(metric, base)} to {formatting.level(metric, cand)}"
         parts += [dot(x(base), centre, 5, "dot-b", tip), dot(x(cand), centre, 5, "dot-c", tip)]
@@ -148,10 +148,10 @@ def _frame(x: Axis, y: Axis) -> list[Markup]:
 
 
 def _legend(x: float, y: float) -> Iterator[Markup]:
-    for offset, kind, said in ((0, "b", "baseline"), (110, "c", "candidate")):
+    for offset, kind, name in ((0, "b", "baseline"), (110, "c", "candidate")):
         yield line(x + offset, y - 4, x + offset + 24, y - 4, f"arm-{kind}")
         yield dot(x + offset + 12, y - 4, 4.5, f"dot-{kind}")
-        yield label(x + offset + 32, y, said, "name")
+        yield label(x + offset + 32, y, name, "name")
 
 
 def _steps(values: Sequence[int], x: Axis, y: Axis) -> list[tuple[float, float]]:

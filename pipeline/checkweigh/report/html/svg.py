@@ -31,9 +31,9 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     return el("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def label(x: float, y: float, said: str, class_: str = "", anchor: str = "start", limit: int = 60) -> Markup:
+def label(x: float, y: float, text: str, class_: str = "", anchor: str = "start", limit: int = 60) -> Markup:
     """Text whose baseline starts (``anchor``: start, middle, end) at x, y."""
-    return el("text", shorten(said, limit), x=x, y=y, class_=class_, text_anchor=anchor)
+    return el("text", shorten(text, limit), x=x, y=y, class_=class_, text_anchor=anchor)
 
 
 def dot(x: float, y: float, r: float, class_: str, title: str = "") -> Markup:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkweigh.stats._tails import Bools, Floats, t_isf, t_sf
+from checkweigh.stats._tails import t_isf, t_sf
+from checkweigh.stats.arrays import Bools, Floats
 from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.stats._tails import Floats, all_finite, checked_alpha, checked_margin, t_isf, t_sf, z_isf
+from checkweigh.stats._tails import all_finite, checked_alpha, checked_margin, t_isf, t_sf, z_isf
+from checkweigh.stats.arrays import Floats
 from checkweigh.stats.estimators._linear import jackknife
 from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from checkweigh.stats._tails import Floats
+from checkweigh.stats.arrays import Floats
 from checkweigh.stats.estimators.binary import clustered_tango
 from checkweigh.stats.evidence import Evidence
 from checkweigh.stats.partition import Partition

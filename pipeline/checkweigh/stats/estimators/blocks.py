@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.stats._tails import Floats, all_finite, checked_alpha, checked_margin, z_isf
+from checkweigh.stats._tails import all_finite, checked_alpha, checked_margin, z_isf
+from checkweigh.stats.arrays import Floats
 from checkweigh.stats.estimators._linear import ROUNDING, student_evidence
 from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from checkweigh.stats._tails import Floats, checked_alpha, t_isf, t_sf
+from checkweigh.stats._tails import checked_alpha, t_isf, t_sf
+from checkweigh.stats.arrays import Floats
 from checkweigh.stats.estimators._linear import jackknife
 from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition

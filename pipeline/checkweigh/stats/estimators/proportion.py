@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from checkweigh.stats._tails import Floats, all_finite, checked_alpha, t_isf, t_sf
+from checkweigh.stats._tails import all_finite, checked_alpha, t_isf, t_sf
+from checkweigh.stats.arrays import Floats
 from checkweigh.stats.estimators.binary import design_effect
 from checkweigh.stats.evidence import Evidence, not_estimable
 from checkweigh.stats.partition import Partition
