@@ -1,4 +1,4 @@
-"""The block rule of STATISTICS.md at a fixed n: Holm over K at .01, and estimated beyond the margin."""
+"""The block rule at a fixed n: Holm over K at .01, and estimated beyond the margin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole policies at adaptive looks, through ``compare_many`` and ``decide``: the table of STATISTICS, "Growing n".
+"""Whole policies at adaptive looks, through ``compare_many`` and ``decide``: the first table of docs/calibration.md.
 
 K critical checks of ITEMS independent items each, correlated by .3, and the implicit one on failed items, which never
 fail here. Looks at .125, .25, .5 and all of them, each check K / (K + 1) of the Holm family.

@@ -72,7 +72,7 @@ def test_known_failure_a_few_ruined_documents(runs: int, fails: Claim) -> None:
     """5% of the documents lose .5 nats a token, the others gain a little: true loss exactly the margin.
 
     Measured with 4,000 runs: 19% ship with 96 documents, 18% with 200 in works of two. KL has a guard against
-    it (STATISTICS.md), log-perplexity has none: recorded, so that a change is noticed.
+    it, log-perplexity has none: recorded, so that a change is noticed.
     """
     tokens = lengths(96)
     rng = np.random.default_rng(304)

@@ -21,7 +21,7 @@ LOOKS, EACH = 100, 50
 
 @pytest.mark.parametrize("tails", ["normal", "skewed"])
 def test_a_hundred_looks_at_no_effect(tails: str, runs: int, at_most: Claim) -> None:
-    """STATISTICS, "Canary": naive looks alarm 31% of the time."""
+    """A test at 5% at each of a hundred looks would alarm 31% of the time."""
     rng = np.random.default_rng([601, len(tails)])
     shape = (runs, LOOKS, EACH)
     delta = rng.normal(size=shape) if tails == "normal" else rng.exponential(size=shape) - 1.0

@@ -1,4 +1,4 @@
-"""A row for every way in which a gate has been seen to fail open (STYLE rule 11; PEERS, measured list).
+"""A row for every way in which a gate has been seen to fail open.
 
 Each candidate that is shown here is 20 points worse than its baseline, or was not measured at all. Not one of
 them may pass. The rows that need a running engine, a file or the command line stand in

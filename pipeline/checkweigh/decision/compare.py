@@ -6,7 +6,7 @@
    events in both arms have a score interval of their own).
 3. Otherwise the metric's estimator runs twice: on complete pairs (estimate, block test) and, where an item
    failed, with a candidate's failure as the worst value and a baseline's as the best (pass test). Metrics
-   without a worst value cannot pass above 0.5% failures. (STATISTICS.md, "Failed items".)
+   without a worst value cannot pass above 0.5% failures ("Failed items are evidence" in docs/statistics.md).
 4. At one of several looks the same tests are inverted at that look's levels: bounds are repeated confidence bounds, the
    lower one at the pass level and the upper one at the block level. Where a look cannot pass there is no lower bound.
 """

@@ -80,7 +80,7 @@ def _too_few(check: Check, run: PairedRun) -> str:
 def _blocks_evidence(
     check: Check, run: PairedRun, values: Floats, alpha: float
 ) -> tuple[Evidence, Evidence | None, tuple[str, ...]]:
-    """Evidence of the block test, of the pass test, and what kept the two apart (STATISTICS, "Failed items").
+    """Evidence of the block test, evidence of the pass test (None: it cannot pass), and why the two differ.
 
     Fewer pairs than the policy asks for cannot pass. They may block: a slow candidate is what makes a run too long, and
     where the arms are equal how many pairs fit into the time does not know which arm is which.

@@ -79,7 +79,7 @@ def assumed_noise(kind: str, metric: str) -> Noise:
 
 
 def assumed_block_noise(check: Check, requests: int) -> Noise:
-    """What is assumed of a pair of timing blocks on a host that does nothing else (STATISTICS, latency).
+    """What is assumed of a pair of timing blocks on a host that does nothing else.
 
     For rates, the share of requests on which the arms differ.
     """

@@ -1,4 +1,4 @@
-"""Policy + comparisons -> decision. Pure: no IO, no clock; the rules of STATISTICS.md, numbered.
+"""Policy + comparisons -> decision. Pure: no IO, no clock. The rules, numbered (docs/statistics.md).
 
 1. Every policy has an implicit critical check on failed items.
 2. p-values of deterioration are adjusted by Holm over all gating checks, the number of which is fixed by the
@@ -31,9 +31,9 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import FAILURES, Check, Policy
 from checkweigh.stats import holm, items_to_settle
 
-# Raise it with every change of a rule in compare, divergence or here: stored verdicts are then judged again (attempts).
+# Raise it with every change of a rule in a ``compare`` module or here: stored verdicts are then judged again.
 JUDGING = 1
-FAILURE_ITEMS = 300  # that the implicit check on failures needs, over all sets (STATISTICS, "Failed items")
+FAILURE_ITEMS = 300  # that the implicit check on failures needs, over all sets together
 
 
 @dataclass(frozen=True, slots=True)

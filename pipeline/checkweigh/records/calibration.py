@@ -8,7 +8,7 @@ from pydantic import Field
 
 from checkweigh.records.base import Digest, Name, Record
 
-HONEST = 3.0  # times the floor: the smallest margin that noise alone stays clear of (STATISTICS, "KL")
+HONEST = 3.0  # times the floor: the smallest honest margin ("Noise floors" in docs/statistics.md)
 LEAST_KL = 3e-3  # nats: no margin on a divergence is smaller, however quiet the host
 
 

@@ -13,7 +13,7 @@ class Estimate(Record):
     """An estimated difference, oriented so that higher is better, in the check's scale.
 
     ``low`` (and ``p_pass``) count a candidate's failures as the worst value and a baseline's as the best;
-    ``effect``, ``high`` and ``p_worse`` leave failed pairs out (STATISTICS.md, "Failed items").
+    ``effect``, ``high`` and ``p_worse`` leave failed pairs out ("Failed items are evidence" in docs/statistics.md).
     """
 
     kind: Literal["estimate"] = "estimate"

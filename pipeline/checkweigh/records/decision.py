@@ -186,7 +186,7 @@ class Budget(Record):
 
 
 class AttemptRecord(Record):
-    """Which try of this candidate it is, against this baseline under this policy (``STATISTICS``, attempts)."""
+    """Which try of this candidate it is, against this baseline under this policy ("Attempts" in docs/statistics.md)."""
 
     number: int = Field(ge=1)
     of: int = Field(ge=1, description="attempts that the policy declares")

@@ -120,7 +120,7 @@ class Check(Record):
 
 
 class ErrorBudget(Record):
-    """Error rates for the whole policy (STATISTICS.md, verdict rule)."""
+    """Error rates of the whole policy ("What 5% and 1% promise" in docs/statistics.md)."""
 
     false_pass: float = Field(default=0.05, gt=0, le=0.2, description="one-sided, for each critical check")
     false_block: float = Field(
@@ -209,7 +209,7 @@ class Policy(Record):
         return self
 
     def _timed(self, check: Check) -> None:
-        """What a timing check needs of the timing plan (STATISTICS, latency): pairs of blocks, and requests for p99."""
+        """Refuse a timing check for which the plan has too few pairs of blocks, or too few requests for a p99."""
         metric = METRICS[check.metric]
         if metric.estimator != "blocks":
             return

@@ -94,7 +94,7 @@ def test_information_is_by_design_and_ends_at_one() -> None:
 
 
 def test_the_pass_boundary_is_the_one_of_the_design() -> None:
-    """z = 3.750, 2.540, 1.662 at a quarter, a half and all; an eighth only blocks (STATISTICS, attempts)."""
+    """z = 3.750, 2.540, 1.662 at a quarter, a half and all; an eighth only blocks ("Looks" in docs/statistics.md)."""
     levels = pass_levels(ADAPTIVE, ADAPTIVE, 0.05)
     assert levels[0] == 0
     assert levels[1:] == pytest.approx((8.86e-5, 0.00554, 0.0482), rel=2e-3)

@@ -62,7 +62,7 @@ def test_flips_are_planned_by_tangos_null_variance() -> None:
     source = evalset("generation", 844, strata=1)
     row = rows(policy(check(margin=0.02, min_items=1)), source, Noise(sd=0.2236, flips=0.05))["quality"]
     assert row.flips == 0.05
-    # STATISTICS: 844 items for 5% flips, one check, 80%; a joint pass of two needs more of both
+    # 844 items for 5% flips, one check, 80%; a joint pass of two needs more of both
     assert row.passes == pytest.approx(0.80, abs=0.002)
     assert row.needed_80 is not None
     assert row.needed_80 > 844
@@ -133,7 +133,7 @@ def test_timing_is_planned_in_pairs_of_blocks() -> None:
     of = policy(check(), slow, timing={"pairs": 20, "requests": 100})
     row = rows(of, evalset("generation", 400), assumed_noise("generation", "score"))["tpot"]
     assert (row.items, row.clusters) == (20, 20)
-    assert row.passes == pytest.approx(0.94, abs=0.02), "STATISTICS, latency: p50 10% 95% of the time"
+    assert row.passes == pytest.approx(0.94, abs=0.02), "a p50 at a margin of 10%, about 95% of the time"
 
 
 def test_noise_is_measured_between_two_executions() -> None:

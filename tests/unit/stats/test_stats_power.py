@@ -1,4 +1,4 @@
-"""Sample sizes: the tables of STATISTICS.md, and what an inconclusive answer still needs."""
+"""Sample sizes: reference tables, and what an inconclusive answer still needs."""
 
 from __future__ import annotations
 

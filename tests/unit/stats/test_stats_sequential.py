@@ -15,7 +15,7 @@ def test_five_equal_looks_are_the_published_ones() -> None:
 
 
 def test_the_designs_own_looks() -> None:
-    """STATISTICS, "Growing n": z = 3.750, 2.540, 1.662 at t = .25, .5, 1."""
+    """The levels in "Looks" of docs/statistics.md: z = 3.750, 2.540, 1.662 at t = .25, .5, 1."""
     assert spending_boundary([0.25, 0.5, 1.0], 0.05) == pytest.approx([3.750, 2.540, 1.662], abs=5e-4)
 
 

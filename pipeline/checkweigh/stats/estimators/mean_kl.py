@@ -24,7 +24,7 @@ def typical_divergence(kl: ArrayLike, *, kappa: float = KAPPA) -> Floats:
 
     Estimand: the geometric mean of the documents' mean divergence, which one ruined document does not decide (the
     arithmetic mean's t test passes 10 to 21% at the margin). Degenerate: no documents, a negative or a non-finite
-    one: NaN. Source: STATISTICS, "KL to the baseline".
+    one: NaN. Source: ours; tests/calibration/test_calibrated_divergence.py.
     """
     values = np.asarray(kl, dtype=np.float64)
     if values.shape[-1] == 0:
@@ -51,7 +51,7 @@ def divergence_evidence(
     theta <= floor, ``floor`` being the upper bound of the divergence of the baseline from itself.
     Assumptions: the logarithms' mean is close to normal, clusters (works) are independent, t(G_eff - 1).
     Degenerate: fewer than 2 clusters, a negative or non-finite value, no variance: not estimable; whether there are
-    documents enough (``MIN_DOCUMENTS``) is the caller's to ask. Source: STATISTICS, "KL to the baseline".
+    documents enough (``MIN_DOCUMENTS``) is the caller's to ask. Source: ours.
     Size: tests/calibration/test_calibrated_divergence.py. ValueError: a margin, floor or kappa that is not positive.
     """
     values = np.asarray(kl, dtype=np.float64)
