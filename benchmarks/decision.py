@@ -8,9 +8,9 @@ the same values in the same run on the same core. They run in an environment of 
 comparison is of 3.18; NeMo Evaluator 0.3 asks for a newer Python than it needs here; llm-evalgate, which knows only
 pass and fail, is for ``zoo/peers.py``.
 
-    python -m venv PEERS && PEERS/bin/pip install statgate==0.1.1 llm-evalgate==0.6.0 mlflow
-    PEERS/bin/pip install --no-deps mlflow==3.18.0
-    PEERS/bin/pip install --ignore-requires-python nemo-evaluator==0.3.0
+    python -m venv VENV && VENV/bin/pip install statgate==0.1.1 llm-evalgate==0.6.0 mlflow
+    VENV/bin/pip install --no-deps mlflow==3.18.0
+    VENV/bin/pip install --ignore-requires-python nemo-evaluator==0.3.0
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
    are constant in both arms. In one arm alone constant lengths may block, and never pass.
 2. Two executions with equal raw outputs on every item are ``Identical`` (event indicators are not: all-zero
    events in both arms have a score interval of their own).
-3. Otherwise the metric's estimator runs twice: on complete pairs (estimate, block test) and, where an item
-   failed, with a candidate's failure as the worst value and a baseline's as the best (pass test). Metrics
-   without a worst value cannot pass above 0.5% failures ("Failed items are evidence" in docs/statistics.md).
-4. At one of several looks the same tests are inverted at that look's levels: bounds are repeated confidence bounds, the
-   lower one at the pass level and the upper one at the block level. Where a look cannot pass there is no lower bound.
+3. Otherwise the metric's estimator runs twice. Estimate and block test use the complete pairs. The pass test counts a
+   candidate's failure as the worst value and a baseline's as the best. Metrics without a worst value cannot pass above
+   0.5% failures ("Failed items are evidence" in docs/statistics.md).
+4. At one of several looks the same tests are inverted at that look's levels. Bounds are repeated confidence bounds: the
+   lower one at the pass level, the upper one at the block level. Where a look cannot pass there is no lower bound.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ def margin_of(check: Check) -> float:
 
 
 def compare(check: Check, sample: PairedSample, *, alpha: float | Level) -> Comparison:
-    """What the sample says about the check: one look at all of it at a one-sided level, or a look at its levels."""
+    """The comparison of one check, from paired values of its metric.
+
+    ``alpha``: the one-sided level of the only look, or the levels of one of several looks. Degenerate samples come back
+    as ``Inestimable`` with the reason, never as an interval.
+    """
     level = alpha if isinstance(alpha, Level) else single_look_level(alpha)
     failed_b, failed_c = sample.failed
     complete = ~(failed_b | failed_c)
@@ -77,9 +81,9 @@ def compare(check: Check, sample: PairedSample, *, alpha: float | Level) -> Comp
 
 
 def compare_many(check: Check, sample: PairedSample, *, alpha: float | Level) -> tuple[Comparison, ...]:
-    """``compare`` of many samples of the same items at once, as simulations need it: both arms are (runs, n).
+    """``compare`` of many samples of the same items at once, as simulations need it; both arms are (runs, n).
 
-    For complete samples without raw outputs: nothing has failed and nothing is identical. Both raise ValueError.
+    The samples must be complete and have no raw outputs. Raises ValueError where an item failed or all are identical.
     """
     level = alpha if isinstance(alpha, Level) else single_look_level(alpha)
     if sample.identical or not (np.isfinite(sample.baseline).all() and np.isfinite(sample.candidate).all()):

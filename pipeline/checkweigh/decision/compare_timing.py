@@ -27,7 +27,10 @@ def block_key(check: Check) -> str:
 
 
 def compare_blocks(check: Check, run: PairedRun | None, *, alpha: float | Level) -> Comparison:
-    """Timing, memory and rates: one datum for each pair of blocks; p and bounds are those of repeated looks."""
+    """The comparison of a check on timing, memory or a rate, from pairs of blocks; ``run`` None: not measured.
+
+    ``alpha``: the one-sided level of the only look, or the levels of one of several looks.
+    """
     if run is None:
         return Inestimable(reason="timing was not measured")
     level = alpha if isinstance(alpha, Level) else single_look_level(alpha)
@@ -82,8 +85,8 @@ def _blocks_evidence(
 ) -> tuple[Evidence, Evidence | None, tuple[str, ...]]:
     """Evidence of the block test, evidence of the pass test (None: it cannot pass), and why the two differ.
 
-    Fewer pairs than the policy asks for cannot pass. They may block: a slow candidate is what makes a run too long, and
-    where the arms are equal how many pairs fit into the time does not know which arm is which.
+    Fewer pairs than the policy asks for cannot pass. They may block, because a slow candidate is what makes a run too
+    long. Where the arms are equal, how many pairs fit into the time says nothing about either arm.
     """
     block, passing, notes = _both_tests(check, run, values, alpha)
     short = _too_few(check, run)

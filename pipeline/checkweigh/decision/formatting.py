@@ -1,8 +1,8 @@
 """Numbers as people read them. Pure; every report renders through here, so that all of them agree.
 
-Records orient effects so that higher is better. People know their metrics by their own sign ("perplexity went
-up"), so effects are shown as candidate minus baseline in the metric's own direction, and the limit carries a
-comparison sign that says which side is allowed: ``+0.3350`` against ``≤ +0.0300``.
+Records orient effects so that higher is better. People know their metrics by their own sign ("perplexity went up"). So
+effects are shown as candidate minus baseline in the metric's own direction. The limit carries a comparison sign that
+says which side is allowed: ``+0.3350`` against ``≤ +0.0300``.
 
 Rounding never makes a bound touch a limit that it does not touch: digits are added until they differ.
 """

@@ -1,7 +1,7 @@
 """Looks at a growing sample: what every check may spend at each of them. Pure. ``slices`` says which items a look adds.
 
-1. A check's information fraction is a matter of design, never of an estimated variance: effective items at the look
-   over effective items of the plan, with the correlation within clusters that Tango's score assumes as well.
+1. A check's information fraction is a matter of design, never of an estimated variance. It is effective items at the
+   look over effective items of the plan, with the correlation within clusters that Tango's score assumes.
 2. Pass: Lan-DeMets spending of O'Brien-Fleming type, for each check on its own. Looks at an eighth or less only block.
 3. Block: the policy's level, divided by the number of looks; Holm over the checks divides it further.
 4. Timing is measured once in a gate, whole: one test at the full level, whichever look it belongs to.

@@ -1,7 +1,7 @@
 """What a new policy lets through that the old one did not. Pure.
 
-A loosened line is excused by a reason that is newer than it: the check's ``because`` (the policy's own, for what
-belongs to no check, and naming the check that is gone) must have changed in the same edit.
+A loosened line is excused by a newer reason: the check's ``because`` must have changed in the same edit. For a line of
+the policy itself, and for a check that is gone, it is the policy's ``because``, which must name that check.
 """
 
 from __future__ import annotations

@@ -251,8 +251,8 @@ def _partition(items: Sequence[Item], *, alone: bool) -> Partition:
 class _SharedPath:
     """One Brownian path a run that all sets walk along, each in its own steps.
 
-    A set's i-th of n steps is standard normal, and the mean over any beginning of its order depends on the path's value
-    there alone: estimates on different sets are correlated by ``CORRELATION`` at every look, whatever their sizes.
+    A set's i-th of n steps is standard normal. The mean over any beginning of its order depends on the path's value
+    there alone. So estimates on different sets are correlated by ``CORRELATION`` at every look, whatever their sizes.
     """
 
     def __init__(self, rng: np.random.Generator, runs: int, sizes: Sequence[int]) -> None:

@@ -21,8 +21,8 @@ Slices = tuple[tuple[Item, ...], ...]
 def slice_items(evalset: EvalSet, shares: Sequence[float], seed: int) -> Slices:
     """The items that each look adds: whole clusters, as near to the shares as clusters allow; some may be empty.
 
-    Within a stratum the r-th of m clusters stands at (r + u) / m of the order, u drawn for the stratum: every beginning
-    of the order holds about the same share of each. A pure function of set, shares and seed.
+    Within a stratum the r-th of m clusters is at (r + u) / m of the order, with u drawn for the stratum. So every
+    beginning of the order holds about the same share of each stratum. A pure function of set, shares and seed.
     """
     clusters: dict[str, list[Item]] = defaultdict(list)
     for item in sorted(evalset.items, key=lambda item: item.id):

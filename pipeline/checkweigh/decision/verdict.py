@@ -10,9 +10,8 @@
 6. Everything else is inconclusive.
 7. At one of several looks the pass test is held against that look's spending and the block test against the policy's
    level divided by the looks (``looks``); all critical checks pass at the same look or none does.
-8. The verdict is the worst of its parts: any block blocks; otherwise a critical check that did not pass, a
-   supporting check that cannot be estimated (identical on too few clusters included), or an anomaly makes it
-   inconclusive.
+8. The verdict is the worst of its parts: any block blocks; otherwise any check that prevents a pass
+   (``records.decision.prevents_pass``) makes it inconclusive.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def gating_checks(policy: Policy, intends: Sequence[str] = ()) -> tuple[Check, .
 
 
 def hypothesis_count(policy: Policy, intends: Sequence[str] = ()) -> int:
-    """K of the block test: the gating checks, an equivalence check counting twice."""
+    """K, the number of hypotheses of the block test: one a gating check, two an equivalence check."""
     return sum(2 if check.kind == "equivalence" else 1 for check in gating_checks(policy, intends))
 
 
@@ -85,9 +84,10 @@ def decide(
     intends: Sequence[str] = (),
     look: Look | None = None,
 ) -> Judgement:
-    """The judgement on ``comparisons`` (check id -> comparison) at a look, by default the last one.
+    """The verdict of a policy, its reasons, and the result of every check.
 
-    A check without a comparison is inestimable. The comparisons must have been made at the look's levels.
+    ``comparisons``: check id -> comparison, made at the levels of ``look``; a check without one is inestimable.
+    ``intends``: the changes that the candidate's manifest declares. ``look``: the policy's last one by default.
     """
     look = look or last_look(policy, intends)
     checks = all_checks(policy)

@@ -42,8 +42,8 @@ class ItemPair:
 def worst_pairs(pairs: Iterable[ItemPair], n: int) -> tuple[ItemPair, ...]:
     """The ``n`` pairs that got worst; fewer when fewer got worse.
 
-    Losses of different metrics have no common unit, so each set and metric is ranked by itself (items that
-    broke first, then by loss, then by id) and the rankings are dealt in turn.
+    Losses of different metrics have no common unit, so each set and metric is ranked by itself: items that broke first,
+    then by loss, then by id. The rankings are dealt in turn.
     """
     groups: dict[tuple[str, str], list[ItemPair]] = defaultdict(list)
     for pair in pairs:

@@ -133,9 +133,9 @@ def score_reply(kind: str, values: Sequence[str], pattern: str, reply: str) -> f
 def looping(token_ids: Sequence[int]) -> bool:
     """Whether a reply ends in a loop.
 
-    Rule: for some period p of 1 to 16 tokens, the tail of the reply in which every token equals the one
-    p before it spans at least 24 tokens and at least four whole periods (4p). The tail includes its first
-    period. An end-of-text token after the loop must be cut off by the caller.
+    Rule: for some period p of 1 to 16 tokens, every token of the reply's tail equals the one p before it. The tail
+    spans at least 24 tokens and at least four whole periods (4p); it includes its first period. An end-of-text token
+    after the loop must be cut off by the caller.
     """
     length = len(token_ids)
     for period in range(1, min(LOOP_MAX_PERIOD, length) + 1):

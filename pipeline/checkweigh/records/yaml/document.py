@@ -1,8 +1,8 @@
 """Strict YAML and JSON: text -> record, with every problem's dotted path, and its line where there is one. Pure.
 
-YAML is read as in its version 1.2's core schema, less what surprises: duplicate keys, tags, aliases, merge keys,
-keys that are not text, NaN, infinity, control characters and lone surrogates are errors; dates, octals and
-sexagesimals stay text. JSON: no duplicate keys, no NaN. No file is opened here.
+YAML is read as in the core schema of version 1.2, less what surprises. Errors are: duplicate keys, tags, aliases, merge
+keys, keys that are not text, NaN, infinity, control characters and lone surrogates. Dates, octals and sexagesimals stay
+text. JSON: no duplicate keys, no NaN. No file is opened here.
 """
 
 from __future__ import annotations

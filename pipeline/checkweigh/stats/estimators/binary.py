@@ -91,9 +91,9 @@ def clustered_tango(
     """Difference of two paired proportions: Tango's score over all items, deflated for clusters.
 
     Estimand: mean(candidate) - mean(baseline) over items; both (..., n) of 0 and 1, 1 is better (for event
-    indicators the caller turns them round). Assumptions: clusters independent, and no habit of whole clusters
-    breaking at once: then false ship at -margin reaches 18% just above the least n that can pass, and 9% at
-    120 clusters of 5, as tests/calibration/test_calibrated_tango.py records. z / sqrt(D) is referred to
+    indicators the caller turns them round). Assumptions: clusters are independent, and whole clusters do not break at
+    once. Where they do, false ship at -margin reaches 18% just above the least n that can pass, and 9% at 120 clusters
+    of 5 (tests/calibration/test_calibrated_tango.py). z / sqrt(D) is referred to
     t(G_eff - 1), to the normal when every item is its own cluster. Bounds invert the same test; ``se`` is the
     score standard error at -margin, sqrt(D) included, so it is never zero for a positive margin.
     Degenerate: fewer than 2 clusters, or a value that is not finite: not estimable. Without any discordant

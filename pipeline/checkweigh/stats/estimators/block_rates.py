@@ -21,12 +21,12 @@ def block_rates(
     """Difference of two rates over the same requests in B pairs of blocks, higher is better.
 
     ``better``, ``worse``: (..., B) requests of a block that only the candidate, or only the baseline, did well;
-    ``sizes``: (B,) requests of each. Estimand: (sum better - sum worse) / sum sizes. A block is a cluster: its requests
-    wait in one queue and fail together, so that the score test is deflated and referred to t(B - 1)
-    (``clustered_tango``, with the cautious guess of correlation .5 that it has as long as little was seen). Where the
-    arms differ on at most ``RARE`` requests its p of deterioration gives way to the exact conditional binomial: given
-    the blocks in which one arm did better, the candidate's did so with probability at most 1/2 each, whatever
-    correlation there is within a block.
+    ``sizes``: (B,) requests of each. Estimand: (sum better - sum worse) / sum sizes. A block is a cluster, because its
+    requests wait in one queue and fail together. The score test is deflated and referred to t(B - 1) as in
+    ``clustered_tango``, with its cautious guess of correlation .5 as long as little was seen.
+    Where the arms differ on at most ``RARE`` requests, p of deterioration is that of the exact conditional binomial. Of
+    the blocks in which one arm did better, each is the candidate's with probability at most 1/2. That holds whatever
+    the correlation within a block.
     Degenerate: fewer than 2 blocks, a count that is not finite. No difference at all still has an interval.
     Size: tests/calibration/test_calibrated_rates.py. Raises ValueError for impossible counts.
     """

@@ -46,9 +46,9 @@ def divergence_evidence(
     """The typical divergence against a margin and against the noise floor; effect = -theta, as higher is better.
 
     Estimand: theta of ``typical_divergence``; kl (..., n) >= 0, nats a token. ``p_noninferior`` is p of H0
-    theta >= margin, and 1 when the 95% Clopper-Pearson upper bound on the share of ruined documents
-    (above 4 margins) reaches 10%, because a geometric mean hardly sees a few of them; ``p_worse`` is p of H0
-    theta <= floor, ``floor`` being the upper bound of the divergence of the baseline from itself.
+    theta >= margin. It is 1 when the 95% Clopper-Pearson upper bound on the share of ruined documents (above 4 margins)
+    reaches 10%, because a geometric mean hardly sees a few of them. ``p_worse`` is p of H0 theta <= floor; ``floor`` is
+    the upper bound of the divergence of the baseline from itself.
     Assumptions: the logarithms' mean is close to normal, clusters (works) are independent, t(G_eff - 1).
     Degenerate: fewer than 2 clusters, a negative or non-finite value, no variance: not estimable; whether there are
     documents enough (``MIN_DOCUMENTS``) is the caller's to ask. Source: ours.
@@ -85,11 +85,11 @@ def truncated_divergence(
 ) -> Floats:
     """(T,) lower bounds on KL(baseline || candidate), from the top k of each arm at T positions.
 
-    ids (T, k) are distinct within a position; log-probabilities (T, k), natural. The tokens that stand in both
-    lists are kept, all others are one event: by the log-sum inequality (Cover and Thomas 2006, theorem 2.7.1) putting
-    events together never raises a divergence, so this can show that two arms differ and never that they agree. The
-    candidate's rest is what rounding leaves of 1 minus a sum: ``ROUNDING`` is added, so that it is never too small. NaN
-    where a log-probability is NaN, or where a list claims more than all of the probability.
+    ids (T, k) are distinct within a position; log-probabilities (T, k), natural. The tokens in both lists are kept, and
+    all others are one event. Putting events together never raises a divergence (log-sum inequality, Cover and Thomas
+    2006, theorem 2.7.1). So this can show that two arms differ and never that they agree. The candidate's rest is what
+    rounding leaves of 1 minus a sum: ``ROUNDING`` is added, so that it is never too small. NaN where a log-probability
+    is NaN, or where a list claims more than all of the probability.
     """
     ids = np.asarray(baseline_ids)[..., :, None] == np.asarray(candidate_ids)[..., None, :]
     p, q = np.exp(np.asarray(baseline, np.float64)), np.exp(np.asarray(candidate, np.float64))
