@@ -44,7 +44,7 @@ class PairedSample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _SetSample:
     """One set's contribution, before pooling."""
 
     baseline: Floats
@@ -65,7 +65,7 @@ def pair(
     where: Mapping[str, str] | None = None,
 ) -> PairedSample:
     """The paired sample of one metric over one or more pooled sets (each stratum of each set weighs the same)."""
-    parts: list[_Part] = []
+    parts: list[_SetSample] = []
     problems: list[str] = []
     for evalset in sets:
         name = evalset.card.name
@@ -75,7 +75,7 @@ def pair(
             )
             problems.append(f"set {name} was not measured on the {missing}")
             continue
-        parts.append(_part(metric, evalset, baseline[name], candidate[name], where or {}))
+        parts.append(_set_sample(metric, evalset, baseline[name], candidate[name], where or {}))
     if not parts or not any(len(part.clusters) for part in parts):
         empty = np.zeros(0)
         return PairedSample(
@@ -94,13 +94,13 @@ def pair(
     )
 
 
-def _part(
+def _set_sample(
     metric: str,
     evalset: EvalSet,
     baseline: MeasurementSet,
     candidate: MeasurementSet,
     where: Mapping[str, str],
-) -> _Part:
+) -> _SetSample:
     name = evalset.card.name
     items = [item for item in evalset.items if item.stratum == where.get("stratum", item.stratum)]
     problems = _unpaired(evalset, baseline, candidate)
@@ -110,7 +110,7 @@ def _part(
     sizes = np.array([[_size(metric, o) for o in row] for row in rows], dtype=np.float64).reshape(-1, 2)
     problems += _implausible(metric, rows, values, sizes, name)
     strata = Counter(item.stratum for item in items)
-    return _Part(
+    return _SetSample(
         baseline=values[:, 0],
         candidate=values[:, 1],
         size=np.where(np.isnan(sizes[:, 0]), sizes[:, 1], sizes[:, 0]),

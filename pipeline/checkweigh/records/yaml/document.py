@@ -20,7 +20,7 @@ from checkweigh.errors import BadDocument, Problem
 from checkweigh.records.base import SHA256, Record
 from checkweigh.records.manifest import SOURCE
 from checkweigh.records.yaml.yaml_tree import (
-    Path,
+    KeyPath,
     Reader,
     compose,
     dotted,
@@ -67,7 +67,7 @@ def explain(
     model: type[Record], error: ValidationError, value: Any, file: str, line: int | None = None
 ) -> list[Problem]:
     """The problems of a record that came from JSON; ``line`` where a document holds one record a line."""
-    lines: dict[Path, int] = {} if line is None else {(): line}
+    lines: dict[KeyPath, int] = {} if line is None else {(): line}
     return _problems(model, error, value, file, lines, [])
 
 
@@ -112,12 +112,12 @@ def _problems(
     error: ValidationError,
     value: Any,
     file: str,
-    lines: Mapping[Path, int],
-    broken: Iterable[Path],
+    lines: Mapping[KeyPath, int],
+    broken: Iterable[KeyPath],
 ) -> list[Problem]:
     """pydantic's errors, each at the place in the document that it is about; the branches of a union as one."""
     errors = error.errors()
-    branches: dict[Path, Problem] = {}
+    branches: dict[KeyPath, Problem] = {}
     problems: list[Problem] = []
     for item in errors:
         path = _place(item, value)
@@ -139,9 +139,9 @@ def _problems(
     return problems + list(branches.values())
 
 
-def _place(item: ErrorDetails, value: Any) -> Path:
+def _place(item: ErrorDetails, value: Any) -> KeyPath:
     """Where in the document an error is: pydantic's location without the names of union branches."""
-    path: Path = ()
+    path: KeyPath = ()
     last = len(item["loc"]) - 1
     for i, part in enumerate(item["loc"]):
         if isinstance(part, str) and isinstance(value, dict):
@@ -156,7 +156,7 @@ def _place(item: ErrorDetails, value: Any) -> Path:
     return path
 
 
-def _line(lines: Mapping[Path, int], path: Path) -> int | None:
+def _line(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
     while path not in lines and path:
         path = path[:-1]
     return lines.get(path)
@@ -185,7 +185,7 @@ def _suggestion(model: type[Record], item: ErrorDetails) -> str | None:
     return near[0] if near else None
 
 
-def _siblings(model: type[BaseModel], path: Path) -> list[str]:
+def _siblings(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Names a key at ``path`` could have had, following the model down the path."""
     current: Any = model
     for part in path[:-1]:
@@ -245,7 +245,7 @@ def _expected(item: ErrorDetails) -> str:
     return item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
-def _found(item: ErrorDetails, path: Path) -> str:
+def _found(item: ErrorDetails, path: KeyPath) -> str:
     if item["type"] == "missing":
         return "nothing"
     if item["type"] == "json_invalid":  # what Python's reader lets through

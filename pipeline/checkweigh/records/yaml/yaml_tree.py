@@ -10,7 +10,7 @@ import yaml
 
 from checkweigh.errors import BadDocument, Problem
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 MAX_BYTES = 1_000_000  # of YAML; a manifest has one thousand
 MAX_DEPTH = 50
 MAX_NODES = 50_000  # some seconds of YAML
@@ -60,12 +60,12 @@ class Reader:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.lines: dict[Path, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
-        self.broken: list[Path] = []
+        self.broken: list[KeyPath] = []
         self.seen: set[int] = set()
 
-    def problem(self, node: yaml.Node, path: Path, expected: str, found: str) -> None:
+    def problem(self, node: yaml.Node, path: KeyPath, expected: str, found: str) -> None:
         self.problems.append(
             Problem(
                 file=self.file,
@@ -76,12 +76,12 @@ class Reader:
             )
         )
 
-    def refuse(self, node: yaml.Node, path: Path, expected: str, found: str) -> Any:
+    def refuse(self, node: yaml.Node, path: KeyPath, expected: str, found: str) -> Any:
         """A problem with a value, for which null then stands."""
         self.problem(node, path, expected, found)
         self.broken.append(path)
 
-    def value(self, node: yaml.Node, path: Path, within: yaml.Node) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath, within: yaml.Node) -> Any:
         """The value at ``path``; ``within`` is its key or list: an alias knows only its anchor's line."""
         if id(node) in self.seen:
             return self.refuse(within, path, "a value written out", "a YAML alias")
@@ -100,7 +100,7 @@ class Reader:
             return [self.value(child, (*path, i), node) for i, child in enumerate(node.value)]
         return self.scalar(node, path)
 
-    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self.key(key_node, path, value_node)
@@ -113,7 +113,7 @@ class Reader:
             self.lines[(*path, key)] = key_node.start_mark.line + 1
         return result
 
-    def key(self, node: yaml.Node, path: Path, value: yaml.Node) -> str | None:
+    def key(self, node: yaml.Node, path: KeyPath, value: yaml.Node) -> str | None:
         """The key ``node`` of ``value``; None when it is not a plain one, which is then a problem."""
         expected, found = "text as a key", ""
         if not isinstance(node, yaml.ScalarNode):
@@ -134,7 +134,7 @@ class Reader:
         self.problem(node, path, expected, found)
         return None
 
-    def scalar(self, node: yaml.Node, path: Path) -> Any:
+    def scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         kind, text = node.tag.removeprefix(_TAG), str(node.value)
         if kind in ("int", "float") and len(text) > MAX_DIGITS:
             return self.refuse(node, path, f"a number of at most {MAX_DIGITS} digits", shortened(text))
@@ -153,7 +153,7 @@ class Reader:
         return text
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """``("checks", 0, "margin")`` -> ``checks[0].margin``."""
     text = ""
     for part in path:
