@@ -59,7 +59,7 @@ class EvaluateModule:
 
 
 def _takes_lists(features: Any) -> bool:
-    """Whether the module takes takes_lists references for one prediction."""
+    """Whether the module takes several references for one prediction."""
     from datasets import LargeList, List
 
     layouts = features if isinstance(features, list) else [features]

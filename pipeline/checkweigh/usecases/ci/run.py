@@ -25,7 +25,7 @@ from checkweigh import report
 from checkweigh.errors import BadInput, CheckweighError, ExitCode, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Progress, Say
-from checkweigh.report.pull_request import Outcome, Run, comment, junit
+from checkweigh.report.pull_request import ChangeOutcome, CiRun, comment, junit
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import lock_path, pin, verify
 from checkweigh.sources.repository.git import repository
@@ -52,7 +52,7 @@ class CiRequest:
     options: tuple[str, ...] = ()
 
 
-def run_ci(request: CiRequest, say: Say, progress: Progress) -> Run:
+def run_ci(request: CiRequest, say: Say, progress: Progress) -> CiRun:
     """Do everything that the change requires and write the results below ``request.out``.
 
     Raises BadInput and Broken only where nothing can be written there; every other failure is an outcome.
@@ -70,13 +70,13 @@ def run_ci(request: CiRequest, say: Say, progress: Progress) -> Run:
     except CheckweighError as error:
         text = "could not determine what changed, or one of the changed files is invalid (details below)"
         outcomes.append(
-            Outcome(
+            ChangeOutcome(
                 path="this change", status="", need="to be read", because="", baseline=None,
                 exit_code=error.exit_code, text=text, detail=str(error),
             )
         )  # fmt: skip
         say(f"checkweigh: {error}")
-    run = Run(
+    run = CiRun(
         key=request.key, base=request.base, merge_base=merge_base, head=_head(), policy=str(request.policy),
         outcomes=tuple(outcomes), link=run_url(),
     )  # fmt: skip
@@ -116,7 +116,7 @@ def show_waived(reports: Path, sentence: str) -> None:
         known = [outcome["reports"] for outcome in value["outcomes"]]
         if name not in known:
             return
-        outcomes = [Outcome(**o | {"exit_code": ExitCode(o["exit_code"])}) for o in value["outcomes"]]
+        outcomes = [ChangeOutcome(**o | {"exit_code": ExitCode(o["exit_code"])}) for o in value["outcomes"]]
         kept = {key: value[key] for key in ("key", "base", "merge_base", "head", "policy", "link")}
     except FileNotFoundError:
         return
@@ -125,7 +125,7 @@ def show_waived(reports: Path, sentence: str) -> None:
             f"{out / RESULTS}: expected the results of `ci gate`, which must show it ({error})"
         ) from None
     waived = tuple(replace(o, waived=sentence) if o.reports == name else o for o in outcomes)
-    write_results(Run(**kept, outcomes=waived), out)
+    write_results(CiRun(**kept, outcomes=waived), out)
 
 
 def run_url() -> str | None:
@@ -151,7 +151,7 @@ def _clear(out: Path) -> None:
             [path for path in gates.iterdir() if not re.match(r"\d\d-", path.name)] if gates.exists() else []
         )
         if strange:
-            raise BadInput(f"--out {out}: expected a directory for results alone, changes {strange[0]}")
+            raise BadInput(f"--out {out}: expected a directory for results alone, found {strange[0]}")
         for name in (RESULTS, COMMENT, JUNIT):
             (out / name).unlink(missing_ok=True)
         if gates.exists():
@@ -160,7 +160,7 @@ def _clear(out: Path) -> None:
         raise BadInput(f"--out {out}: expected a directory that can be written ({error.strerror})") from error
 
 
-def write_results(run: Run, out: Path) -> None:
+def write_results(run: CiRun, out: Path) -> None:
     """Write comment.md, junit.xml and, last, ci.json: its presence means that the others are there."""
     summaries = {}
     for outcome in run.outcomes:
@@ -174,7 +174,7 @@ def write_results(run: Run, out: Path) -> None:
 
 def _outcomes(
     request: CiRequest, changes: PullRequestChanges, say: Say, progress: Progress
-) -> Iterator[Outcome]:
+) -> Iterator[ChangeOutcome]:
     """One for each changed document: what is quick to refuse first."""
     yield from (_policy(changes, change) for change in changes.policies)
     yield from (_evalset(changes, change, progress) for change in changes.evalsets)
@@ -189,14 +189,14 @@ def _outcomes(
 
 def _outcome(
     change: ChangedDocument, code: ExitCode, text: str, detail: str = "", reports: str | None = None
-) -> Outcome:
-    return Outcome(
+) -> ChangeOutcome:
+    return ChangeOutcome(
         path=change.path, status=change.status, need=change.need, because=change.because, baseline=change.baseline,
         exit_code=code, text=text, detail=detail, reports=reports,
     )  # fmt: skip
 
 
-def _policy(changes: PullRequestChanges, change: ChangedDocument) -> Outcome:
+def _policy(changes: PullRequestChanges, change: ChangedDocument) -> ChangeOutcome:
     if change.need == "nothing":
         return _outcome(change, ExitCode.PASS, change.because)
     assert change.baseline is not None
@@ -224,7 +224,7 @@ def _policy(changes: PullRequestChanges, change: ChangedDocument) -> Outcome:
     return _outcome(change, ExitCode.PASS, text, listed)
 
 
-def _evalset(changes: PullRequestChanges, change: ChangedDocument, progress: Progress) -> Outcome:
+def _evalset(changes: PullRequestChanges, change: ChangedDocument, progress: Progress) -> ChangeOutcome:
     if change.need == "nothing":
         return _outcome(change, ExitCode.PASS, change.because)
     try:
@@ -235,7 +235,7 @@ def _evalset(changes: PullRequestChanges, change: ChangedDocument, progress: Pro
     return _outcome(change, checked.exit_code, text, checked.text())
 
 
-def _verify(changes: PullRequestChanges, change: ChangedDocument, progress: Progress) -> Outcome:
+def _verify(changes: PullRequestChanges, change: ChangedDocument, progress: Progress) -> ChangeOutcome:
     try:
         verify(changes.trees.now / change.path, progress)
     except CheckweighError as error:
@@ -245,7 +245,7 @@ def _verify(changes: PullRequestChanges, change: ChangedDocument, progress: Prog
 
 def _run_gate(
     request: CiRequest, changes: PullRequestChanges, change: ChangedDocument, number: int, say: Say
-) -> Outcome:
+) -> ChangeOutcome:
     """Run one gate in a process of its own and compare its exit code with the decision that it wrote."""
     assert change.baseline is not None
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", change.path)[-80:].strip("-.") or "manifest"
