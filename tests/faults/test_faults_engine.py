@@ -1,4 +1,4 @@
-"""Faults 6 to 10, 12, 13, 18 and 20 of GUARD.md on the mock: death, hangs, loops, broken streams, stops."""
+"""An engine that fails behind the guard, on the mock: death, hangs, loops, broken streams, stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults 1 to 5, 11, 14 and 15 of GUARD.md: load, priorities, limits, pressure, leaving clients, frozen metrics.
+"""Load on the guard, on the mock: priorities, limits, pressure, clients that leave, frozen metrics.
 
 Rates are those of an engine whose time is slept, so that they hold on two busy cores; every time a client sees counts
 from the scheduled send.

@@ -134,7 +134,7 @@ def test_nothing_is_warm_while_timing(exact: VllmEngine) -> None:
 
 
 def test_eight_long_prompts_at_once_do_not_exhaust_it(exact: VllmEngine) -> None:
-    """Fault 19 of the guard: prompt log-probabilities at full length, eight asked for together."""
+    """Prompt log-probabilities at full length, eight asked for together."""
     words = " ".join(f"{i} green bottles" for i in range(480))
     asked = [
         ScoreRequest(id=str(i), messages=None, continuations=(f"{i} {words}"[:5600],), top_k=1)

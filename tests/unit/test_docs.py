@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import subprocess
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +33,68 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("$ ")
 ]
+WRITTEN_FOR_READERS = (".py", ".md", ".toml", ".yaml", ".yml", ".sh", ".j2", "Makefile", ".ci/run")
+# Written when a gate, ``ci gate`` or a test runs.
+MADE_AT_RUN_TIME = frozenset({"summary.md", "comment.md", "notes.md", "words.md"})
+# Reports, studies and rules that were never part of this repository.
+NO_DOCUMENT = re.compile(r"\b(STATISTICS|GUARD|PEERS|STYLE|DESIGN|HOSTILE|ENGINES)\b(?![/=\[])")
+
+
+def tracked() -> list[Path]:
+    """Every file of the working tree that git tracks and a person wrote, but the history of changes."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    paths = [ROOT / name for name in names if name.endswith(WRITTEN_FOR_READERS) and name != "CHANGELOG.md"]
+    return [path for path in paths if path.is_file() and path != Path(__file__)]
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of what people read in a file: of Python the comments and strings, else every line."""
+    if path.suffix != ".py":
+        yield from enumerate(path.read_text("utf-8").splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING) and not re.fullmatch(
+            r"""['"]\w+['"]""", token.string
+        ):
+            yield token.start[0], token.string
+
+
+def absent(path: Path, text: str, known: set[str]) -> list[str]:
+    """Documents that ``text``, of the file ``path``, names and that are not in the repository."""
+    names = re.findall(r"(?<![\w./*{}-])[\w./-]+\.md\b", re.sub(r"https?://\S+", "", text))
+    return [
+        name
+        for name in names
+        if not any(f"/{document}".endswith(f"/{name}") for document in known)
+        and not (path.parent / name).exists()
+        and name.rpartition("/")[2] not in MADE_AT_RUN_TIME
+    ] + NO_DOCUMENT.findall(text)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_every_document_that_is_named_exists() -> None:
+    files = tracked()
+    known = {path.relative_to(ROOT).as_posix() for path in files if path.suffix == ".md"} | {"CHANGELOG.md"}
+    lost = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in files
+        for line, text in prose(path)
+        for name in absent(path, text, known)
+    ]
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.parametrize(("text", "lost"), [
+    ("docs/statistics.md, design.md, README.md", []),
+    ("see GUARD.md", ["GUARD.md", "GUARD"]), ("(STATISTICS, looks)", ["STATISTICS"]), 
+    ("docs/none.md", ["docs/none.md"]),
+    ("https://example.org/spec.md and PEERS/bin/python", []),
+])  # fmt: skip
+def test_a_document_that_is_not_there_is_noticed(text: str, lost: list[str]) -> None:
+    known = {path.relative_to(ROOT).as_posix() for path in PAGES}
+    assert absent(Path(__file__), text, known) == lost
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
