@@ -38,7 +38,7 @@ def rules(**timing: Any) -> Policy:
 def run(blocks: int = 20, slower: float = 0.0, seed: int = 0, **changes: Any) -> PairedRun:
     """A run of equal arms but for a factor exp(slower); ``changes`` replace values of the candidate's blocks."""
     rng = np.random.default_rng(seed)
-    made = []
+    measured_blocks = []
     for pair in range(blocks):
         shared = rng.normal(0, 0.2)
         arms = [
@@ -50,23 +50,23 @@ def run(blocks: int = 20, slower: float = 0.0, seed: int = 0, **changes: Any) ->
         ]  # fmt: skip
         arms[1] |= {k: v for k, v in changes.items() if v is not None}
         arms[1] = {k: v for k, v in arms[1].items() if changes.get(k, 0) is not None}
-        made.append(
+        measured_blocks.append(
             Block.model_construct(
                 pair=pair, order=("baseline", "candidate"), requests=40, baseline=arms[0], candidate=arms[1],
                 unlike=dict.fromkeys(RATES, (0, 0)), plan=None,
             )
         )  # fmt: skip
     return PairedRun.model_construct(
-        seed=0, blocks=tuple(made), seconds=1.0, looks=(1.0,), planned_looks=1, notes=()
+        seed=0, blocks=tuple(measured_blocks), seconds=1.0, looks=(1.0,), planned_looks=1, notes=()
     )
 
 
-def compared(policy_: Policy, found: PairedRun | None) -> dict[str, Comparison]:
-    return {c.id: compare_blocks(c, found, alpha=0.05) for c in policy_.checks}
+def compared(policy_: Policy, timing: PairedRun | None) -> dict[str, Comparison]:
+    return {c.id: compare_blocks(c, timing, alpha=0.05) for c in policy_.checks}
 
 
-def verdict(found: PairedRun | None) -> Verdict:
-    return decide(rules(), compared(rules(), found)).verdict
+def verdict(timing: PairedRun | None) -> Verdict:
+    return decide(rules(), compared(rules(), timing)).verdict
 
 
 def test_the_plain_case_passes_and_a_slower_candidate_blocks() -> None:
@@ -107,17 +107,17 @@ def test_a_candidate_that_left_requests_without_an_answer() -> None:
 
 
 def test_a_baseline_that_left_requests_without_an_answer() -> None:
-    found = run()
-    for block in found.blocks:
+    timing = run()
+    for block in timing.blocks:
         block.baseline["e2e.p50.bound"] = 0.0
-    assert verdict(found) is Verdict.INCONCLUSIVE
+    assert verdict(timing) is Verdict.INCONCLUSIVE
 
 
 def test_constant_blocks_have_no_zero_width_interval() -> None:
-    found = run()
-    for block in found.blocks:
+    timing = run()
+    for block in timing.blocks:
         block.baseline["e2e.p50"] = block.candidate["e2e.p50"] = 0.5
-    assert isinstance(compared(rules(), found)["e2e"], Inestimable)
+    assert isinstance(compared(rules(), timing)["e2e"], Inestimable)
 
 
 def test_a_free_peek_is_not_free() -> None:

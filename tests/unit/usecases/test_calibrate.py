@@ -36,18 +36,24 @@ def gate(bench: GateBench, manifest: Path, **knobs: Any) -> int:
 
 def test_every_check_gets_its_floor(bench: GateBench) -> None:
     bench.policy(PERPLEXITY, SCORE, ENDINGS, LONGER, TPOT, GATING)
-    found = calibrated(bench, bench.manifest("baseline", JITTER))
-    assert [(e.batches, e.threads) for e in found.executions] == [(0, 1), (1, 1), (0, 2), (2, 2), (3, 1)]
-    floors = {f.metric: f for f in found.floors}
+    calibration = calibrated(bench, bench.manifest("baseline", JITTER))
+    assert [(e.batches, e.threads) for e in calibration.executions] == [
+        (0, 1),
+        (1, 1),
+        (0, 2),
+        (2, 2),
+        (3, 1),
+    ]
+    floors = {f.metric: f for f in calibration.floors}
     assert set(floors) == {"log_perplexity", "score", "bad_ending", "log_length", "kl", "failed"}
-    assert all(len(f.contrasts) == 10 for f in found.floors)
+    assert all(len(f.contrasts) == 10 for f in calibration.floors)
     for metric in ("log_perplexity", "kl"):
         assert min(floors[metric].contrasts) > 0, "batches and threads matter to this engine"
         assert floors[metric].honest >= 3 * floors[metric].floor > 0
     assert 1e-3 < floors["kl"].floor < 0.02
     assert floors["kl"].upper == max(floors["kl"].contrasts)
     assert floors["log_length"].floor == 0
-    assert found.unmeasured == {"tpot": "both arms of a gate are timed in one run"}
+    assert calibration.unmeasured == {"tpot": "both arms of a gate are timed in one run"}
     assert "TOO SMALL" not in bench.stderr
     assert "executions in" in bench.stderr
 
@@ -137,6 +143,6 @@ def test_time_that_runs_out_leaves_no_calibration(bench: GateBench) -> None:
 
 def test_documents_that_fail_leave_no_floor(bench: GateBench) -> None:
     manifest = bench.manifest("baseline", JITTER | {"nan_share": 0.02})
-    found = calibrated(bench, manifest)
-    assert "kl" in found.unmeasured
-    assert not any(f.metric == "kl" for f in found.floors)
+    calibration = calibrated(bench, manifest)
+    assert "kl" in calibration.unmeasured
+    assert not any(f.metric == "kl" for f in calibration.floors)

@@ -24,22 +24,25 @@ def planned(bench: GateBench, *more: str, code: int = 0) -> Plan:
 
 def test_a_plan_without_measurements_says_what_it_assumes(bench: GateBench) -> None:
     bench.policy(PERPLEXITY, SCORE, ENDINGS, LONGER, TPOT)
-    found = planned(bench)
-    assert [row.check for row in found.checks] == ["perplexity", "score", "bad-endings", "longer", "failures"]
-    assert all("assumed" in row.source for row in found.checks)
-    assert found.joint is not None
-    assert found.joint > 0.8
-    assert (found.minutes, found.problems) == (None, ())
-    assert "nothing measured" in found.cost
-    assert [one.candidate for one in found.expected] == ["equal", "worse by three margins on one check"]
+    plan = planned(bench)
+    assert [row.check for row in plan.checks] == ["perplexity", "score", "bad-endings", "longer", "failures"]
+    assert all("assumed" in row.source for row in plan.checks)
+    assert plan.joint is not None
+    assert plan.joint > 0.8
+    assert (plan.minutes, plan.problems) == (None, ())
+    assert "nothing measured" in plan.cost
+    assert [expected.candidate for expected in plan.expected] == [
+        "equal",
+        "worse by three margins on one check",
+    ]
     for text in ("equal passes", "an equal candidate passes all critical checks", "assumed", "for 80%"):
         assert text in bench.stderr
 
 
 def test_a_plan_that_cannot_settle_says_so_and_exits_3(bench: GateBench) -> None:
     bench.policy(PERPLEXITY, TIGHT, ENDINGS)
-    found = planned(bench, code=3)
-    (line,) = found.problems
+    plan = planned(bench, code=3)
+    (line,) = plan.problems
     assert "weakest is score" in line
     assert "cannot settle" in bench.stderr
     bench.policy(PERPLEXITY, SCORE, {**ENDINGS, "margin": 0.005, "min_items": 100})
@@ -52,10 +55,10 @@ def test_after_a_gate_the_plan_rests_on_what_was_measured(bench: GateBench) -> N
     bench.policy(PERPLEXITY, SCORE, ENDINGS, LONGER, TPOT)
     assert bench.gate(candidate={"noise_seed": 2}) == 0, bench.stderr
     manifests = ("--baseline", "baseline.yaml", "--candidate", "candidate.yaml")
-    found = {row.check: row for row in planned(bench, *manifests).checks}
-    assert "measured: baseline against candidate, 20" in found["perplexity"].source
-    assert found["perplexity"].se == pytest.approx(bench.result("perplexity").comparison.se, rel=0.02)  # type: ignore[union-attr]
-    assert "assumed" in found["bad-endings"].source, (
+    rows = {row.check: row for row in planned(bench, *manifests).checks}
+    assert "measured: baseline against candidate, 20" in rows["perplexity"].source
+    assert rows["perplexity"].se == pytest.approx(bench.result("perplexity").comparison.se, rel=0.02)  # type: ignore[union-attr]
+    assert "assumed" in rows["bad-endings"].source, (
         "no ending differs, so that nothing is known of how many might"
     )
     found_plan = planned(bench, *manifests)
@@ -71,8 +74,8 @@ def test_one_manifest_against_itself_is_two_executions(bench: GateBench) -> None
     manifest = bench.manifest("baseline", {"noise_nats": 0.02, "jitter": 0.05})
     arguments = ("--baseline", str(manifest), "--candidate", str(manifest))
     assert bench.run(*bench.arguments(manifest, manifest)) == 0, bench.stderr
-    found = planned(bench, *arguments)
-    assert all("assumed" in row.source for row in found.checks), "equal outputs tell no noise"
+    plan = planned(bench, *arguments)
+    assert all("assumed" in row.source for row in plan.checks), "equal outputs tell no noise"
 
 
 def test_gate_warns_before_it_starts(bench: GateBench) -> None:
@@ -103,18 +106,18 @@ def simulated(bench: GateBench, *more: str) -> Simulation:
 
 def test_rates_of_a_policy(bench: GateBench) -> None:
     bench.policy(PERPLEXITY, SCORE, ENDINGS, LONGER, looks="adaptive")
-    found = simulated(bench)
-    names = [rates.scenario for rates in found.scenarios]
+    simulation = simulated(bench)
+    names = [rates.scenario for rates in simulation.scenarios]
     assert names[0] == "equal"
     assert names[1:4] == ["perplexity at -1 m", "perplexity at -1.5 m", "perplexity at -3 m"]
     assert names[-1] == "failures at -3 m"
-    assert found.scenarios[0].ship > 0.8
-    assert all(rates.block > 0.8 for rates in found.scenarios if rates.margins == -3.0)
-    assert all(rates.ship < 0.2 for rates in found.scenarios if rates.margins == -1.0)
-    assert found.looks == (0.125, 0.25, 0.5, 1.0)
-    assert any(rates.share < 1 for rates in found.scenarios)
-    assert found == simulated(bench), "seeded"
-    assert found != simulated(bench, "--seed", "1")
+    assert simulation.scenarios[0].ship > 0.8
+    assert all(rates.block > 0.8 for rates in simulation.scenarios if rates.margins == -3.0)
+    assert all(rates.ship < 0.2 for rates in simulation.scenarios if rates.margins == -1.0)
+    assert simulation.looks == (0.125, 0.25, 0.5, 1.0)
+    assert any(rates.share < 1 for rates in simulation.scenarios)
+    assert simulation == simulated(bench), "seeded"
+    assert simulation != simulated(bench, "--seed", "1")
     assert "by look 1" in bench.stderr
 
 

@@ -160,7 +160,7 @@ def test_out_of_memory_while_it_serves_is_tried_again(make_session: MakeSession)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (slice(1, None), r"found a prompt that the engine cut to its last \d+"),
         (slice(None, 7), "found a prompt that the engine cut to its first 7"),
@@ -169,10 +169,10 @@ def test_out_of_memory_while_it_serves_is_tried_again(make_session: MakeSession)
     ],
 )
 def test_an_engine_that_is_not_what_is_pinned_is_stopped_before_it_is_used(
-    make_session: MakeSession, spoil: slice, said: str
+    make_session: MakeSession, spoil: slice, message: str
 ) -> None:
     session = make_session(spoil=spoil)
-    with pytest.raises(PinMismatch, match=f"probe conversation 0: expected .*{said}"):
+    with pytest.raises(PinMismatch, match=f"probe conversation 0: expected .*{message}"):
         session.survive(lambda arm: "done")
     assert (Scripted.lives, Scripted.ended) == (1, 1)
     session.close()

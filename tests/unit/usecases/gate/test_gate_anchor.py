@@ -57,7 +57,7 @@ def test_an_anchor_that_breaks_is_no_verdict(bench: GateBench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("checks", "anchor", "said"),
+    ("checks", "anchor", "message"),
     [
         ([PERPLEXITY, ENDINGS], "../anchor.yaml", "an anchor where checks are against it"),
         ([PERPLEXITY, ENDINGS, EROSION], None, "an anchor where checks are against it"),
@@ -75,8 +75,8 @@ def test_an_anchor_that_breaks_is_no_verdict(bench: GateBench) -> None:
     ],
 )
 def test_anchors_that_make_no_sense_are_refused(
-    bench: GateBench, checks: list[dict[str, object]], anchor: str | None, said: str
+    bench: GateBench, checks: list[dict[str, object]], anchor: str | None, message: str
 ) -> None:
     bench.policy(*checks, **({"anchor": anchor} if anchor else {}))
     assert bench.gate() == 2
-    assert said in bench.stderr
+    assert message in bench.stderr

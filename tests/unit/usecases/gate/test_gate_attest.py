@@ -32,9 +32,9 @@ def admit(bench: GateBench, public: Path, *more: str) -> int:
 def test_a_pass_is_signed_and_admitted(bench: GateBench, signed: tuple[Path, Path]) -> None:
     private, public = signed
     assert bench.gate(more=["--attest", str(private)]) == 0, bench.stderr
-    said = bench.stderr
-    assert "attestation: " in said
-    assert "an OpenSSF model signature" in said
+    stderr = bench.stderr
+    assert "attestation: " in stderr
+    assert "an OpenSSF model signature" in stderr
     assert admit(bench, public) == 0, bench.stderr
     shutil.copytree(bench.out, bench.folder / "copy")
     assert bench.gate() == 0
@@ -47,8 +47,8 @@ def test_a_pass_is_signed_and_admitted(bench: GateBench, signed: tuple[Path, Pat
         data = path.read_bytes()
         assert SECRET.encode() not in data, path
         assert pem.encode() not in data, path
-    assert SECRET not in said
-    assert pem not in said
+    assert SECRET not in stderr
+    assert pem not in stderr
 
 
 def test_a_block_is_signed_and_refused_unless_waived(bench: GateBench, signed: tuple[Path, Path]) -> None:

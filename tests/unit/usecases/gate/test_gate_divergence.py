@@ -37,12 +37,12 @@ def test_it_is_told_and_gates_nothing(bench: GateBench) -> None:
 
 
 def test_more_disturbance_is_more_divergence(bench: GateBench) -> None:
-    found = []
+    levels = []
     for size in (0.1, 0.5, 1.5):
         bench.gate({"divergence": size})
-        found.append(bench.decision.divergence[0].typical)
-    assert found == sorted(found)
-    assert found[2] > 4 * found[0]
+        levels.append(bench.decision.divergence[0].typical)
+    assert levels == sorted(levels)
+    assert levels[2] > 4 * levels[0]
 
 
 def test_a_manifest_does_not_diverge_from_itself(bench: GateBench) -> None:
@@ -100,16 +100,16 @@ def test_a_clock_that_runs_out_in_it_leaves_no_final_verdict(bench: GateBench) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"kind": "equivalence"}, "kind non_inferiority for kl"),
         ({"evalset": ["answers"]}, "kl"),
     ],
 )
-def test_what_a_check_on_it_may_not_be(bench: GateBench, changes: dict[str, object], said: str) -> None:
+def test_what_a_check_on_it_may_not_be(bench: GateBench, changes: dict[str, object], message: str) -> None:
     bench.policy(PERPLEXITY, ENDINGS, {**KL, **changes})
     assert bench.gate() == 2
-    assert said in bench.stderr
+    assert message in bench.stderr
 
 
 def test_a_killed_divergence_goes_on_where_it_stopped(bench: GateBench) -> None:
@@ -142,6 +142,6 @@ def test_a_killed_divergence_goes_on_where_it_stopped(bench: GateBench) -> None:
 
 def _unfinished(bench: GateBench) -> list[Path]:
     with suppress(FileNotFoundError):
-        found = sorted((bench.home / "store").glob("*/batches/[0-9]*.json"))
-        return [path for path in found if not (path.parent.parent / "record.json").exists()]
+        batches = sorted((bench.home / "store").glob("*/batches/[0-9]*.json"))
+        return [path for path in batches if not (path.parent.parent / "record.json").exists()]
     return []

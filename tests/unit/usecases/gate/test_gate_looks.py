@@ -52,11 +52,11 @@ def test_a_clear_regression_stops_at_the_first_look(looks: GateBench) -> None:
         (looks.out / "report.html").read_text(),
         (looks.out / "junit.xml").read_text(),
     ):
-        said = " ".join(text.split())
-        assert "Look 1 of 2: 480 of 960 items an arm; settled early, which saved 480 items an arm" in said
-        assert "estimates after an early stop are biased" in said
-        assert "Error budget of the whole policy: at most 5.0%" in said
-        assert "shared by 2 looks" in said
+        words = " ".join(text.split())
+        assert "Look 1 of 2: 480 of 960 items an arm; settled early, which saved 480 items an arm" in words
+        assert "estimates after an early stop are biased" in words
+        assert "Error budget of the whole policy: at most 5.0%" in words
+        assert "shared by 2 looks" in words
 
 
 def test_an_equal_candidate_is_measured_once_on_every_item_it_needs(looks: GateBench) -> None:
@@ -133,8 +133,8 @@ def test_timing_comes_once_when_all_else_would_pass(bench: GateBench) -> None:
     assert bench.decision.timing is not None
     assert bench.stderr.count("timing, both arms") == 1
     assert bench.decision.looks is not None
-    made = bench.decision.looks.made[-1].number
-    assert f"look {made - 1} of 4: not settled; the sample grows" in bench.stderr
+    last = bench.decision.looks.made[-1].number
+    assert f"look {last - 1} of 4: not settled; the sample grows" in bench.stderr
 
 
 def test_arms_that_are_the_same_are_executed_anew_and_pass(looks: GateBench) -> None:

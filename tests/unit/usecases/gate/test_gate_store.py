@@ -137,8 +137,8 @@ def test_a_killed_gate_goes_on_where_it_stopped(bench: GateBench) -> None:
 def _batches(bench: GateBench) -> list[Path]:
     """Batches of measurements that are not complete; those of a complete one are about to be removed."""
     try:
-        found = sorted((bench.home / "store").glob("*/batches/[0-9]*.json"))
-        return [path for path in found if not (path.parent.parent / "record.json").exists()]
+        batches = sorted((bench.home / "store").glob("*/batches/[0-9]*.json"))
+        return [path for path in batches if not (path.parent.parent / "record.json").exists()]
     except FileNotFoundError:  # a record was completed, and its batches removed, while we looked
         return []
 

@@ -36,8 +36,8 @@ def test_an_equal_candidate_passes_and_everything_is_written(bench: GateBench) -
     assert decision.timing is not None
     assert len(decision.timing.blocks) == TIMING["pairs"]
     assert decision.timing.protocol == PROTOCOL
-    found = {path.relative_to(bench.out).as_posix() for path in bench.out.rglob("*") if path.is_file()}
-    assert found == {
+    written = {path.relative_to(bench.out).as_posix() for path in bench.out.rglob("*") if path.is_file()}
+    assert written == {
         "decision.json", "report.html", "junit.xml", "summary.md", "logs/baseline.log", "logs/candidate.log",
     }  # fmt: skip
     suite = ET.parse(bench.out / "junit.xml").getroot()

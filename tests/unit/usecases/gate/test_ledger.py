@@ -18,7 +18,7 @@ from checkweigh.records.policy import Policy
 from checkweigh.sources.load_trace import TraceRequest
 from checkweigh.usecases.gate import ledger
 from checkweigh.usecases.gate.inputs import read_inputs
-from checkweigh.usecases.gate.ledger import attempt, rules
+from checkweigh.usecases.gate.ledger import hold_attempt, without_wording
 
 NAMES = ("decision.json", "report.html", "junit.xml", "summary.md")
 
@@ -81,7 +81,7 @@ def test_wording_makes_no_other_policy(bench: GateBench) -> None:
 def test_only_wording_is_left_out() -> None:
     """A field that decides must never be taken for wording."""
     assert set(Policy.model_fields) - {"name", "because", "attempts", "max_minutes"} == set(
-        rules(Policy.model_validate_json(json.dumps(
+        without_wording(Policy.model_validate_json(json.dumps(
             {"schema": "checkweigh/policy@1", "name": "x", "checks": [PERPLEXITY]}
         )))
     ) - {"schema"} | {"schema_"}  # fmt: skip
@@ -122,11 +122,11 @@ def test_another_content_of_a_trace_makes_another_try(bench: GateBench) -> None:
     """The policy names a file; what is replayed is what it holds."""
     first, second = bench.manifest("baseline"), bench.manifest("candidate")
     inputs = read_inputs(first, second, bench.folder / "gates/test.yaml", no_progress)
-    found = set()
+    digests = set()
     for rows in ((), (TraceRequest(0.0, 10, 5),), (TraceRequest(0.0, 10, 6),)):
-        with attempt(replace(inputs, trace=rows), no_progress) as mine:
-            found.add(mine.entry.data)
-    assert len(found) == 3
+        with hold_attempt(replace(inputs, trace=rows), no_progress) as attempt:
+            digests.add(attempt.entry.data)
+    assert len(digests) == 3
 
 
 def test_a_change_of_the_rules_judges_the_same_measurements_again(
@@ -267,8 +267,8 @@ def test_two_gates_of_the_same_at_once_decide_once(bench: GateBench) -> None:
     for process in processes:
         _, error = process.communicate(timeout=180)
         assert process.returncode == 0, error.decode()
-    found = [Decision.model_validate_json((out / "decision.json").read_bytes()).attempt for out in outs]
-    assert sorted(a.stored for a in found if a) == [False, True]
+    attempts = [Decision.model_validate_json((out / "decision.json").read_bytes()).attempt for out in outs]
+    assert sorted(a.stored for a in attempts if a) == [False, True]
     assert len(entries(bench)) == 1
 
 
