@@ -1,7 +1,7 @@
 """Ways in which a gate has been seen to fail open that need a running engine, a file or the command line.
 
 The record-level rows stand in tests/unit/test_never_fails_open.py. Not one of these may exit 0, and none may exit 1
-without the decision that says why (PEERS, "a crash exits 1 like a block").
+without the decision that says why: a tool that crashes with exit code 1 reads as a block.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def arms(bench: GateBench) -> tuple[Path, Path]:
     return bench.manifest("baseline"), bench.manifest("candidate")
 
 
-def refused(bench: GateBench, *said: str) -> None:
+def refused(bench: GateBench, *messages: str) -> None:
     """The gate exits 2, says each of these on stderr, and writes nothing."""
     assert bench.run(*bench.arguments(*arms(bench))) == 2, bench.stderr
-    for text in said:
+    for text in messages:
         assert text in bench.stderr
     assert "Traceback" not in bench.stderr
     assert bench.stdout == ""
@@ -203,9 +203,9 @@ def test_a_report_is_not_re_read_as_another_verdict(bench: GateBench) -> None:
     """`report` exits as the gate did, and refuses a decision that is not whole."""
     bench.policy(PERPLEXITY)
     assert bench.gate({"bias_nats": 0.3}) == 1
-    said = bench.stderr[bench.stderr.index("BLOCK") :]
+    shown = bench.stderr[bench.stderr.index("BLOCK") :]
     assert bench.run("report", str(bench.out)) == 1
-    assert bench.stderr[bench.stderr.index("BLOCK") :] == said
+    assert bench.stderr[bench.stderr.index("BLOCK") :] == shown
     assert bench.run("report", str(bench.out / "decision.json"), "--json") == 1
     assert json.loads(bench.stdout)["verdict"] == "block"
     assert re.search(r"report: \S+/out/report\.html", bench.stderr)

@@ -140,14 +140,13 @@ def calibrate(
     """Execute a manifest five times against itself: noise floors, and the smallest honest margins."""
     from checkweigh.report.commands.show_calibration import table
     from checkweigh.usecases.calibrate import calibrate as run
-    from checkweigh.usecases.gate.inputs import read_calibration_inputs
 
+    logs = (out or Path("runs") / "calibrate") / "logs"
     with bars() as bar:
-        resolved, rules, sets = read_calibration_inputs(manifest, policy, bar.update)
-        found = run(resolved, rules, sets, (out or Path("runs") / "calibrate") / "logs", bar.update)
+        calibration, rules = run(manifest, policy, logs, bar.update)
     if as_json:
-        print(found.model_dump_json(indent=2, by_alias=True))
-    console().print(table(found, rules), highlight=False)
+        print(calibration.model_dump_json(indent=2, by_alias=True))
+    console().print(table(calibration, rules), highlight=False)
 
 
 @app.command()
@@ -179,14 +178,14 @@ def schema(
 
 
 def show(decision: Decision, out: Path, as_json: bool, waived: str | None = None) -> None:
-    """A decision; what is said of a waiver is a key that no decision has, so that nobody reads one without it."""
+    """Print a decision. A waiver is a key of the JSON that no decision has, so that nobody reads one without it."""
     import json
 
     from checkweigh.report.terminal import print_decision
 
     if as_json:
-        told = decision.model_dump(mode="json") | ({"waived": waived} if waived else {})
-        print(json.dumps(told, indent=2))
+        document = decision.model_dump(mode="json") | ({"waived": waived} if waived else {})
+        print(json.dumps(document, indent=2))
     print_decision(decision, console())
     if (out / "report.html").is_file():
         say(f"report: {out / 'report.html'}")

@@ -18,8 +18,8 @@ import numpy as np
 
 from checkweigh.decision.compare import compare
 from checkweigh.decision.noise_floor import difference_floor, divergence_floor
-from checkweigh.decision.pairing import Floats, pair
-from checkweigh.decision.verdict import checks_of
+from checkweigh.decision.pairing import pair
+from checkweigh.decision.verdict import all_checks
 from checkweigh.errors import BadInput
 from checkweigh.measure import host_facts
 from checkweigh.measure.batching import plan_batches
@@ -33,10 +33,12 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved
+from checkweigh.stats.arrays import Floats
 from checkweigh.store import Store
-from checkweigh.usecases.calibration_store import keep
+from checkweigh.usecases.calibration_store import save
 from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.inputs import read_calibration_inputs
 
 # (seed of the batch plan, on another number of threads): five executions are ten contrasts
 EXECUTIONS = ((0, False), (1, False), (0, True), (2, True), (3, False))
@@ -45,36 +47,43 @@ Records = dict[str, MeasurementSet]
 
 @dataclass(frozen=True, slots=True)
 class _Executed:
+    """One execution: set -> record, and the folder with the hidden states of its raw texts."""
+
     arm: ArmMeasurement
     records: Records
     states: Path
 
 
 def calibrate(
-    resolved: Resolved, policy: Policy, evalsets: Sequence[EvalSet], logs: Path, progress: Progress
-) -> Calibration:
-    """The floors of a manifest under the policy's checks; kept for gates. BadInput when time does not suffice."""
+    manifest: Path, policy_path: Path, logs: Path, progress: Progress
+) -> tuple[Calibration, Policy]:
+    """The noise floors of a manifest under a policy's checks, stored for gates to read; and that policy.
+
+    Engines write below ``logs``. Raises BadInput for anything wrong that is read, and when the policy's time does not
+    suffice.
+    """
+    resolved, policy, evalsets = read_calibration_inputs(manifest, policy_path, progress)
     store, deadline = Store(cache_root() / "store"), time.monotonic() + 60 * policy.max_minutes
     with tempfile.TemporaryDirectory(prefix="checkweigh-states-") as folder:
-        done = []
+        executed = []
         executions = []
         for number, (seed, other) in enumerate(EXECUTIONS):
             before = time.monotonic()
             session = _session(resolved, other, number, logs, progress)
             arm = ArmMeasurement(session=session, store=store, deadline=deadline, batches=seed)
-            done.append(_execute(arm, policy, evalsets, Path(folder) / str(number)))
+            executed.append(_execute(arm, policy, evalsets, Path(folder) / str(number)))
             threads = session.resolved.manifest.engine.threads
             executions.append(Execution(threads=threads, batches=seed, seconds=time.monotonic() - before))
-        floors, unmeasured = _floors(policy, evalsets, done)
-        done[0].arm.session.close()
-    key = next(iter(done[0].records.values())).key
+        floors, unmeasured = _floors(policy, evalsets, executed)
+        executed[0].arm.session.close()
+    key = next(iter(executed[0].records.values())).key
     calibration = Calibration(
         name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host_facts.hardware(),
         protocol=PROTOCOL, made=host_facts.now(), executions=tuple(executions), floors=tuple(floors),
         unmeasured=unmeasured,
     )  # fmt: skip
-    keep(calibration)
-    return calibration
+    save(calibration)
+    return calibration, policy
 
 
 def _session(resolved: Resolved, other: bool, number: int, logs: Path, progress: Progress) -> EngineSession:
@@ -115,30 +124,31 @@ def _diverging(policy: Policy, evalsets: Sequence[EvalSet]) -> list[EvalSet]:
 
 
 def _floors(
-    policy: Policy, evalsets: Sequence[EvalSet], done: Sequence[_Executed]
+    policy: Policy, evalsets: Sequence[EvalSet], executed: Sequence[_Executed]
 ) -> tuple[list[Floor], dict[str, str]]:
+    """The floors that could be measured, and for the other checks: check -> why not."""
     floors: list[Floor] = []
     unmeasured: dict[str, str] = {}
-    divergences = _divergences(_diverging(policy, evalsets), done)
-    for check in checks_of(policy):
+    divergences = _divergences(_diverging(policy, evalsets), executed)
+    for check in all_checks(policy):
         estimator = METRICS[check.metric].estimator
         sets = [s for s in evalsets if s.card.name in check.evalset]
         digests = {s.card.name: s.card.digest for s in sets}
         if estimator == "blocks":
-            found: Floor | str = "both arms of a gate are timed in one run"
+            floor: Floor | str = "both arms of a gate are timed in one run"
         elif check.kind == "absolute":
-            found = "an absolute limit compares with no baseline"
+            floor = "an absolute limit compares with no baseline"
         elif estimator == "divergence":
             contrasts = [np.concatenate([by_set[s.card.name] for s in sets]) for by_set in divergences]
-            found = divergence_floor(check, digests, contrasts)
+            floor = divergence_floor(check, digests, contrasts)
         else:
-            found = difference_floor(
-                check, digests, [_contrast(check, policy, sets, a, b) for a, b in combinations(done, 2)]
+            floor = difference_floor(
+                check, digests, [_contrast(check, policy, sets, a, b) for a, b in combinations(executed, 2)]
             )
-        if isinstance(found, Floor):
-            floors.append(found)
+        if isinstance(floor, Floor):
+            floors.append(floor)
         else:
-            unmeasured[check.id] = found
+            unmeasured[check.id] = floor
     return floors, unmeasured
 
 
@@ -149,14 +159,14 @@ def _contrast(
     return compare(check, sample, alpha=policy.error_budget.false_pass)
 
 
-def _divergences(sets: Sequence[EvalSet], done: Sequence[_Executed]) -> list[dict[str, Floats]]:
+def _divergences(sets: Sequence[EvalSet], executed: Sequence[_Executed]) -> list[dict[str, Floats]]:
     """Set -> (documents,) divergences, for every pair of executions; a document without one is NaN."""
-    found: list[dict[str, Floats]] = []
-    session, pairs = done[0].arm.session, list(combinations(done, 2)) if sets else []
+    divergences: list[dict[str, Floats]] = []
+    session, pairs = executed[0].arm.session, list(combinations(executed, 2)) if sets else []
     for number, (first, second) in enumerate(pairs):
         session.progress("comparing executions", number, len(pairs))
-        found.append({s.card.name: _contrast_kl(session, s, first.states, second.states) for s in sets})
-    return found
+        divergences.append({s.card.name: _contrast_kl(session, s, first.states, second.states) for s in sets})
+    return divergences
 
 
 def _contrast_kl(session: EngineSession, evalset: EvalSet, first: Path, second: Path) -> Floats:

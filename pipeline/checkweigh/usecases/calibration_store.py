@@ -14,8 +14,8 @@ from checkweigh.records.measurement import PROTOCOL
 from checkweigh.sources.cache import cache_root
 
 
-def keep(calibration: Calibration) -> Path:
-    """Write it; the file's name is its digest."""
+def save(calibration: Calibration) -> Path:
+    """Write it and return its path; the file's name is its digest. Raises StoreError when the disk refuses."""
     data = calibration.model_dump(mode="json", by_alias=True)
     digest = canonical.digest(data)
     path = _folder() / f"{digest.removeprefix('sha256:')}.json"
@@ -23,25 +23,28 @@ def keep(calibration: Calibration) -> Path:
     return path
 
 
-def known(pins: str) -> tuple[Calibration, ...]:
-    """Those of a manifest with these pins, made on this kind of hardware under this protocol. StoreError as below."""
-    return tuple(c for c in known_here() if c.pins == pins)
+def for_pins(pins: str) -> tuple[Calibration, ...]:
+    """Those of a manifest with this digest of its pins, made on this kind of hardware under this protocol.
+
+    Raises StoreError for a damaged file, of whichever manifest.
+    """
+    return tuple(c for c in for_this_host() if c.pins == pins)
 
 
-def known_here() -> tuple[Calibration, ...]:
+def for_this_host() -> tuple[Calibration, ...]:
     """Those made on this kind of hardware under this protocol.
 
-    StoreError for a damaged file: read as absent, it would turn a gating check into one that informs.
+    Raises StoreError for a damaged file: read as absent, it would turn a gating check into one that informs.
     """
-    found = []
+    calibrations = []
     for path in sorted(_folder().glob("*.json")):
         try:
-            found.append(Calibration.model_validate_json(json.dumps(read_sealed(path))))
+            calibrations.append(Calibration.model_validate_json(json.dumps(read_sealed(path))))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path}: damaged calibration ({error}); remove it and calibrate again"
             ) from error
-    return tuple(c for c in found if c.hardware == host_facts.hardware() and c.protocol == PROTOCOL)
+    return tuple(c for c in calibrations if c.hardware == host_facts.hardware() and c.protocol == PROTOCOL)
 
 
 def _folder() -> Path:

@@ -16,14 +16,14 @@ from checkweigh.decision.noise_floor import floor_of
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.planning import (
     Noise,
-    assumed,
-    joint,
-    measured,
+    assumed_noise,
+    joint_pass_probability,
+    measured_noise,
     plan_checks,
-    problems,
+    plan_problems,
 )
-from checkweigh.decision.simulation import CORRELATION, Bench, simulate
-from checkweigh.decision.slices import shared
+from checkweigh.decision.simulation import CORRELATION, PolicySimulator, simulate
+from checkweigh.decision.slices import common_items
 from checkweigh.errors import StoreError
 from checkweigh.measure import host_facts
 from checkweigh.progress import Progress
@@ -36,7 +36,7 @@ from checkweigh.records.sample_plan import Expected, Plan
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store
-from checkweigh.usecases.calibration_store import known
+from checkweigh.usecases.calibration_store import for_pins
 from checkweigh.usecases.gate.inputs import Inputs, read_policy_inputs
 
 EXPECTED_RUNS = 200
@@ -59,7 +59,9 @@ class Basis:
         name = evalset.card.name
         key = (name, check.metric, check.where.get("stratum", ""))
         if key not in self._noises:
-            self._noises[key] = self._measured(evalset, check) or assumed(evalset.card.kind, check.metric)
+            self._noises[key] = self._measured(evalset, check) or assumed_noise(
+                evalset.card.kind, check.metric
+            )
         return self._noises[key]
 
     def _measured(self, evalset: EvalSet, check: Check) -> Noise | None:
@@ -67,15 +69,14 @@ class Basis:
         arms = [self.records.get(role, {}) for role in ("baseline", "candidate")]
         if not all(name in arm for arm in arms):
             return None
-        seen, records = shared(
-            evalset, *(arm[name] for arm in arms)
-        )  # a gate that stopped early has a part of it
+        # A gate that stopped early has a part of the set.
+        seen, records = common_items(evalset, *(arm[name] for arm in arms))
         sample = pair(check.metric, [seen], *({name: record} for record in records), where=check.where)
         day = arms[1][name].provenance.ended[:10]
         return (
             None
             if sample.problems
-            else measured(sample, f"measured: {' against '.join(self.names.values())}, {day}")
+            else measured_noise(sample, f"measured: {' against '.join(self.names.values())}, {day}")
         )
 
 
@@ -89,8 +90,8 @@ def plan(policy: Path, baseline: Path | None, candidate: Path | None, progress: 
     minutes, cost = _minutes(basis)
     return Plan(
         policy=rules.record_digest(), policy_name=rules.name, looks=rules.looks,
-        items=sum(len(s.items) for s in sets), checks=rows, joint=joint(rows), minutes=minutes, cost=cost,
-        expected=_expected(basis, minutes, progress), problems=problems(rows),
+        items=sum(len(s.items) for s in sets), checks=rows, joint=joint_pass_probability(rows),
+        minutes=minutes, cost=cost, expected=_expected(basis, minutes, progress), problems=plan_problems(rows),
     )  # fmt: skip
 
 
@@ -99,23 +100,23 @@ def unsettled(inputs: Inputs) -> tuple[str, ...]:
     basis = Basis(inputs.policy, inputs.evalsets)
     with suppress(StoreError):  # the gate itself will say so
         _look_up(basis, {"baseline": inputs.baseline, "candidate": inputs.candidate})
-    return problems(plan_checks(basis.policy, basis.sets, basis.noise, basis.floors))
+    return plan_problems(plan_checks(basis.policy, basis.sets, basis.noise, basis.floors))
 
 
 def characteristics(policy: Path, runs: int, seed: int, progress: Progress) -> Simulation:
     """How often the policy ships, blocks and stays open, for candidates whose truth is known. Raises BadInput."""
     rules, sets = read_policy_inputs(policy, progress)
     basis = Basis(rules, sets)
-    bench = Bench(rules, sets, basis.noise)
+    simulator = PolicySimulator(rules, sets, basis.noise)
     return Simulation(
         policy=rules.record_digest(), policy_name=rules.name, seed=seed, runs=runs, correlation=CORRELATION,
-        items=bench.items, looks=rules.looks,
-        noise={f"{name} {metric}": _said(noise) for (name, metric, _), noise in bench.noises.items()},
-        left_out=bench.left_out, scenarios=simulate(bench, bench.scenarios(), runs, seed, progress),
+        items=simulator.items, looks=rules.looks,
+        noise={f"{name} {metric}": _in_words(noise) for (name, metric, _), noise in simulator.noises.items()},
+        left_out=simulator.left_out, scenarios=simulate(simulator, simulator.scenarios(), runs, seed, progress),
     )  # fmt: skip
 
 
-def _said(noise: Noise) -> str:
+def _in_words(noise: Noise) -> str:
     what = f"sd {noise.sd:.3g}" if noise.flips is None else f"{noise.flips:.1%} flips"
     within = (
         f" (correlated by {noise.correlation:g} within clusters)" if noise.correlation and noise.sd else ""
@@ -130,7 +131,7 @@ def _look_up(basis: Basis, arms: dict[str, Resolved]) -> None:
         basis.names[role] = arm.manifest.name
         basis.records[role] = {}
         for evalset in basis.sets:
-            mine = [
+            executions = [
                 r
                 for r in store.find_executions(
                     pins=arm.pins.record_digest(), evalset=evalset.card.digest, scorer=evalset.card.scorer
@@ -139,12 +140,12 @@ def _look_up(basis: Basis, arms: dict[str, Resolved]) -> None:
                 and r.key.hardware == host_facts.hardware()
                 and r.key.against is None
             ]
-            taken = {r.key.record_digest() for found in basis.records.values() for r in found.values()}
-            for record in mine[:2]:  # two executions of one manifest are two arms
-                if record.key.record_digest() not in taken:
+            used = {r.key.record_digest() for records in basis.records.values() for r in records.values()}
+            for record in executions[:2]:  # two executions of one manifest are two arms
+                if record.key.record_digest() not in used:
                     basis.records[role].setdefault(evalset.card.name, record)
     if "baseline" in arms:
-        calibrations = known(arms["baseline"].pins.record_digest())
+        calibrations = for_pins(arms["baseline"].pins.record_digest())
         basis.floors = tuple(
             c.id
             for c in basis.policy.checks
@@ -157,7 +158,7 @@ def _minutes(basis: Basis) -> tuple[float | None, str]:
     seconds = 0.0
     for evalset in basis.sets:
         name = evalset.card.name
-        stored = {role: found[name].stage for role, found in basis.records.items() if name in found}
+        stored = {role: records[name].stage for role, records in basis.records.items() if name in records}
         if not stored:
             return None, f"nothing measured on {name} to tell the time by"
         rates = {role: stage.seconds / max(1, stage.items) for role, stage in stored.items()}
@@ -172,18 +173,17 @@ def _minutes(basis: Basis) -> tuple[float | None, str]:
 
 def _expected(basis: Basis, minutes: float | None, progress: Progress) -> tuple[Expected, ...]:
     """Items that gates of an equal candidate, and of one that is clearly worse somewhere, are expected to use."""
-    bench = Bench(basis.policy, basis.sets, basis.noise)
-    scenarios = [s for s in bench.scenarios() if s.margins in (0.0, CLEARLY_WORSE)]
-    found = simulate(bench, scenarios, EXPECTED_RUNS, 0, progress)
+    simulator = PolicySimulator(basis.policy, basis.sets, basis.noise)
+    scenarios = [s for s in simulator.scenarios() if s.margins in (0.0, CLEARLY_WORSE)]
+    equal, *worse = simulate(simulator, scenarios, EXPECTED_RUNS, 0, progress)
 
-    def one(name: str, shares: Sequence[float], items: Sequence[float]) -> Expected:
+    def mean_of(name: str, shares: Sequence[float], items: Sequence[float]) -> Expected:
         share, mean = sum(shares) / len(shares), sum(items) / len(items)
         return Expected(candidate=name, items=mean, minutes=None if minutes is None else minutes * share)
 
-    rows = [one("equal", [found[0].share], [found[0].items])]
-    worse = found[1:]
+    rows = [mean_of("equal", [equal.share], [equal.items])]
     if worse:
         rows.append(
-            one("worse by three margins on one check", [r.share for r in worse], [r.items for r in worse])
+            mean_of("worse by three margins on one check", [r.share for r in worse], [r.items for r in worse])
         )
     return tuple(rows)

@@ -21,7 +21,7 @@ from checkweigh.sinks.mlflow_target import Target, resolve_target
 from checkweigh.sinks.webhook_payload import webhook_target
 from checkweigh.usecases.deliver.mlflow import publish
 from checkweigh.usecases.deliver.webhook import announce
-from checkweigh.usecases.gate.inputs import Inputs, read_inputs, swept
+from checkweigh.usecases.gate.inputs import Inputs, read_inputs, with_sweep
 from checkweigh.usecases.gate.run import GateResult, gate
 from checkweigh.usecases.plan import unsettled
 from checkweigh.usecases.release import registry
@@ -34,7 +34,7 @@ class GateRequest:
 
     Reports are written below ``out``. ``mlflow``, ``notify`` and ``attest`` are the options of these names, None where
     they were not given. ``sweep``: also find the rate up to which each arm carries the load. ``again``: as for
-    ``ledger.attempt``.
+    ``ledger.hold_attempt``.
     """
 
     baseline: Path
@@ -94,7 +94,7 @@ def _inputs(request: GateRequest, target: Target | None, progress: Progress, say
         notes = (note,)
         say(note)
     inputs = replace(read_inputs(baseline, request.candidate, request.policy, progress), notes=notes)
-    return swept(inputs, request.policy) if request.sweep else inputs
+    return with_sweep(inputs, request.policy) if request.sweep else inputs
 
 
 def _finished(inputs: Inputs, result: GateResult) -> FinishedGate:
@@ -102,7 +102,7 @@ def _finished(inputs: Inputs, result: GateResult) -> FinishedGate:
     resolved = {"baseline": inputs.baseline, "candidate": inputs.candidate}
     arms = {
         str(role): ArmEvidence(
-            manifest=resolved[role].manifest, pins=resolved[role].pins, records=result.evidence.records[role]
+            manifest=resolved[role].manifest, pins=resolved[role].pins, records=result.measured.records[role]
         )
         for role in ARMS
     }

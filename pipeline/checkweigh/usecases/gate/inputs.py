@@ -24,7 +24,7 @@ from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset
 from checkweigh.sources.load_trace import TraceRequest, read_trace
 from checkweigh.sources.pin import Resolved, read_pinned, verify
 from checkweigh.sources.undeclared import undeclared_differences
-from checkweigh.usecases.calibration_store import known
+from checkweigh.usecases.calibration_store import for_pins
 from checkweigh.usecases.gate.open_engine import engine_spec
 
 EMBEDDED = ("transformers", "fake")  # engines that answer this process only
@@ -51,23 +51,20 @@ def read_inputs(
     baseline: Path, candidate: Path, policy: Path, progress: Progress, *, calibrated: bool = True
 ) -> Inputs:
     """Policy, sets and manifests, verified. Raises BadInput with everything that is wrong, all at once."""
-    wrong: list[BadInput] = []
-    rules = _try(wrong, lambda: read_policy(policy))
-    sets = _sets(wrong, policy, rules, progress) if rules else ()
+    errors: list[BadInput] = []
+    rules = _collect(errors, lambda: read_policy(policy))
+    sets = _read_sets(errors, policy, rules, progress) if rules else ()
     paths = [baseline, candidate]
     if rules and rules.anchor and calibrated:
         paths.append(policy.resolve().parent / rules.anchor)
-    documents = [_try(wrong, lambda path=path: read_pinned(path)) for path in paths]  # type: ignore[misc]
+    documents = [_collect(errors, lambda path=path: read_pinned(path)) for path in paths]  # type: ignore[misc]
     arms: list[Resolved | None] = [None] * len(paths)
     if rules and all(documents):  # a misspelt name is said at once, not when a model was fetched and digested
-        arms = [_try(wrong, lambda path=path: verify(path, progress)) for path in paths]  # type: ignore[misc]
+        arms = [_collect(errors, lambda path=path: verify(path, progress)) for path in paths]  # type: ignore[misc]
     trace = (
-        _try(wrong, lambda: _read_trace_for(policy, rules, arms)) if rules and calibrated else None
+        _collect(errors, lambda: _read_trace_for(policy, rules, arms)) if rules and calibrated else None
     ) or ()
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong:
-        raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
+    _raise_all(errors)
     first, second, anchor = (*arms, None)[:3]
     assert rules is not None
     assert first is not None
@@ -78,11 +75,10 @@ def read_inputs(
     if drift:
         raise UndeclaredDrift("the arms differ where neither manifest says so:\n" + "\n".join(drift))
     for resolved in (first, second, *((anchor,) if anchor else ())):
-        _try(wrong, lambda resolved=resolved: check_engine(engine_spec(resolved)))  # type: ignore[misc]
-    if wrong:
-        raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
-    calibrations = known(first.pins.record_digest()) if calibrated else ()
-    _honest(rules, policy, sets, calibrations)
+        _collect(errors, lambda resolved=resolved: check_engine(engine_spec(resolved)))  # type: ignore[misc]
+    _raise_all(errors)
+    calibrations = for_pins(first.pins.record_digest()) if calibrated else ()
+    _check_margins(rules, policy, sets, calibrations)
     return Inputs(
         baseline=first,
         candidate=second,
@@ -96,17 +92,15 @@ def read_inputs(
 
 def read_policy_inputs(policy: Path, progress: Progress) -> tuple[Policy, tuple[EvalSet, ...]]:
     """A policy and its sets, without any manifest. Raises BadInput with everything that is wrong."""
-    wrong: list[BadInput] = []
-    rules = _try(wrong, lambda: read_policy(policy))
-    sets = _sets(wrong, policy, rules, progress) if rules else ()
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong or rules is None:
-        raise BadInput("\n".join(dict.fromkeys(str(error) for error in wrong)))
+    errors: list[BadInput] = []
+    rules = _collect(errors, lambda: read_policy(policy))
+    sets = _read_sets(errors, policy, rules, progress) if rules else ()
+    _raise_all(errors)
+    assert rules is not None
     return rules, sets
 
 
-def swept(inputs: Inputs, path: Path) -> Inputs:
+def with_sweep(inputs: Inputs, path: Path) -> Inputs:
     """The same, with a sweep of rates after the pairs. Raises BadDocument when the policy has no load."""
     if inputs.policy.timing.load is None:
         problem = Problem(
@@ -124,8 +118,10 @@ def read_calibration_inputs(
     return inputs.baseline, inputs.policy, inputs.evalsets
 
 
-def _honest(policy: Policy, path: Path, sets: Sequence[EvalSet], calibrations: Sequence[Calibration]) -> None:
-    """Refuses margins that noise alone may use up."""
+def _check_margins(
+    policy: Policy, path: Path, sets: Sequence[EvalSet], calibrations: Sequence[Calibration]
+) -> None:
+    """Refuse margins that noise alone may use up. Raises BadDocument with all of them."""
     problems = [
         Problem(
             file=str(path), line=None, path=f"checks[{i}].margin", expected=why, found=f"{check.margin:g}"
@@ -137,25 +133,34 @@ def _honest(policy: Policy, path: Path, sets: Sequence[EvalSet], calibrations: S
         raise BadDocument(problems)
 
 
-def _try(wrong: list[BadInput], read: Callable[[], T]) -> T | None:
-    """What ``read`` gives; None when it is bad input, which is kept to be told with the rest."""
+def _collect(errors: list[BadInput], read: Callable[[], T]) -> T | None:
+    """What ``read`` gives; None when it raises BadInput, which is added to ``errors``."""
     try:
         return read()
     except BadInput as error:
-        wrong.append(error)
+        errors.append(error)
         return None
 
 
-def _sets(wrong: list[BadInput], path: Path, policy: Policy, progress: Progress) -> tuple[EvalSet, ...]:
-    """The policy's sets that can be loaded; what the checks ask of them and cannot have is added to ``wrong``."""
+def _raise_all(errors: list[BadInput]) -> None:
+    """Raise the only error itself, and several as one BadInput that says each of them once."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BadInput("\n".join(dict.fromkeys(str(error) for error in errors)))
+
+
+def _read_sets(errors: list[BadInput], path: Path, policy: Policy, progress: Progress) -> tuple[EvalSet, ...]:
+    """The policy's sets that can be loaded; what the checks ask of them and cannot have is added to ``errors``."""
     within = evalset_roots(path)
-    found = [_try(wrong, partial(find_evalset, name, within, progress)) for name in policy.evalsets()]
-    sets = tuple(evalset for evalset in found if evalset is not None)
+    names = policy.evalsets()
+    loaded = [_collect(errors, partial(find_evalset, name, within, progress)) for name in names]
+    sets = tuple(evalset for evalset in loaded if evalset is not None)
     for evalset in sets:
-        _try(wrong, partial(item_scorer, evalset))
-    problems = list(_policy_misfits(policy, sets, complete=len(sets) == len(found)))
+        _collect(errors, partial(item_scorer, evalset))
+    problems = list(_policy_misfits(policy, sets, complete=len(sets) == len(names)))
     if problems:
-        wrong.append(
+        errors.append(
             BadDocument(
                 [Problem(file=str(path), line=None, path=p, expected=e, found=f) for p, e, f in problems]
             )
@@ -184,8 +189,8 @@ def _policy_misfits(
     for i, check in enumerate(policy.checks):
         metric = METRICS[check.metric]
         if metric.estimator == "blocks" and complete and not prompts:
-            found = ", ".join(cards) or "no set at all"
-            yield f"checks[{i}].metric", "some check on a generation set, whose prompts are timed", found
+            names = ", ".join(cards) or "no set at all"
+            yield f"checks[{i}].metric", "some check on a generation set, whose prompts are timed", names
         stratum = check.where.get("stratum")
         for card in (cards[name] for name in check.evalset if name in cards):
             if card.kind not in metric.kinds:

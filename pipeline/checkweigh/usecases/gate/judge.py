@@ -1,4 +1,13 @@
-"""Evidence -> a judgement: what may be compared, against which noise floor, at which look. No engine runs here."""
+"""Measurements -> a judgement: what may be compared, against which noise floor, at which look. No engine runs here.
+
+One policy is read in three forms on the way:
+
+1. As it was read: the ledger's digests are of this one.
+2. With ``attempts`` as the ledger's entry has it (``run``): an attempt keeps the share of the error budget that it
+   began with. The loop takes its looks from this one, and the decision names it.
+3. With divergence checks that have no noise floor here advisory (``Judge.policy``): only this one is judged by, and the
+   number of hypotheses, K, is counted on it.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +34,22 @@ from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.undeclared import comparable_metrics
 from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
-from checkweigh.usecases.gate.measured import Evidence
+from checkweigh.usecases.gate.measured import Measured
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the evidence of one gate. ``identities``: digests of what the baseline's engine says of itself."""
+    """Judges what one gate has measured. ``identities``: digests of what the baseline's engine says of itself."""
 
     inputs: Inputs
     arms: Mapping[str, ArmMeasurement]
     identities: frozenset[str]
 
-    def at(self, number: int, evidence: Evidence) -> Judgement:
+    def at(self, number: int, measured: Measured) -> Judgement:
         """The judgement at look ``number``."""
         look = self.looks[number - 1]
         comparisons = {
-            check.id: self._compare(check, look, evidence) for check in all_checks(self.inputs.policy)
+            check.id: self._compare(check, look, measured) for check in all_checks(self.inputs.policy)
         }
         return decide(self.policy, comparisons, self.inputs.candidate.manifest.intends, look)
 
@@ -56,7 +65,7 @@ class Judge:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy, with divergence checks that have no noise floor here informing only (STATISTICS, verdict)."""
+        """The policy, with divergence checks that have no noise floor here informing only."""
         checks = tuple(
             check.model_copy(update={"tier": "advisory"}) if check.id in self.unfounded else check
             for check in self.inputs.policy.checks
@@ -76,49 +85,56 @@ class Judge:
 
     def _floor(self, check: Check) -> Floor | None:
         """The check's noise floor, measured with the very engine that measured the baseline here."""
-        mine = [c for c in self.inputs.calibrations if {c.identity} == self.identities]
-        return floor_of(check, self.inputs.evalsets, mine)
+        calibrations = [c for c in self.inputs.calibrations if {c.identity} == self.identities]
+        return floor_of(check, self.inputs.evalsets, calibrations)
 
-    def _compare(self, check: Check, look: Look, evidence: Evidence) -> Comparison:
+    def _compare(self, check: Check, look: Look, measured: Measured) -> Comparison:
         inputs, level = self.inputs, look.levels[check.id]
-        other = inputs.anchor if check.against == "anchor" else inputs.baseline
-        assert other is not None
-        valid = comparable_metrics(other.pins, inputs.candidate.pins)[check.metric]
+        reference = inputs.anchor if check.against == "anchor" else inputs.baseline
+        assert reference is not None
+        valid = comparable_metrics(reference.pins, inputs.candidate.pins)[check.metric]
         if valid != "yes":
             return Inestimable(reason=valid)
         estimator = METRICS[check.metric].estimator
-        absent = self._absent(check, evidence)
+        absent = self._absent(check, measured)
         late = any(arm.late for arm in self.arms.values())
-        if absent or (estimator == "blocks" and evidence.timing is None and late):
+        if absent or (estimator == "blocks" and measured.timing is None and late):
             limit = f"max_minutes ({inputs.policy.max_minutes:g}) had passed before"
             return Inestimable(reason=f"{limit} {absent or 'both arms could be timed'}")
         if estimator == "blocks":
-            return _timed(check, evidence, level)
-        sets = [evalset for evalset in evidence.sets if evalset.card.name in check.evalset]
+            return _timed(check, measured, level)
+        sets = [evalset for evalset in measured.sets if evalset.card.name in check.evalset]
         if estimator == "divergence":
-            found = evidence.divergences
+            divergences = measured.divergences
             return compare_divergence(
-                check, sets, found.records, found.why_absent, floor=self._floor(check), alpha=level
+                check,
+                sets,
+                divergences.records,
+                divergences.why_absent,
+                floor=self._floor(check),
+                alpha=level,
             )
-        records = evidence.records
+        records = measured.records
         sample = pair(check.metric, sets, records[check.against], records["candidate"], where=check.where)
         return compare(check, sample, alpha=level)
 
-    def _absent(self, check: Check, evidence: Evidence) -> str:
+    def _absent(self, check: Check, measured: Measured) -> str:
         """What the check needs and an arm had no time left to measure, in words; empty when all of it is there."""
         missing = [
             f"{name} on the {role}"
             for role, arm in self.arms.items()
             for name in check.evalset
-            if role in (check.against, "candidate") and arm.late and name not in evidence.records[role]
+            if role in (check.against, "candidate") and arm.late and name not in measured.records[role]
         ]
         return f"{' and '.join(missing)} was measured" if missing else ""
 
 
-def _timed(check: Check, evidence: Evidence, level: Level) -> Comparison:
-    if evidence.timing is None:
-        return Inestimable(reason=evidence.untimed)
-    found = compare_blocks(check, evidence.timing, alpha=level)
-    if isinstance(found, Inestimable) and evidence.timing.notes:
-        return found.model_copy(update={"reason": "; ".join((found.reason, *evidence.timing.notes))})
-    return found
+def _timed(check: Check, measured: Measured, level: Level) -> Comparison:
+    if measured.timing is None:
+        return Inestimable(reason=measured.untimed)
+    comparison = compare_blocks(check, measured.timing, alpha=level)
+    if isinstance(comparison, Inestimable) and measured.timing.notes:
+        return comparison.model_copy(
+            update={"reason": "; ".join((comparison.reason, *measured.timing.notes))}
+        )
+    return comparison

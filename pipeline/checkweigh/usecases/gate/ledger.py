@@ -1,16 +1,17 @@
-"""The ledger of attempts: every try of a candidate against a baseline under a policy, written before anybody sees it.
+"""The ledger of attempts: each gate of a candidate against a baseline under a policy, entered before anybody sees it.
 
 ::
 
-    HOME/attempts/<candidate's pins>/<candidate, baseline, policy>/01.json ...   one entry a try, with its own digest
+    HOME/attempts/<candidate's pins>/<candidate, baseline, policy>/01.json ...   one sealed entry an attempt
 
 1. The same digests return the stored verdict: nothing is measured, and no error is spent twice.
-2. A try that no look was made of (killed, an error, out of time) spent nothing; it goes on, or is forgotten.
-3. A try that was cut off after a look goes on with its next look when everything is as it was, else it counts as spent.
-4. New floors, or other rules of judging, judge the same measurements again: the same try.
-5. Anything else is a later try. It takes one of the policy's declared attempts, which share the error budget, and must
-   pool: every item of the earlier tries is in it again. Where nothing is left to spend, nothing is measured.
-6. A gate of an endpoint is always a later try: nothing says that the same weights answer as before.
+2. An attempt that ended before its first look (killed, an error, out of time) spent nothing; it goes on, or is
+   forgotten.
+3. An attempt that was cut off after a look goes on with its next look when everything is as it was; else it is spent.
+4. New noise floors, or other rules of judging, judge the same measurements again: the same attempt.
+5. Anything else is a later attempt. It takes one of those that the policy declares, which share the error budget, and
+   must pool: every item of the earlier ones is in it again. Where nothing is left to spend, nothing is measured.
+6. A gate of an endpoint is always a later attempt: nothing says that the same weights answer as before.
 
 Wording, names, ``attempts`` and ``max_minutes`` do not make another policy of one. The ledger is as long as the home it
 lies in: a job with a fresh home has no memory.
@@ -33,8 +34,7 @@ from checkweigh.errors import BadInput, StoreError
 from checkweigh.files import lock, read_sealed, write_sealed
 from checkweigh.measure import host_facts
 from checkweigh.progress import Progress
-from checkweigh.records.attempt import Entry
-from checkweigh.records.decision import Attempt, Decision, LookMade
+from checkweigh.records.decision import AttemptRecord, Decision, LedgerEntry, LookMade
 from checkweigh.records.measurement import PROTOCOL
 from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
@@ -45,21 +45,21 @@ WORDING = {"name", "because", "attempts", "max_minutes"}
 
 
 @dataclass(kw_only=True)
-class Try:
-    """One try on its way. ``stored``: the verdict is known already; ``refused``: why it may not be made.
+class LedgerAttempt:
+    """One attempt under way. ``stored``: its verdict is known already. ``refused``: why it may not be made.
 
-    ``entry`` is what the ledger holds of it, ``earlier`` what was tried before. ``before``: what the same try came to
-    under other noise floors or rules.
+    ``entry`` is what the ledger holds of it, ``earlier`` what to say of the attempts before. ``before``: the decision
+    of this same attempt under other noise floors or rules.
     """
 
     path: Path
-    entry: Entry
+    entry: LedgerEntry
     earlier: tuple[str, ...] = ()
     refused: str = ""
     stored: Decision | None = None
     before: Decision | None = None
 
-    def look(self, made: LookMade) -> None:
+    def enter_look(self, made: LookMade) -> None:
         """Enter a look, before anything follows from it. A look that was entered before is not entered twice."""
         if made.number > len(self.entry.looks):
             self._write(self.entry.model_copy(update={"looks": (*self.entry.looks, made)}))
@@ -68,7 +68,7 @@ class Try:
         """Freeze the plan: from here on it is in the ledger."""
         self._write(self.entry)
 
-    def replicate(self, number: int) -> None:
+    def enter_replicate(self, number: int) -> None:
         """Enter which execution of the candidate is measured."""
         self._write(self.entry.model_copy(update={"replicate": number}))
 
@@ -76,40 +76,44 @@ class Try:
         """Enter the verdict, before anybody sees it."""
         self._write(self.entry.model_copy(update={"decision": decision}))
 
-    def label(self, decided: str, *, first: str | None = None) -> Attempt:
+    def label(self, decided: str, *, first: str | None = None) -> AttemptRecord:
         """What every output says of it. ``first``: digest of the stored decision that it repeats."""
-        return Attempt(
+        return AttemptRecord(
             number=self.entry.number, of=self.entry.of, stored=first is not None, decided=decided, first=first,
             earlier=self.earlier,
         )  # fmt: skip
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: LedgerEntry) -> None:
         # In the order of the fields, so that a stored decision is written again to the byte.
         write_sealed(self.path, entry.model_dump(mode="json"))
         self.entry = entry
 
 
 @dataclass(frozen=True)
-class _Gated:
-    """What is gated, in digests."""
+class _GateIdentity:
+    """What is gated, in digests. Two gates with the same ``data`` measure the same.
+
+    ``policy``: of what decides in it. ``data``: of everything that decides what is measured; random for an endpoint.
+    ``judged``: of that, and of the noise floors and rules it is judged by. ``items``: set -> a digest of each item.
+    """
 
     inputs: Inputs
 
     @cached_property
     def pins(self) -> dict[str, str]:
         arms = {"baseline": self.inputs.baseline, "candidate": self.inputs.candidate}
-        found = {role: arm.pins.record_digest() for role, arm in arms.items()}
-        anchor = self.inputs.anchor
-        return found if anchor is None else found | {"anchor": anchor.pins.record_digest()}
+        if self.inputs.anchor is not None:
+            arms["anchor"] = self.inputs.anchor
+        return {role: arm.pins.record_digest() for role, arm in arms.items()}
 
     @cached_property
     def policy(self) -> str:
-        return canonical.digest(rules(self.inputs.policy))
+        return canonical.digest(without_wording(self.inputs.policy))
 
     @property
     def folder(self) -> Path:
-        mine = canonical.digest({**self.pins, "policy": self.policy})
-        return cache_root() / "attempts" / _hex(self.pins["candidate"]) / _hex(mine)
+        gated = canonical.digest({**self.pins, "policy": self.policy})
+        return cache_root() / "attempts" / _hex(self.pins["candidate"]) / _hex(gated)
 
     @cached_property
     def data(self) -> str:
@@ -156,7 +160,7 @@ class _Gated:
         }
 
 
-def rules(policy: Policy) -> dict[str, object]:
+def without_wording(policy: Policy) -> dict[str, object]:
     """The policy without its wording: what two policies have in common that decide the same."""
     data = policy.model_dump(mode="json", exclude=WORDING)
     return {
@@ -166,58 +170,59 @@ def rules(policy: Policy) -> dict[str, object]:
 
 
 @contextmanager
-def attempt(inputs: Inputs, progress: Progress, *, again: bool = False) -> Iterator[Try]:
-    """This gate's try, held for as long as it lasts; another gate of the same waits for it.
+def hold_attempt(inputs: Inputs, progress: Progress, *, again: bool = False) -> Iterator[LedgerAttempt]:
+    """This gate's attempt, held for as long as it lasts; another gate of the same waits for it.
 
-    ``again``: measure anew what may be (timing, a candidate that could not be served), as a later try. Raises HostBusy,
-    StoreError for a damaged entry, BadInput when ``again`` has nothing to repeat or nothing left to spend.
+    ``again``: as a later attempt, measure anew what may be (timing, a candidate that could not be served). Raises
+    HostBusy, StoreError for a damaged entry, and BadInput when ``again`` has nothing to repeat or to spend.
     """
-    gated = _Gated(inputs)
+    identity = _GateIdentity(inputs)
     with lock(
-        gated.folder.with_suffix(".lock"),
+        identity.folder.with_suffix(".lock"),
         timeout_s=60 * inputs.policy.max_minutes + TIMING_WAIT_S,
         what="gates the same candidate",
         waiting=lambda: progress(
             "another checkweigh is gating the same candidate; waiting for its verdict", 0, 0
         ),
     ):
-        yield _try(gated, _entries(gated.folder), again)
+        yield _attempt_for(identity, _entries(identity.folder), again)
 
 
-def _try(gated: _Gated, entries: Sequence[Entry], again: bool) -> Try:
-    """Which try it is (1 to 5 above)."""
+def _attempt_for(identity: _GateIdentity, entries: Sequence[LedgerEntry], again: bool) -> LedgerAttempt:
+    """Which attempt it is (1 to 6 above)."""
     spent = [entry for entry in entries if entry.spent]
-    same = next((e for e in reversed(entries) if e.data == gated.data), None)
-    others = _others(gated.folder)
+    same = next((e for e in reversed(entries) if e.data == identity.data), None)
+    others = _others(identity.folder)
     if same is not None and same.spent and not again:
-        path = gated.folder / f"{same.number:02d}.json"
+        path = identity.folder / f"{same.number:02d}.json"
         words = (*(e.words for e in spent if e.number < same.number), *others)
         if same is not spent[-1]:
             why = f"{same.words}, which {spent[-1].words} has replaced: only the last verdict stands"
-            return Try(path=path, entry=same, earlier=words, refused=why)
-        if same.decision is not None and same.judged == gated.judged:
-            return Try(path=path, entry=same, earlier=words, stored=same.decision)
-        entry = same.model_copy(update={"judged": gated.judged, "decision": None})
-        return Try(path=path, entry=entry, earlier=words, before=same.decision)
+            return LedgerAttempt(path=path, entry=same, earlier=words, refused=why)
+        if same.decision is not None and same.judged == identity.judged:
+            return LedgerAttempt(path=path, entry=same, earlier=words, stored=same.decision)
+        entry = same.model_copy(update={"judged": identity.judged, "decision": None})
+        return LedgerAttempt(path=path, entry=entry, earlier=words, before=same.decision)
     number = len(spent) + 1
-    entry = Entry(
-        number=number, of=gated.inputs.policy.attempts, plan=gated.plan(number), data=gated.data, judged=gated.judged,
-        items=gated.items, replicate=same.replicate if same else 0, begun=host_facts.now(),
+    entry = LedgerEntry(
+        number=number, of=identity.inputs.policy.attempts, plan=identity.plan(number),
+        data=identity.data, judged=identity.judged, items=identity.items,
+        replicate=same.replicate if same else 0, begun=host_facts.now(),
     )  # fmt: skip
-    refused = _refused(gated, spent)
+    refused = _refused(identity, spent)
     if again and (not spent or refused):
         raise BadInput(
             f"--again: {refused or 'this candidate was not gated before: there is nothing to repeat'}"
         )
-    return Try(
-        path=gated.folder / f"{number:02d}.json", entry=entry, refused=refused,
+    return LedgerAttempt(
+        path=identity.folder / f"{number:02d}.json", entry=entry, refused=refused,
         earlier=(*(e.words for e in spent), *others),
     )  # fmt: skip
 
 
-def _refused(gated: _Gated, spent: Sequence[Entry]) -> str:
-    """Why a later try may not be made; empty when it may."""
-    of = gated.inputs.policy.attempts
+def _refused(identity: _GateIdentity, spent: Sequence[LedgerEntry]) -> str:
+    """Why a later attempt may not be made; empty when it may."""
+    of = identity.inputs.policy.attempts
     left = 1.0 - sum(1.0 / e.of for e in spent)
     if spent and left < 1.0 / of - 1e-9:
         tried = "; ".join(e.words for e in spent)
@@ -227,8 +232,8 @@ def _refused(gated: _Gated, spent: Sequence[Entry]) -> str:
             "policy before the next one is gated"
         )
     for entry in spent:
-        for name, had in entry.items.items():
-            lost = set(had) - set(gated.items.get(name, ()))
+        for name, items in entry.items.items():
+            lost = set(items) - set(identity.items.get(name, ()))
             if lost:
                 return (
                     f"{len(lost)} items of set {name} that attempt {entry.number} was decided on are not in it any "
@@ -237,29 +242,29 @@ def _refused(gated: _Gated, spent: Sequence[Entry]) -> str:
     return ""
 
 
-def taken(path: Path) -> int:
+def highest_replicate(path: Path) -> int:
     """The highest replicate that any gate of the candidate at ``path`` has measured or is measuring."""
     folders = [folder for folder in path.parent.parent.iterdir() if folder.is_dir()]
     return max((entry.replicate for folder in folders for entry in _entries(folder)), default=0)
 
 
 def _others(folder: Path) -> tuple[str, ...]:
-    """What to say of this candidate's tries against other baselines or under other policies."""
+    """What to say of this candidate's attempts against other baselines or under other policies."""
     tried = [path for path in folder.parent.glob("*/[0-9]*.json") if path.parent != folder]
     if not tried:
         return ()
-    many = f"{len(tried)} earlier tries" if len(tried) > 1 else "1 earlier try"
+    count = f"{len(tried)} earlier tries" if len(tried) > 1 else "1 earlier try"
     return (
-        f"{many} of this candidate against other baselines or under other policies, which spent budgets of their own",
+        f"{count} of this candidate against other baselines or under other policies, which spent budgets of their own",
     )
 
 
-def _entries(folder: Path) -> list[Entry]:
-    """The tries so far. A damaged entry is an error: read as absent, it would give a candidate another try."""
-    found = []
+def _entries(folder: Path) -> list[LedgerEntry]:
+    """The attempts so far. A damaged entry is an error: read as absent, it would give a candidate another one."""
+    entries = []
     for path in sorted(folder.glob("[0-9]*.json")):
         try:
-            entry = Entry.model_validate_json(json.dumps(read_sealed(path)))
+            entry = LedgerEntry.model_validate_json(json.dumps(read_sealed(path)))
             if f"{entry.number:02d}" != path.stem:
                 raise ValueError("it is not the file of its number")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -267,10 +272,10 @@ def _entries(folder: Path) -> list[Entry]:
                 f"{path}: damaged entry in the ledger of attempts ({error}); without it nobody knows how often this "
                 "candidate was tried"
             ) from error
-        found.append(entry)
-    if [entry.number for entry in found] != list(range(1, len(found) + 1)):
+        entries.append(entry)
+    if [entry.number for entry in entries] != list(range(1, len(entries) + 1)):
         raise StoreError(f"{folder}: an entry of the ledger of attempts is missing")
-    return found
+    return entries
 
 
 def _hex(digest: str) -> str:

@@ -1,6 +1,6 @@
 """The loop of a gate: measure a slice on every arm, look, stop when the verdict is settled, else grow.
 
-1. The slices are fixed before the first look (``looks``). An arm measures its part of every set, then the next one.
+1. The slices are fixed before the first look (``slices``). An arm measures its part of every set, then the next one.
 2. A block stops the gate at once: nothing is timed any more, because nothing that timing says could change it.
 3. Timing is measured once, whole: at the first look where everything else would pass, or at the last one. After it the
    gate stops, whatever it said: more items make no arm faster.
@@ -24,12 +24,7 @@ from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.judge import Judge
 from checkweigh.usecases.gate.measure_divergence import Divergences, measure_divergences
-from checkweigh.usecases.gate.measured import (
-    ROLES,
-    Records,
-    nothing,
-    whole_parts,
-)
+from checkweigh.usecases.gate.measured import ROLES, Measured, Records, parts_of_looks
 from checkweigh.usecases.gate.time_arms import TimingPrompts, answered_by_both, needs_timing, time_arms
 
 BLOCKED_FIRST = "not timed: the verdict was settled without it"
@@ -40,10 +35,11 @@ def _nobody(look: LookMade) -> None:
 
 
 @dataclass
-class Looking:
-    """One gate on its way. ``tell`` hears of each look before anything follows from it.
+class LookLoop:
+    """The looks of one gate: ``measured`` so far, the looks ``made``, and the ``judge``, None before the first look.
 
-    ``timing``: of this very try, when it is judged again.
+    ``tell`` hears of each look before anything follows from it. ``timing``: of this very attempt, when it is judged
+    again.
     """
 
     inputs: Inputs
@@ -54,8 +50,8 @@ class Looking:
     made: list[LookMade] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.evidence = nothing(self.inputs)
-        self.parts = whole_parts(self.inputs)
+        self.measured = Measured.empty(self.inputs)
+        self.parts = parts_of_looks(self.inputs)
         self.judge: Judge | None = None
         self._timing_late = False
 
@@ -79,7 +75,7 @@ class Looking:
             blocked = judgement.verdict is Verdict.BLOCK
             if self.late and not blocked:
                 return judgement
-            stops = not blocked and self._ready(number, judgement)
+            stops = not blocked and self._ready_to_time(number, judgement)
             if stops and needs_timing(self.inputs.policy):
                 self._time()
                 judgement = self._judged(number)
@@ -93,41 +89,39 @@ class Looking:
 
     def _grow(self, number: int) -> bool:
         """Measure the parts of a look; False when time ran out in a later look, whose parts are then left out."""
-        parts = tuple(of[number - 1] for of in self.parts.values())
-        found: dict[str, Records] = {role: {} for role in ROLES}
+        parts = tuple(of_set[number - 1] for of_set in self.parts.values())
+        records: dict[str, Records] = {role: {} for role in ROLES}
         divergences = Divergences()
         try:
-            self._measure(parts, found)
+            self._measure(parts, records)
             if number > 1 and self.late:
                 return False
-            divergences = self._diverge(parts, found)
-        except BaseException:
-            self.evidence = self.evidence.grown(
-                parts, found, divergences
-            )  # what the decision on a failure names
+            divergences = self._compare_states(parts, records)
+        except BaseException:  # a decision on a failure names what was measured before it
+            self.measured = self.measured.with_look(parts, records, divergences)
             raise
-        self.evidence = self.evidence.grown(parts, found, divergences)
+        self.measured = self.measured.with_look(parts, records, divergences)
         if self.judge is None:
-            mine = frozenset(record.key.identity for record in found["baseline"].values())
-            self.judge = Judge(self.inputs, self.arms, mine)
+            identities = frozenset(record.key.identity for record in records["baseline"].values())
+            self.judge = Judge(self.inputs, self.arms, identities)
         return True
 
-    def _measure(self, parts: tuple[Part, ...], found: dict[str, Records]) -> None:
-        """Every arm on its parts, one arm after the other; ``found`` is filled as far as it goes."""
+    def _measure(self, parts: tuple[Part, ...], records: dict[str, Records]) -> None:
+        """Every arm on its parts, one arm after the other; ``records`` is filled as far as it goes."""
         for role, arm in self.arms.items():
             for part in parts:
-                if part.evalset.items and self._asked(role, part):
+                if part.evalset.items and self._is_used(role, part):
                     record = arm.measure(part)
                     if record is not None:
-                        found[role][part.evalset.card.name] = record
+                        records[role][part.evalset.card.name] = record
             arm.session.close()
 
-    def _asked(self, role: str, part: Part) -> bool:
-        """Of the anchor only those sets that a check against it uses."""
+    def _is_used(self, role: str, part: Part) -> bool:
+        """Whether a check uses the part on this arm: of the anchor only the sets of checks against it."""
         names = {n for c in self.inputs.policy.checks if c.against == "anchor" for n in c.evalset}
         return role != "anchor" or part.evalset.card.name in names
 
-    def _diverge(self, parts: tuple[Part, ...], found: Mapping[str, Records]) -> Divergences:
+    def _compare_states(self, parts: tuple[Part, ...], records: Mapping[str, Records]) -> Divergences:
         """The divergences that checks ask for, where the two arms can be compared so."""
         names = {
             name
@@ -141,15 +135,15 @@ class Looking:
             or not names
         ):
             return Divergences()
-        asked = [p for p in parts if p.evalset.card.name in names and p.evalset.items]
-        return measure_divergences(asked, arms, found)
+        compared = [p for p in parts if p.evalset.card.name in names and p.evalset.items]
+        return measure_divergences(compared, arms, records)
 
     def _judged(self, number: int) -> Judgement:
         assert self.judge is not None
-        return self.judge.at(number, self.evidence)
+        return self.judge.at(number, self.measured)
 
-    def _ready(self, number: int, judgement: Judgement) -> bool:
-        """Whether the time to time has come: nothing else holds back a pass, or this is the last look."""
+    def _ready_to_time(self, number: int, judgement: Judgement) -> bool:
+        """Whether nothing but timing prevents a pass, or this is the last look: the loop ends after it."""
         others = [r for r in judgement.results if METRICS[r.check.metric].estimator != "blocks"]
         passing = any(r.gating and r.check.tier == "critical" for r in others) and not any(
             r.prevents_pass for r in others
@@ -157,9 +151,11 @@ class Looking:
         return passing or number == self.of
 
     def _time(self) -> None:
-        """Interleaved timing of both arms. Both engines start anew: what an arm measured before, or did not because it
-        was stored, shows in the memory of its process."""
-        conversations = answered_by_both(self.evidence)
+        """Interleaved timing of both arms, each on an engine that starts anew.
+
+        What an arm measured before, or did not because it was stored, shows in the memory of its process.
+        """
+        conversations = answered_by_both(self.measured)
         timing = self.timing
         if timing is None and conversations and not self.late:
             prompts = TimingPrompts(
@@ -169,19 +165,19 @@ class Looking:
             deadline = min(self.arms[role].deadline for role in ARMS)
             timed = time_arms(self.inputs.policy, sessions, prompts, self.progress, deadline=deadline)
             timing, self._timing_late = timed.run, timed.late
-        self.evidence = replace(self.evidence, timing=timing)
+        self.measured = replace(self.measured, timing=timing)
 
     def _untimed(self, judgement: Judgement) -> Judgement:
         """A block before anything was timed, saying so in the checks on timing."""
         if not needs_timing(self.inputs.policy):
             return judgement
-        self.evidence = replace(self.evidence, untimed=BLOCKED_FIRST)
+        self.measured = replace(self.measured, untimed=BLOCKED_FIRST)
         return self._judged(self.made[-1].number)
 
     def _out_of_time(self, number: int) -> Judgement:
         """What the looks before say; growing further was not possible."""
-        self.evidence = replace(
-            self.evidence, untimed="max_minutes had passed before both arms could be timed"
+        self.measured = replace(
+            self.measured, untimed="max_minutes had passed before both arms could be timed"
         )
         judgement = self._judged(number - 1)
         limit = (
@@ -191,7 +187,7 @@ class Looking:
 
     def _note(self, number: int, judgement: Judgement, before: float) -> None:
         look = LookMade(
-            number=number, share=self.inputs.policy.looks[number - 1], items=self.evidence.items,
+            number=number, share=self.inputs.policy.looks[number - 1], items=self.measured.items,
             verdict=judgement.verdict, seconds=max(0.0, sum(stage.seconds for stage in self._computed()) - before),
         )  # fmt: skip
         self.made.append(look)
@@ -202,7 +198,7 @@ class Looking:
 
     @property
     def hypotheses(self) -> int:
-        """K of the block test."""
+        """K of the block test; before a judge knows the noise floors, all gating checks of the policy as declared."""
         if self.judge is not None:
             return self.judge.hypotheses
         return max(1, hypothesis_count(self.inputs.policy, self.inputs.candidate.manifest.intends))
@@ -212,17 +208,19 @@ class Looking:
 
         Parts that are stored already would have cost nothing. Timing and the starts of engines are left out.
         """
-        left = [part for of in self.parts.values() for part in of[len(self.made) :] if part.evalset.items]
+        left = [
+            part for parts in self.parts.values() for part in parts[len(self.made) :] if part.evalset.items
+        ]
         if not self.made or len(self.made) == self.of:
             return None
         saved = 0.0
         for role, arm in self.arms.items():
             for part in left:
-                record = self.evidence.records[role].get(part.evalset.card.name)
+                record = self.measured.records[role].get(part.evalset.card.name)
                 if record is not None and not arm.store.exists(arm.key(part, record.key.identity)):
                     saved += record.stage.seconds / max(1, record.stage.items) * len(part.evalset.items)
         for part in left:
-            record = self.evidence.divergences.records.get(part.evalset.card.name)
+            record = self.measured.divergences.records.get(part.evalset.card.name)
             if record is not None:
                 saved += record.stage.seconds / max(1, record.stage.items) * len(part.evalset.items)
         return saved

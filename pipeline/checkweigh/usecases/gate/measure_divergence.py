@@ -25,7 +25,7 @@ class Divergences:
     why_absent: str = ""
     late: bool = False
 
-    def grown(self, more: Divergences) -> Divergences:
+    def with_look(self, more: Divergences) -> Divergences:
         """With another look's parts; a set is there only when all of its parts are."""
         whole = {
             name: merge_measurements([record, more.records[name]])
@@ -47,15 +47,17 @@ def measure_divergences(
 
     What an engine cannot do (a head of an unknown kind) is a reason, not an error; a pin mismatch is one.
     """
-    found = Divergences()
+    divergences = Divergences()
     kinds = {arm.session.resolved.manifest.engine.kind for arm in arms.values()}
     if len(kinds) > 1:
-        found.why_absent = f"it needs one kind of engine in both arms, found {' and '.join(sorted(kinds))}"
-        return found
+        divergences.why_absent = (
+            f"it needs one kind of engine in both arms, found {' and '.join(sorted(kinds))}"
+        )
+        return divergences
     for part in parts:
         name = part.evalset.card.name
         if name not in measured["baseline"] or name not in measured["candidate"]:
-            found.why_absent = "an arm was not measured on it"
+            divergences.why_absent = "an arm was not measured on it"
             continue
         key = _key(measured["baseline"][name].key, measured["candidate"][name].key)
         try:
@@ -63,15 +65,15 @@ def measure_divergences(
         except PinMismatch:
             raise
         except BadInput as error:
-            found.why_absent = str(error)
+            divergences.why_absent = str(error)
             continue
         if record is None:
-            found.why_absent, found.late = "max_minutes had passed before", True
+            divergences.why_absent, divergences.late = "max_minutes had passed before", True
         else:
-            found.records[name] = record
+            divergences.records[name] = record
     for arm in arms.values():
         arm.session.close()
-    return found
+    return divergences
 
 
 def _key(baseline: MeasurementKey, candidate: MeasurementKey) -> MeasurementKey:

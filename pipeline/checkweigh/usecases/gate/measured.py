@@ -16,41 +16,47 @@ Records = dict[str, MeasurementSet]
 ROLES = ("baseline", "candidate", "anchor")
 
 
-def _nothing() -> dict[str, Records]:
+def _no_records() -> dict[str, Records]:
     return {role: {} for role in ROLES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """``records``: role -> set -> what was looked at so far; ``keys``: role -> part -> key of its measurement.
+class Measured:
+    """What was measured up to a look. ``sets``: the sets as the look sees them.
 
-    ``sets`` are the sets as the look sees them. ``untimed`` says why there is no ``timing``.
+    ``records``: role -> set -> what was looked at so far. ``keys``: role -> part -> key of its measurement. ``untimed``
+    says why there is no ``timing``.
     """
 
     sets: tuple[EvalSet, ...]
-    records: Mapping[str, Records] = field(default_factory=_nothing)
+    records: Mapping[str, Records] = field(default_factory=_no_records)
     keys: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {role: {} for role in ROLES})
     divergences: Divergences = field(default_factory=Divergences)
     timing: PairedRun | None = None
     untimed: str = "timing was not measured"
 
-    def grown(
+    @classmethod
+    def empty(cls, inputs: Inputs) -> Measured:
+        """Before the first look."""
+        return cls(sets=tuple(restrict_items(s, ()) for s in inputs.evalsets))
+
+    def with_look(
         self, parts: tuple[Part, ...], more: Mapping[str, Records], divergences: Divergences
-    ) -> Evidence:
+    ) -> Measured:
         """With another look's parts and what was measured on them."""
         records: dict[str, Records] = {}
         keys: dict[str, dict[str, str]] = defaultdict(dict)
         names = {part.evalset.card.name: part for part in parts}
         for role in ROLES:
-            had, new = self.records[role], more[role]
-            whole = {n: merge_measurements([had[n], r]) if n in had else r for n, r in new.items()}
-            records[role] = {**had, **whole}
-            found = {_place(names[n]): r.key.record_digest() for n, r in new.items()}
-            keys[role] = {**self.keys[role], **found}
+            before, new = self.records[role], more[role]
+            whole = {n: merge_measurements([before[n], r]) if n in before else r for n, r in new.items()}
+            records[role] = {**before, **whole}
+            new_keys = {_place(names[n]): r.key.record_digest() for n, r in new.items()}
+            keys[role] = {**self.keys[role], **new_keys}
         first = not any(self.records.values())
         return replace(
             self, sets=_together(self.sets, parts), records=records, keys=keys,
-            divergences=divergences if first else self.divergences.grown(divergences),
+            divergences=divergences if first else self.divergences.with_look(divergences),
         )  # fmt: skip
 
     @property
@@ -75,12 +81,7 @@ def _together(seen: tuple[EvalSet, ...], parts: tuple[Part, ...]) -> tuple[EvalS
     )
 
 
-def whole_parts(inputs: Inputs) -> dict[str, tuple[Part, ...]]:
-    """Set -> the part of each look."""
+def parts_of_looks(inputs: Inputs) -> dict[str, tuple[Part, ...]]:
+    """Set -> its part for each look that the policy declares."""
     policy = inputs.policy
     return {s.card.name: look_parts(s, policy.looks, policy.seed) for s in inputs.evalsets}
-
-
-def nothing(inputs: Inputs) -> Evidence:
-    """Before the first look."""
-    return Evidence(sets=tuple(restrict_items(s, ()) for s in inputs.evalsets))

@@ -1,8 +1,8 @@
 """The main job: two manifests and a policy -> a decision, with everything behind it written down.
 
 1. Everything was read and verified (``inputs``); outputs of an earlier gate in the same place are removed.
-2. The ledger says which try of this candidate it is (``attempts``). A verdict that is known already is returned.
-3. Measure a slice on both arms, look, stop or grow; time both arms against each other (``looking``).
+2. The ledger says which attempt of this candidate it is (``ledger``). A verdict that is known already is returned.
+3. Measure a slice on both arms, look, stop or grow; time both arms against each other (``look_loop``).
 4. Enter the verdict in the ledger, then write the reports.
 
 A failure of the baseline, the tool or the host is an ERROR, which spends nothing; a candidate whose engine fails
@@ -34,9 +34,9 @@ from checkweigh.usecases.gate.compose_decision import compose_decision
 from checkweigh.usecases.gate.engine_session import EngineSession
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.item_pairs import item_pairs
-from checkweigh.usecases.gate.ledger import Try, attempt, taken
-from checkweigh.usecases.gate.look_loop import Looking
-from checkweigh.usecases.gate.measured import Evidence, nothing
+from checkweigh.usecases.gate.ledger import LedgerAttempt, highest_replicate, hold_attempt
+from checkweigh.usecases.gate.look_loop import LookLoop
+from checkweigh.usecases.gate.measured import Measured
 from checkweigh.usecases.read_decision import read_measurements
 
 OUTPUTS = (  # decision.json is the report package's to remove
@@ -53,7 +53,7 @@ class GateResult:
     """
 
     decision: Decision
-    evidence: Evidence
+    measured: Measured
     final: bool
     first: Decision | None = None
     pairs: Sequence[ItemPair] = ()
@@ -64,8 +64,8 @@ def gate(
 ) -> GateResult:
     """Measure, compare, decide; writes decision.json, report.html, junit.xml and summary.md below ``out``.
 
-    ``again``: as for ``ledger.attempt``. Raises BadInput when ``out`` cannot be written, when ``again`` has nothing to
-    repeat, and for what only a running engine shows; StoreError when ``out`` is on a full disk.
+    ``again``: as for ``ledger.hold_attempt``. Raises BadInput when ``out`` cannot be written, when ``again``
+    has nothing to repeat, and for what only a running engine shows; StoreError when ``out`` is on a full disk.
     """
     started = host_facts.now()
     _clear(out)
@@ -74,16 +74,18 @@ def gate(
         for arm in arms.values():
             stack.callback(arm.session.close)
         try:
-            mine = stack.enter_context(attempt(inputs, progress, again=again))
-            result = _stored(inputs, mine) if mine.stored else _decided(inputs, arms, mine, progress, started)
-            if result.final and not mine.stored:
-                mine.finish(result.decision)
+            attempt = stack.enter_context(hold_attempt(inputs, progress, again=again))
+            if attempt.stored is not None:
+                result = _repeat_verdict(inputs, attempt, attempt.stored)
+            else:
+                result = _decide(inputs, arms, attempt, progress, started)
+                if result.final:
+                    attempt.finish(result.decision)
         except (Broken, OSError) as error:
-            looking = Looking(inputs, arms, progress)
-            judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
-            decision = compose_decision(looking, judgement, started, None)
-            result = GateResult(decision=decision, evidence=nothing(inputs), final=False)
-        records = result.evidence.records
+            loop = LookLoop(inputs, arms, progress)
+            decision = compose_decision(loop, _broken(error), started, None)
+            result = GateResult(decision=decision, measured=Measured.empty(inputs), final=False)
+        records = result.measured.records
         pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
         report.write_all(result.decision, pairs, out)
         return replace(result, pairs=pairs)
@@ -117,73 +119,76 @@ def _arms(
     }
 
 
-def _stored(inputs: Inputs, mine: Try) -> GateResult:
-    """The verdict that the same digests had, with what is still there of its evidence."""
-    decision = mine.stored
-    assert decision is not None
-    label = mine.label(decision.provenance.ended, first=decision.record_digest())
-    records, lost = read_measurements(Store(cache_root() / "store"), decision)
-    notes = (*decision.notes, f"no longer in the store: {', '.join(lost)}") if lost else decision.notes
-    stages = tuple(stage.model_copy(update={"stored": True}) for stage in decision.stages)
-    decision = decision.model_copy(update={"attempt": label, "notes": notes, "stages": stages})
-    return GateResult(
-        decision=decision, evidence=replace(nothing(inputs), records=records), final=True, first=mine.stored
-    )
+def _repeat_verdict(inputs: Inputs, attempt: LedgerAttempt, first: Decision) -> GateResult:
+    """The verdict that the same digests had, with those of its measurements that are still stored."""
+    label = attempt.label(first.provenance.ended, first=first.record_digest())
+    records, lost = read_measurements(Store(cache_root() / "store"), first)
+    notes = (*first.notes, f"no longer in the store: {', '.join(lost)}") if lost else first.notes
+    stages = tuple(stage.model_copy(update={"stored": True}) for stage in first.stages)
+    decision = first.model_copy(update={"attempt": label, "notes": notes, "stages": stages})
+    measured = replace(Measured.empty(inputs), records=records)
+    return GateResult(decision=decision, measured=measured, final=True, first=first)
 
 
-def _decided(
-    inputs: Inputs, arms: Mapping[str, ArmMeasurement], mine: Try, progress: Progress, started: str
+def _decide(
+    inputs: Inputs,
+    arms: Mapping[str, ArmMeasurement],
+    attempt: LedgerAttempt,
+    progress: Progress,
+    started: str,
 ) -> GateResult:
-    """Measure and look, as this try; ERROR and a full clock are nothing that the ledger keeps."""
-    inputs = replace(inputs, policy=inputs.policy.model_copy(update={"attempts": mine.entry.of}))
-    looking = Looking(
-        inputs, arms, progress, tell=mine.look, timing=mine.before.timing if mine.before else None
-    )
-    if mine.refused:
-        judgement = Judgement(Verdict.INCONCLUSIVE, (mine.refused,), ())
-        decision = compose_decision(looking, judgement, started, mine)
-        return GateResult(decision=decision, evidence=looking.evidence, final=False)
-    if mine.entry.number > 1 or mine.earlier:
-        progress(f"attempt {mine.entry.number} of {mine.entry.of}; {'; '.join(mine.earlier)}", 0, 0)
-    mine.begin()
+    """Measure and look, as this attempt; the ledger keeps no ERROR, and no verdict that the clock cut short."""
+    inputs = replace(inputs, policy=inputs.policy.model_copy(update={"attempts": attempt.entry.of}))
+    timing = attempt.before.timing if attempt.before else None
+    loop = LookLoop(inputs, arms, progress, tell=attempt.enter_look, timing=timing)
+    if attempt.refused:
+        judgement = Judgement(Verdict.INCONCLUSIVE, (attempt.refused,), ())
+        decision = compose_decision(loop, judgement, started, attempt)
+        return GateResult(decision=decision, measured=loop.measured, final=False)
+    if attempt.entry.number > 1 or attempt.earlier:
+        progress(f"attempt {attempt.entry.number} of {attempt.entry.of}; {'; '.join(attempt.earlier)}", 0, 0)
+    attempt.begin()
     final = True
     try:
-        _repeat(looking, mine)
-        judgement = looking.run()
-        late = looking.late or looking.evidence.divergences.late
+        _choose_executions(loop, attempt)
+        judgement = loop.run()
+        late = loop.late or loop.measured.divergences.late
         final = not late or judgement.verdict is Verdict.BLOCK
     except EngineError as error:
-        judgement = _failed(error, arms)
+        judgement = _engine_failed(error, arms)
     except (Broken, OSError) as error:
-        judgement = Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
-    decision = compose_decision(looking, judgement, started, mine)
-    return GateResult(
-        decision=decision, evidence=looking.evidence, final=final and judgement.verdict is not Verdict.ERROR
-    )
+        judgement = _broken(error)
+    decision = compose_decision(loop, judgement, started, attempt)
+    final = final and judgement.verdict is not Verdict.ERROR
+    return GateResult(decision=decision, measured=loop.measured, final=final)
 
 
-def _repeat(looking: Looking, mine: Try) -> None:
+def _choose_executions(loop: LookLoop, attempt: LedgerAttempt) -> None:
     """Choose which execution of each arm is measured.
 
     A candidate that is what it is compared with is executed anew, as a replicate that no gate has read yet. So is an
     endpoint, in every gate: nothing says which weights answered before.
     """
-    now, candidate = time.time_ns() // 1_000_000, looking.arms["candidate"]
-    for number, arm in enumerate(looking.arms.values()):
+    now, candidate = time.time_ns() // 1_000_000, loop.arms["candidate"]
+    for number, arm in enumerate(loop.arms.values()):
         if arm.session.resolved.manifest.engine.endpoint is not None:
             arm.repeat(now + number)
-    others = [arm for role, arm in looking.arms.items() if role != "candidate"]
+    others = [arm for role, arm in loop.arms.items() if role != "candidate"]
     if candidate.replicate or all(other.session.pins != candidate.session.pins for other in others):
         return
-    candidate.repeat(mine.entry.replicate)
+    candidate.repeat(attempt.entry.replicate)
     if not candidate.replicate:
-        candidate.repeat(taken(mine.path) + 1)
-        parts = [part for of in looking.parts.values() for part in of if part.evalset.items]
+        candidate.repeat(highest_replicate(attempt.path) + 1)
+        parts = [part for of_set in loop.parts.values() for part in of_set if part.evalset.items]
         candidate.skip_complete_executions(parts)
-        mine.replicate(candidate.replicate)
+        attempt.enter_replicate(candidate.replicate)
 
 
-def _failed(error: EngineError, arms: Mapping[str, ArmMeasurement]) -> Judgement:
+def _broken(error: Exception) -> Judgement:
+    return Judgement(Verdict.ERROR, (f"the tool or the host failed: {error}",), ())
+
+
+def _engine_failed(error: EngineError, arms: Mapping[str, ArmMeasurement]) -> Judgement:
     """ERROR, except for a candidate that failed twice although it was loaded and the baseline did not fail."""
     tail = f"\n{error.log_tail}" if error.log_tail else ""
     baseline, candidate = arms["baseline"].session, arms["candidate"].session

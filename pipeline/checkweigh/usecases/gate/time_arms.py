@@ -32,7 +32,7 @@ from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.sources.load_trace import TraceRequest
 from checkweigh.usecases.gate.engine_session import EngineSession, start_together
-from checkweigh.usecases.gate.measured import Evidence
+from checkweigh.usecases.gate.measured import Measured
 
 TIMING_WAIT_S = 1800
 BY_RESTARTS = (
@@ -55,12 +55,12 @@ def needs_timing(policy: Policy) -> bool:
     return any(METRICS[check.metric].estimator == "blocks" for check in policy.checks)
 
 
-def answered_by_both(evidence: Evidence) -> list[tuple[Message, ...]]:
+def answered_by_both(measured: Measured) -> list[tuple[Message, ...]]:
     """Conversations to time: those that both arms answered. One that fails is a failed item, not a slow one."""
     answered = {
         role: {
             (name, o.item)
-            for name, r in evidence.records[role].items()
+            for name, r in measured.records[role].items()
             for o in r.observations
             if isinstance(o.outcome, Scored)
         }
@@ -68,10 +68,10 @@ def answered_by_both(evidence: Evidence) -> list[tuple[Message, ...]]:
     }
     return [
         item.messages
-        for evalset in evidence.sets
+        for evalset in measured.sets
         for item in evalset.items
         if isinstance(item, Generation)
-        and all((evalset.card.name, item.id) in found for found in answered.values())
+        and all((evalset.card.name, item.id) in items for items in answered.values())
     ]
 
 
@@ -180,8 +180,10 @@ def settled(policy: Policy, blocks: tuple[Block, ...], looks: LookFractions) -> 
         seed=policy.seed, blocks=blocks, seconds=0.0, looks=looks, planned_looks=len(policy.timing.looks)
     )
     levels = last_look(policy).levels
-    found = decide(policy, {check.id: compare_blocks(check, run, alpha=levels[check.id]) for check in timed})
-    gating = [result for result in found.results if result.gating and result.check in timed]
+    judgement = decide(
+        policy, {check.id: compare_blocks(check, run, alpha=levels[check.id]) for check in timed}
+    )
+    gating = [result for result in judgement.results if result.gating and result.check in timed]
     critical = [r for r in gating if r.check.tier == "critical"]
     return any(r.outcome == "blocked" for r in gating) or (
         bool(critical) and all(r.outcome in ("passed", "warning") for r in critical)
