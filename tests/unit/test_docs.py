@@ -88,7 +88,7 @@ def test_every_document_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize(("text", "lost"), [
     ("docs/statistics.md, design.md, README.md", []),
-    ("see GUARD.md", ["GUARD.md", "GUARD"]), ("(STATISTICS, looks)", ["STATISTICS"]), 
+    ("see GUARD.md", ["GUARD.md", "GUARD"]), ("(STATISTICS, looks)", ["STATISTICS"]),
     ("docs/none.md", ["docs/none.md"]),
     ("https://example.org/spec.md and PEERS/bin/python", []),
 ])  # fmt: skip
