@@ -1,4 +1,4 @@
-"""Decision: the verdict, every check's result in a sentence, and all digests behind it."""
+"""Decision: the verdict, every check's result in a sentence, all digests behind it, and its entry in the ledger."""
 
 from __future__ import annotations
 
@@ -249,3 +249,33 @@ class Decision(Record):
         if self.verdict is Verdict.INCONCLUSIVE and self.on_inconclusive == "block":
             return ExitCode.BLOCK
         return self.verdict.exit_code
+
+
+class LedgerEntry(Record):
+    """One attempt of a candidate against a baseline under a policy, as the ledger of attempts keeps it."""
+
+    schema_: Literal["checkweigh/attempt@1"] = Field(default="checkweigh/attempt@1", alias="schema")
+    number: int = Field(ge=1)
+    of: int = Field(
+        ge=1, description="attempts that the policy declared then; 1/of of the error budget was spent"
+    )
+    plan: Digest = Field(description="frozen before the first look")
+    data: Digest = Field(description="of everything that decides what is measured")
+    judged: Digest = Field(description="of that, and of the noise floors and rules it was judged by")
+    items: dict[str, tuple[str, ...]] = Field(description="set -> a digest of each item's content")
+    replicate: int = Field(ge=0)
+    begun: str
+    looks: tuple[LookMade, ...] = Field(default=(), description="made so far; none without spending")
+    decision: Decision | None = Field(default=None, description="None until a verdict was reached")
+
+    @property
+    def spent(self) -> bool:
+        """Whether somebody may have seen what it came to: an error before the first look spends nothing."""
+        return bool(self.looks) or self.decision is not None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.decision is None:
+            return f"attempt {self.number}, {self.begun}: not finished after look {self.looks[-1].number}"
+        return f"attempt {self.number}, {self.decision.provenance.ended}: {self.decision.verdict.value}"

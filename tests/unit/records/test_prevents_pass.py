@@ -14,9 +14,8 @@ from checkweigh import canonical
 from checkweigh.decision.verdict import decide
 from checkweigh.errors import BadInput
 from checkweigh.files import write_sealed
-from checkweigh.records.attempt import LedgerEntry
 from checkweigh.records.comparison import Comparison, Identical, Inestimable
-from checkweigh.records.decision import CheckOutcome, CheckResult, Decision, LookMade, Verdict
+from checkweigh.records.decision import CheckOutcome, CheckResult, Decision, LedgerEntry, LookMade, Verdict
 from checkweigh.records.policy import FAILURES
 from checkweigh.report import decision_json
 from checkweigh.usecases.gate.ledger import highest_replicate
