@@ -1,11 +1,24 @@
-# make setup | demo | test | check | zoo | zoo-timing | zoo-aa | lock      Needs Python 3.11, pip and make; nothing else.
+# make setup | demo | quick | test | test-rest | test-all | check | zoo | zoo-timing | zoo-aa | lock
+# Needs Python 3.11, pip and make; nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TOGETHER := tests/unit tests/property tests/calibration
+PYTEST := $(BIN)/python -m pytest
+# More tests at once than cores: many wait for a process most of the time.
+MORE = $(shell $(BIN)/python -c 'import os; print(min(6, 1 + (os.cpu_count() or 1)))')
+FILES := --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check zoo zoo-timing zoo-aa lock clean
+# Which tests belong to what is said here and nowhere else; `make test-rest` has all that is not in `make test`.
+PURE := tests/property tests/unit/test_canonical.py tests/unit/test_errors.py tests/unit/test_never_fails_open.py \
+  $(addprefix tests/unit/,decision monitors records report scoring stats)
+UNITS := tests/unit tests/property tests/calibration
+FAULTS := tests/faults
+GATE := tests/integration/test_real_gate.py
+TEST := $(UNITS) $(FAULTS) $(GATE)
+ALONE := $(addprefix tests/integration/,test_zoo_quick.py test_vllm_engine.py test_faults_vllm.py test_alarm_aa.py)
+
+.PHONY: setup demo quick test test-rest test-all check zoo zoo-timing zoo-aa lock clean
 
 setup: $(READY)
 
@@ -19,10 +32,25 @@ $(READY): pyproject.toml constraints.txt .ci/install_torch.py
 demo: setup
 	@$(BIN)/python benchmarks/demo.py
 
-# Unit tests several at a time; what serves and measures has the machine to itself.
+# The pure core, which starts no process: half a minute.
+quick: setup
+	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal $(PURE)
+
+# Every unit and the calibration of the statistics; the guard before mock engines that fail, whose pace is set, so that
+# twice as many fit; and a gate of the real model, which has the machine to itself.
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TOGETHER)
-	$(BIN)/python -m pytest $(TOGETHER:%=--ignore=%)
+	$(PYTEST) -n $(MORE) $(FILES) $(UNITS)
+	$(PYTEST) -n 4 --dist worksteal $(FAULTS)
+	$(PYTEST) $(GATE)
+
+# MLflow, browsers, Envoy, kills, full disks, published packages; then the zoo's quick tier and vLLM, one at a time.
+test-rest: setup
+	$(PYTEST) -n $(MORE) $(FILES) $(addprefix --ignore=,$(TEST) $(ALONE))
+	$(PYTEST) $(ALONE)
+
+test-all:
+	$(MAKE) test
+	$(MAKE) test-rest
 
 # Defects and harmless changes through the real gate, 133 minutes on two cores beside other work; what has not changed is not run again.
 zoo: setup

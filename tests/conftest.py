@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -29,6 +30,12 @@ SENTENCES = [
     "system user assistant red blue green one two three four five",
 ]
 WriteManifest = Callable[..., Path]
+# Files that take longest begin first, so that no process is left alone with one at the end.
+SLOWEST = (
+    "test_registry", "test_mlflow", "test_twenty_kills", "test_full_disk", "test_gate_store",
+    "test_gate_divergence", "test_calibrated_policies", "test_calibrate", "test_load_pairs", "test_gate_served",
+    "test_vllm", "test_ledger", "test_github_workflow", "test_continuous_batching",
+)  # fmt: skip
 # Sending a gate to MLflow costs seconds: only tests that say so do it.
 os.environ["CHECKWEIGH_MLFLOW"] = "none"
 # A shell that starts tests in the background makes them, and all that they start and interrupt, deaf to Ctrl-C.
@@ -37,6 +44,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Machines that run tests are shared: how long an example took says nothing about it.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes run tests, the slowest files come first; all others stay as they were."""
+    if not hasattr(config, "workerinput"):
+        return
+    place = {name: i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was collected: thousands of tests and PyTorch, again and again else."""
+    gc.collect()
+    gc.freeze()
 
 
 def missing(what: str) -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +24,7 @@ from typing import Any, ClassVar
 
 import pytest
 from tests.conftest import missing
+from tests.waiting import InVain, until
 
 from checkweigh.records.decision import Decision
 from checkweigh.report import write_all
@@ -113,11 +113,10 @@ def running(folder: Path) -> Iterator[Api]:
         )
     try:
         api = Api(f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + START_S
-        while not _healthy(api):
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail((folder / "server.log").read_text()[-3000:])
-            time.sleep(0.2)
+        with suppress(InVain):
+            until(lambda: _healthy(api) or server.poll() is not None, START_S, look_s=0.1)
+        if not _healthy(api):
+            pytest.fail((folder / "server.log").read_text()[-3000:])
         yield api
     finally:
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The faults that GUARD.md marks R, in front of a real vLLM server: one guard for all of them, in this order."""
+"""The guard's faults in front of a real vLLM server: one guard for all of them, in this order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 17: two arms of one manifest on real vLLM servers, and how often the alarm takes one for slower."""
+"""Two arms of one manifest on real vLLM servers, and how often the alarm takes one for slower."""
 
 from __future__ import annotations
 
