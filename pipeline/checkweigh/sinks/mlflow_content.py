@@ -21,13 +21,13 @@ from pathlib import PurePath
 from checkweigh import canonical
 from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Inestimable
-from checkweigh.records.decision import Arm, CheckResult, Decision
+from checkweigh.records.decision import ArmRecord, CheckResult, Decision
 from checkweigh.records.evalset import Card, EvalSet
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.report.markdown import summary
 from checkweigh.report.safe import clip, one_line, visible
-from checkweigh.report.worst_items import ItemPair, worst
+from checkweigh.report.worst_items import ItemPair, worst_pairs
 from checkweigh.sinks.items_table import TABLE
 from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sinks.outbox import Bundle, DatasetInput, MlflowRun, MlflowTrace
@@ -90,7 +90,7 @@ def experiment_name(manifest: Manifest) -> str:
 
 def worst_traces(decision: Decision, pairs: Sequence[ItemPair]) -> tuple[MlflowTrace, ...]:
     """The items that got worst, each as a trace; none of an error."""
-    return tuple(_trace(decision, pair) for pair in worst(pairs, TRACES)) if decision.checks else ()
+    return tuple(_trace(decision, pair) for pair in worst_pairs(pairs, TRACES)) if decision.checks else ()
 
 
 def _trace(decision: Decision, pair: ItemPair) -> MlflowTrace:
@@ -209,7 +209,7 @@ def _common_tags(decision: Decision, role: str) -> dict[str, str]:
     return tags
 
 
-def _digest_tags(arm: Arm) -> dict[str, str]:
+def _digest_tags(arm: ArmRecord) -> dict[str, str]:
     digests = {"manifest": arm.manifest, "pins": arm.pins}
     if arm.identity is not None:
         digests["identity"] = arm.identity
@@ -258,7 +258,7 @@ def _metrics_of_check(result: CheckResult) -> dict[str, float | None]:
     return metrics
 
 
-def _arm_run(role: str, arm: Arm, finished: FinishedGate) -> MlflowRun:
+def _arm_run(role: str, arm: ArmRecord, finished: FinishedGate) -> MlflowRun:
     decision, evidence = finished.decision, finished.arms[role]
     pins = evidence.pins
     params = dict(flatten(evidence.manifest.declared())) | {
