@@ -15,22 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkweigh.engines.hf import (
-    backend,
-    generate,
-    load_model,
-    score,
-)
+# These names are part of each defect's code, whose digest says whether its result is still valid.
+from checkweigh.engines.hf import backend as hf_backend
+from checkweigh.engines.hf import generate as hf_generate
+from checkweigh.engines.hf import load_model as hf_load
+from checkweigh.engines.hf import score as hf_score
 
 Call = Any
 LOAD, PREFILL, STEP, CHOOSE, LAY_OUT = (
-    load_model.load, generate._prefill, generate._step, generate.choose, score._lay_out,
+    hf_load.load, hf_generate._prefill, hf_generate._step, hf_generate.choose, hf_score._lay_out,
 )  # fmt: skip
 
 
 def loading(change: Call) -> None:
     """``change`` to what was loaded, after the engine has said what it is."""
-    load_model.load = lambda spec: change(LOAD(spec))
+    hf_load.load = lambda spec: change(LOAD(spec))
 
 
 def rounded(loaded: Any, dtype: Any) -> Any:
@@ -82,8 +81,8 @@ def padding(dose: float) -> None:
     """Numbers that depend on the batch: the padding on the left of a shorter prompt is attended to."""
     del dose
 
-    generate._prefill = lambda loaded, live: PREFILL(_seeing(loaded), live)
-    generate._step = lambda loaded, chosen, cache, mask: STEP(_seeing(loaded), chosen, cache, mask)
+    hf_generate._prefill = lambda loaded, live: PREFILL(_seeing(loaded), live)
+    hf_generate._step = lambda loaded, chosen, cache, mask: STEP(_seeing(loaded), chosen, cache, mask)
 
 
 def _seeing(loaded: Any) -> Any:
@@ -107,7 +106,7 @@ def bleed(dose: float) -> None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         return hidden, cache, mask
 
-    generate._prefill = prefill
+    hf_generate._prefill = prefill
 
 
 def shifted_logprobs(dose: float) -> None:
@@ -117,7 +116,7 @@ def shifted_logprobs(dose: float) -> None:
         layout = LAY_OUT(rows, shared, pad)
         return replace(layout, predictor=np.minimum(layout.predictor + int(dose), layout.ids.size - 1))
 
-    score._lay_out = late
+    hf_score._lay_out = late
 
 
 def penalty(dose: float) -> None:
@@ -130,12 +129,12 @@ def penalty(dose: float) -> None:
             logits[row, seen] = torch.where(values > 0, values / dose, values * dose)
         return CHOOSE(logits, sampling, live)
 
-    generate.choose = choose
+    hf_generate.choose = choose
 
 
 def sampled(dose: float) -> None:
     """A temperature that nobody pinned, as from the model's own generation defaults."""
-    generate.choose = lambda logits, sampling, live: CHOOSE(
+    hf_generate.choose = lambda logits, sampling, live: CHOOSE(
         logits, sampling.model_copy(update={"temperature": dose}), live
     )
 
@@ -143,9 +142,9 @@ def sampled(dose: float) -> None:
 def deaf(dose: float) -> None:
     """Stop strings that are not passed on."""
     del dose
-    generate._stopped = lambda loaded, reply, stops: False
-    text_of = generate.text_of
-    generate.text_of = lambda loaded, reply, stops: text_of(loaded, reply, ())
+    hf_generate._stopped = lambda loaded, reply, stops: False
+    text_of = hf_generate.text_of
+    hf_generate.text_of = lambda loaded, reply, stops: text_of(loaded, reply, ())
 
 
 def endless(dose: float) -> None:
@@ -156,14 +155,14 @@ def endless(dose: float) -> None:
 def unseeded(dose: float) -> None:
     """A seed that is ignored: every execution draws anew."""
     del dose
-    generate._draws = lambda seed, reply: np.random.default_rng()
+    hf_generate._draws = lambda seed, reply: np.random.default_rng()
 
 
 def truncated(dose: float) -> None:
     """Prompts silently cut to their last (``dose`` > 0) or first tokens."""
     size = int(dose)
-    render = backend.TransformersBackend._render
-    backend.TransformersBackend._render = lambda self, messages: (
+    render = hf_backend.TransformersBackend._render
+    hf_backend.TransformersBackend._render = lambda self, messages: (
         render(self, messages)[-size:] if size > 0 else render(self, messages)[:-size]
     )
 
@@ -182,7 +181,7 @@ def lying_truncated(dose: float) -> None:
             for reply, prompt in zip(live, whole, strict=True):
                 reply.prompt = prompt
 
-    generate._prefill = prefill
+    hf_generate._prefill = prefill
 
 
 def lossy_speculation(dose: float) -> None:
@@ -207,7 +206,7 @@ def lossy_speculation(dose: float) -> None:
 def fallback(dose: float) -> None:
     """Another dtype than asked for, honestly reported."""
     del dose
-    load_model.DTYPES["bfloat16"] = torch.float16
+    hf_load.DTYPES["bfloat16"] = torch.float16
 
 
 def slow(dose: float) -> None:
@@ -227,7 +226,7 @@ def slow(dose: float) -> None:
         since = time.perf_counter()
         return found
 
-    generate._prefill, generate._step = prefill, step
+    hf_generate._prefill, hf_generate._step = prefill, step
 
 
 def slow_tail(dose: float) -> None:
@@ -252,7 +251,7 @@ def slow_tail(dose: float) -> None:
         wait()
         return found
 
-    generate._prefill, generate._step = prefill, step
+    hf_generate._prefill, hf_generate._step = prefill, step
 
 
 def leak(dose: float) -> None:
@@ -263,7 +262,7 @@ def leak(dose: float) -> None:
         kept.append(np.ones(int(dose * 1e6), np.uint8))
         return PREFILL(loaded, live)
 
-    generate._prefill = prefill
+    hf_generate._prefill = prefill
 
 
 DEFECTS = {
