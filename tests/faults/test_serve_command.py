@@ -21,6 +21,7 @@ import openai
 import psutil
 import pytest
 from tests.conftest import WriteManifest
+from tests.waiting import until
 
 from checkweigh.cli import main
 
@@ -40,10 +41,7 @@ def served(*words: str, wait_s: float = 60.0) -> Iterator[tuple[str, subprocess.
         line = child.stdout.readline()
         assert line, child.stderr.read() if child.stderr else ""
         url = json.loads(line)["url"]
-        until = time.monotonic() + wait_s
-        while status(url) != 200:
-            assert time.monotonic() < until, "it never became ready"
-            time.sleep(0.05)
+        until(lambda: status(url) == 200, wait_s, "readiness")
         yield url, child, said
     finally:
         child.terminate()
@@ -91,14 +89,11 @@ def test_a_stock_client_survives_a_killed_engine_and_nothing_is_left(write_manif
         with pytest.raises(openai.APIError):
             list(stream)
         assert time.monotonic() - killed < 1
-        until = time.monotonic() + 15
-        while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < until
-        while status(url) == 200:
-            assert time.monotonic() - killed < 1, "readiness tells the truth"
-        while status(url) != 200:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 15)
+        until(
+            lambda: status(url) != 200, max(0.0, killed + 1 - time.monotonic()), "readiness tells the truth"
+        )
+        until(lambda: status(url) == 200, 15)
         assert len(chat(client)) >= 8
         again = engine_of(child)
     assert child.returncode == 0, said

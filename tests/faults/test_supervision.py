@@ -52,7 +52,7 @@ def lives(folder: Path, names: Sequence[str]) -> Callable[[], LaunchPlan]:
         raise EngineError("the server does not report its configuration")
 
     async def hung(endpoint: Endpoint, said: str) -> None:
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     checks = iter([{"": silent, "...": hung}.get(name, check) for name in names])
     return lambda: replace(next(plans)(), check=next(checks))
@@ -113,7 +113,7 @@ def test_readiness_makes_crashes_forgotten(tmp_path: Path) -> None:
     with guarded(mock_plan(MockKnobs(), tmp_path / "engine.log"), limits) as run:
         for _ in range(3):
             run.ready(START_S)
-            time.sleep(0.5)
+            time.sleep(0.5)  # of readiness, longer than the window
             old = pid(run)
             os.kill(old, signal.SIGKILL)
             run.until(lambda old=old: pid(run) != old, START_S)  # type: ignore[misc]

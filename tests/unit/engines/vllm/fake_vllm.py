@@ -103,7 +103,8 @@ class Served:
         if self.script.get("die") == where:
             os._exit(self.script.get("code", 1))
         if self.script.get("hang") == where:
-            await asyncio.sleep(3600)
+            print(f"hangs at {where}", file=sys.stderr, flush=True)
+            await asyncio.Event().wait()
 
     def count(self, body: dict[str, Any], ids: list[int]) -> None:
         salt = "" if self.script.get("warm") else body.get("cache_salt", "")

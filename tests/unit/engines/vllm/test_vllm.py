@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import psutil
 import pytest
 from tests.conftest import TEMPLATE
 from tests.unit.engines.vllm.fake_vllm import write_environment, write_script
+from tests.waiting import until
 
 from checkweigh.engines import validation
 from checkweigh.engines.protocol import (
@@ -85,10 +85,11 @@ def start(environment: Path, tiny_model_dir: Path, tmp_path: Path) -> Iterator[S
 
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield build
-    until = time.monotonic() + 5
-    while left := [c for c in psutil.Process().children(recursive=True) if c.pid not in before and alive(c)]:
-        assert time.monotonic() < until, left
-        time.sleep(0.05)
+
+    def left() -> list[psutil.Process]:
+        return [c for c in psutil.Process().children(recursive=True) if c.pid not in before and alive(c)]
+
+    until(lambda: not left(), 5, left)
 
 
 def alive(process: psutil.Process) -> bool:
@@ -423,11 +424,10 @@ def test_nothing_is_left_when_the_parent_ends(
     assert parent.stdout is not None
     with parent.stdout:
         assert parent.stdout.readline()
-        until = time.monotonic() + 10
-        while len(family := psutil.Process(parent.pid).children(recursive=True)) < 3:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        time.sleep(0.3 if where == "call" else 0)
+        until(lambda: len(psutil.Process(parent.pid).children(recursive=True)) >= 3)
+        family = psutil.Process(parent.pid).children(recursive=True)
+        if where == "call":
+            until(lambda: "hangs at stream" in (tmp_path / "log").read_text())
         parent.send_signal(sign)
         parent.wait(40)
     gone, left = psutil.wait_procs(family, timeout=10)

@@ -9,12 +9,14 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from tests.unit.engines.conftest import MakeSpec, make_spec, user
+from tests.waiting import InVain, until
 
 from checkweigh.engines.protocol import (
     GenerateRequest,
@@ -52,12 +54,17 @@ def _leaves_nothing_behind():
 
 
 def ended(pid: int, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+    def gone() -> bool:
+        return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+    with suppress(InVain):
+        until(gone, seconds)
+    return gone()
+
+
+def called(log: Path) -> None:
+    """Until an engine that ``prints`` has begun a call."""
+    until(lambda: log.exists() and "a library speaks" in log.read_text())
 
 
 def test_a_whole_life(fake: MakeSpec, log: Path) -> None:
@@ -190,11 +197,11 @@ def test_a_broken_start_of_python_is_a_death(
 
 
 def test_an_interrupt_ends_the_process(fake: MakeSpec, log: Path) -> None:
-    engine = WorkerEngine(fake(hang_at=1), log=log)
+    engine = WorkerEngine(fake(hang_at=1, prints=True), log=log)
     main, pids = threading.get_ident(), []
 
     def interrupt() -> None:
-        time.sleep(0.3)
+        called(log)
         signal.pthread_kill(main, signal.SIGINT)
 
     def work() -> None:
@@ -219,7 +226,8 @@ def test_the_child_dies_with_its_parent(tokenizer_dir: Path, tmp_path: Path, thr
         from tests.unit.engines.worker.test_worker_engine import SCORE
         from checkweigh.engines.worker.engine import WorkerEngine
         def run():
-            spec = make_spec(Path({str(tokenizer_dir)!r}), "fake", engine={{"options": {{"hang_at": 1}}}})
+            options = {{"hang_at": 1, "prints": True}}
+            spec = make_spec(Path({str(tokenizer_dir)!r}), "fake", engine={{"options": options}})
             with WorkerEngine(spec, log=Path({str(tmp_path / "log")!r})) as engine:
                 print(engine.pid, flush=True)
                 engine.score(SCORE)
@@ -235,7 +243,7 @@ def test_the_child_dies_with_its_parent(tokenizer_dir: Path, tmp_path: Path, thr
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        time.sleep(0.2)
+        called(tmp_path / "log")
         assert psutil.pid_exists(pid)
         parent.kill()
         parent.wait()
