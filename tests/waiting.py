@@ -14,7 +14,7 @@ class InVain(AssertionError):
 
 
 def until(
-    happens: Callable[[], object], seconds: float = 30.0, what: object = "it", look_s: float = LOOK_S
+    happens: Callable[[], object], seconds: float = 60.0, what: object = "it", look_s: float = LOOK_S
 ) -> float:
     """Look until ``happens()`` is true; the seconds that took.
 
@@ -28,7 +28,7 @@ def until(
     return time.monotonic() - began
 
 
-async def reached(happens: Callable[[], object], seconds: float = 30.0, what: object = "it") -> float:
+async def reached(happens: Callable[[], object], seconds: float = 60.0, what: object = "it") -> float:
     """``until`` beside the tasks of an event loop."""
     began = time.monotonic()
     while not happens():

@@ -1,5 +1,7 @@
-"""Start of the command line. Imports nothing that may be missing before it can say so: Python's own exit code for
-a failed import is 1, which would read as a block. Nor does Ctrl-C while it imports leave a traceback.
+"""The entry point: runs the command line and turns a crash into exit code 4.
+
+It imports nothing that may be missing before it can say so: Python's own exit code for a failed import is 1, which
+would read as a block. Nor does Ctrl-C while it imports leave a traceback.
 """
 
 from __future__ import annotations

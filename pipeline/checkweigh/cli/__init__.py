@@ -1,7 +1,7 @@
 """Command line: parse, call one use case, map to an exit code. For people on stderr, for programs on stdout.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once. Each module registers its commands with
-the application when it is imported; the order here is the order of ``--help``.
+the application when it is imported; ``COMMANDS`` is the order of ``--help``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ COMMANDS = (
     ci,
 )
 __all__ = ["app", "entry", "main"]
+_ORDER = [module.__name__ for module in COMMANDS]
+app.registered_commands.sort(key=lambda command: _ORDER.index(command.callback.__module__))
 # What a wrong command line raises: click's own exception, or that of the click inside newer typers.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C

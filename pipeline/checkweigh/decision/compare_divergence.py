@@ -13,6 +13,7 @@ from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.decision import DivergenceSummary, DivergingToken
 from checkweigh.records.evalset import EvalSet
+from checkweigh.records.manifest import SERVER_KINDS
 from checkweigh.records.measurement import MeasurementSet, Observation, Scored
 from checkweigh.records.policy import Check
 from checkweigh.stats import MIN_EFFECTIVE_CLUSTERS, Partition, differing_share_upper
@@ -20,7 +21,6 @@ from checkweigh.stats.arrays import Floats
 from checkweigh.stats.estimators.mean_kl import MIN_DOCUMENTS, divergence_evidence, typical_divergence
 
 WORST = 12  # tokens shown of a set
-SERVED = ("vllm", "openai")  # engines that say only their likeliest tokens
 BOUND = "a lower bound, from the 20 likeliest tokens of each arm: it can show a difference and never that there is none"
 
 
@@ -101,7 +101,7 @@ def _documents(sets: Sequence[EvalSet], records: Mapping[str, MeasurementSet]) -
         values=np.array([_value(o, "kl") for _, o in scored]),
         clusters=tuple(clusters[name, o.item] for name, o in scored),
         failed=len(pairs) - len(scored),
-        bound=any(records[s.card.name].identity.kind in SERVED for s in sets),
+        bound=any(records[s.card.name].identity.kind in SERVER_KINDS for s in sets),
     )
 
 

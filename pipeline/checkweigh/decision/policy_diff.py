@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checkweigh.records.policy import Check, Policy
+from checkweigh.records.policy import CHECK_TIERS, Check, Policy
 
-TIERS = ("critical", "supporting", "advisory")
 IDENTITY = ("against", "metric", "evalset", "statistic", "kind", "direction", "scale", "where")
 
 
@@ -70,7 +69,7 @@ def _of_check(check: Check, old: Policy, new: Policy) -> Iterator[Loosening]:
     excused = _newer(check.because, counterpart.because)
     if check.tier == "advisory" and counterpart.tier == "advisory":
         return
-    if TIERS.index(counterpart.tier) > TIERS.index(check.tier):
+    if CHECK_TIERS.index(counterpart.tier) > CHECK_TIERS.index(check.tier):
         yield _line(f"{path}.tier", check.tier, counterpart.tier, excused)
     for name in IDENTITY:
         if getattr(check, name) != getattr(counterpart, name):  # another question: no margin to compare

@@ -1,4 +1,4 @@
-"""From a spec to an engine."""
+"""Choose and make the engine of a spec: a vLLM server, an attached endpoint, or a worker process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.engines.worker.engine import WorkerEngine
 from checkweigh.errors import BadInput
+from checkweigh.records.manifest import SERVER_KINDS
 
 VLLM_START_S = 1200.0  # a large model loads and compiles for minutes
 
 
 def check_engine(spec: EngineSpec) -> None:
     """BadInput where it is known before anything starts that the engine of ``spec`` cannot."""
-    if spec.manifest.engine.kind in ("vllm", "openai") and importlib.util.find_spec("aiohttp") is None:
+    if spec.manifest.engine.kind in SERVER_KINDS and importlib.util.find_spec("aiohttp") is None:
         raise BadInput(
             f"engine {spec.manifest.engine.kind}: aiohttp is missing: pip install 'checkweigh[serving]'"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from checkweigh.guard.guard import GuardSetup
-from checkweigh.guard.guard_policy import TIERS, GuardPolicy
+from checkweigh.guard.guard_policy import PRIORITY_TIERS, GuardPolicy
 
 ServedManifest = tuple[str, str, tuple[str, ...]]  # name, engine kind, what is unsafe
 
@@ -38,7 +38,7 @@ def _sizes(setup: GuardSetup) -> Iterator[str]:
 
 
 def _tiers(policy: GuardPolicy) -> Iterator[str]:
-    for tier in TIERS:
+    for tier in PRIORITY_TIERS:
         limits = policy.admission.tiers.of(tier)
         yield (
             f"tier {tier}: {limits.reserve:.0%} reserved, {limits.queue} waiting at most {limits.deadline_s:g} s, "

@@ -19,7 +19,7 @@ from checkweigh.guard.app import GuardApp
 from checkweigh.guard.arm import GuardedArm
 from checkweigh.guard.breaker import BreakerState
 from checkweigh.guard.guard_metrics import GuardMetrics
-from checkweigh.guard.guard_policy import TIERS, GuardPolicy
+from checkweigh.guard.guard_policy import PRIORITY_TIERS, GuardPolicy
 from checkweigh.guard.host_gauges import HostGauges, HostReading
 from checkweigh.guard.http.client_keys import ClientKeys
 from checkweigh.guard.http.listener import listener
@@ -265,5 +265,5 @@ class Guard:
             metrics.resident.labels(name).set(0 if supervisor is None else supervisor.resident)
             if arm.saturation.last is not None:
                 metrics.kv.labels(name).set(arm.saturation.last.kv)
-            for tier in TIERS:
+            for tier in PRIORITY_TIERS:
                 metrics.waiting.labels(name, tier).set(admission.queues.length(tier))

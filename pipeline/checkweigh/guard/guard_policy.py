@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from checkweigh.records.base import Record
 
 PriorityTier = Literal["interactive", "standard", "bulk"]
-TIERS: tuple[PriorityTier, ...] = ("interactive", "standard", "bulk")  # the more urgent first
+PRIORITY_TIERS: tuple[PriorityTier, ...] = ("interactive", "standard", "bulk")  # the more urgent first
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
@@ -27,7 +27,7 @@ class TierLimits(Record):
 
 
 class Tiers(Record):
-    """The three."""
+    """Limits of each priority tier."""
 
     interactive: TierLimits = TierLimits(reserve=0.3, queue=64, deadline_s=5.0, age_s=2.0)
     standard: TierLimits = TierLimits(reserve=0.1, queue=128, deadline_s=20.0, age_s=10.0)
@@ -35,7 +35,7 @@ class Tiers(Record):
 
     @model_validator(mode="after")
     def _shares(self) -> Tiers:
-        if sum(self.of(t).reserve for t in TIERS) > 1:
+        if sum(self.of(t).reserve for t in PRIORITY_TIERS) > 1:
             raise ValueError("reserves that sum to at most 1")
         return self
 
@@ -208,7 +208,7 @@ class Degradation(Record):
 
 
 class Traffic(Record):
-    """The log of requests, one JSON object a line, which `canary` reads."""
+    """The log of requests, one JSON object a line, for a later A/B report."""
 
     path: str | None = Field(default=None, min_length=1, description="a file; none: no log")
     prompts: Literal["hash", "text"] = Field(

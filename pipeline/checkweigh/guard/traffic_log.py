@@ -1,4 +1,4 @@
-"""The log of requests that ``canary`` reads: one JSON object a line, rotated by size.
+"""The log of requests, for a later A/B report: one JSON object a line, rotated by size.
 
 A line is written for every request that named a served path, refusals for load included: an analysis by assigned arm
 must see them. Lines wait in memory for a moment. What cannot be written is counted, and the next line says how many

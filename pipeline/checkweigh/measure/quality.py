@@ -24,6 +24,7 @@ from checkweigh.errors import EngineError
 from checkweigh.measure.batching import Batch
 from checkweigh.measure.served_arm import ServedArm, same_tokens
 from checkweigh.records.evalset import Choice, Generation, Item, Message, Text
+from checkweigh.records.manifest import SERVER_KINDS
 from checkweigh.records.measurement import Failed, Observation, Scored
 from checkweigh.scorers.score_items import ScoreItem, score_by_check
 from checkweigh.scoring.choices import choice_scores
@@ -99,7 +100,7 @@ def _generate(
             observations.append(failed_observation(item, replicate, batch, result))
             continue
         _check_prompt(arm, item, request.messages, result.prompt_ids)
-        counted = arm.manifest.engine.kind not in ("vllm", "openai")  # a server counts over all its requests
+        counted = arm.manifest.engine.kind not in SERVER_KINDS  # a server counts over all its requests
         if counted and (arm.manifest.engine.speculative is None) != (result.speculated is None):
             raise EngineError(f"item {item.id}: the engine speculates otherwise than engine.speculative says")
         tokens += len(result.token_ids)

@@ -17,8 +17,8 @@ class FailureMonitor:
     window. ``share`` (0 to 1) is the chance that a session is given to the candidate; it is a half where both arms got
     each request and one of them failed it. With equal arms the estimand is that share, whoever asks for what.
 
-    Assumptions: sessions are drawn independently; what is counted was drawn while both arms took all; when a session
-    comes to what fails does not depend on its arm.
+    Assumptions: sessions are drawn independently, and only while both arms accept every session; how long a session
+    takes to reach a request that fails does not depend on its arm.
 
     It fires when the always-valid lower bound lies beyond the margin, and stays fired. There are two counts with half
     of ``alpha`` each. One has windows of 100 failed sessions, or 10,000 requests from the first failure, so that a

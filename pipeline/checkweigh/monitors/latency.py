@@ -15,19 +15,19 @@ _WINDOW = 80  # blocks
 _PAST = 640  # blocks: with fewer the tails of t would silence it after some hours
 _BEST_AT = 20  # blocks at which the bounds are tightest
 _BATCHES = (1, 2, 4, 8)  # blocks
-_LEAST = 8  # batches
+_MIN_BATCHES = 8  # batches
 
 
 class LatencyMonitor:
-    """Fires when the candidate is slower than the baseline by more than ``margin``, in log seconds.
+    """Fires when the candidate is certainly slower than the baseline, and by the estimate by more than ``margin``.
 
     Estimand: the difference of mean log latencies, candidate less baseline, both served at the same time.
     The unit is a block of both arms, because requests that run in one engine together share what slows them. A block
     ends when each arm has five requests in it and it has lasted twice as long as a request of the faster arm takes.
-    Queues remember for longer than a block. So the variance is the largest that batches of 1, 2, 4 or 8 blocks show,
-    now and in the past, with the tails of t.
+    Queues remember for longer than a block. So the variance is the largest that batches of 1, 2, 4 or 8 blocks show
+    (of the past; of the present window, once there is a past, only its blocks), with the tails of t.
 
-    It fires when the one-sided confidence sequence excludes "not slower" *and* the estimate lies beyond the margin.
+    It fires when the one-sided confidence sequence excludes 0 *and* the estimate is at least ``margin`` (log seconds).
     Once fired it stays fired. A good time must not cover a bad one, so a new window begins after 80 blocks. The k-th
     window has the level alpha / (k (k + 1)); together they have ``alpha``.
 
@@ -108,7 +108,7 @@ def _spreads(blocks: list[float], sizes: tuple[int, ...]) -> Iterator[tuple[floa
     """
     for size in sizes:
         count = len(blocks) // size
-        if count >= _LEAST:
+        if count >= _MIN_BATCHES:
             means = np.mean(np.reshape(blocks[-count * size :], (count, size)), axis=1)
             yield size * float(np.mean(np.square(np.diff(means)))) / 2, 2 * (count - 1) / 3
 

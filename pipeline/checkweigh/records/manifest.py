@@ -20,6 +20,7 @@ Source = Annotated[
     ),
 ]
 Length = Literal["shorter", "longer"]
+SERVER_KINDS = ("vllm", "openai")  # engines that serve over HTTP and say only their likeliest tokens
 
 
 class Derive(Record):

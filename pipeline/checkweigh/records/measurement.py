@@ -126,7 +126,11 @@ class MeasurementKey(Record):
     protocol: int = PROTOCOL
     hardware: str
     replicate: int = Field(ge=0)
-    batches: int = Field(default=0, ge=0, description="seed of the batch plan; 0 is the plan of a gate")
+    batches: int = Field(
+        default=0,
+        ge=0,
+        description="0: the whole set under the plan of a gate; else which other part or plan",
+    )
     against: Digest | None = Field(
         default=None, description="divergence only: key of the baseline's measurement of the same set"
     )

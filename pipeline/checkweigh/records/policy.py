@@ -11,6 +11,7 @@ from checkweigh.records.load_spec import Load
 from checkweigh.records.metrics import METRICS, Scale, Statistic
 
 Tier = Literal["critical", "supporting", "advisory"]
+CHECK_TIERS: tuple[Tier, ...] = ("critical", "supporting", "advisory")  # the stricter first
 CheckKind = Literal["non_inferiority", "superiority", "equivalence", "absolute"]
 GATING_PAIRS = 20
 P99_REQUESTS = 100

@@ -12,6 +12,7 @@ from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
 from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
 from checkweigh.records.measurement import Stage, WorstToken
+from checkweigh.records.policy import CHECK_TIERS
 from checkweigh.report.attempt_line import attempt_lines
 
 HEADLINE = {
@@ -44,7 +45,6 @@ _WORDS_NOT_GATING = {
     "anomalous": "implausible",
 }
 _SEVERITY = ("blocked", "anomalous", "inconclusive", "warning", "passed")
-_TIERS = ("critical", "supporting", "advisory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def check_rows(decision: Decision) -> tuple[CheckRow, ...]:
 
 def _order(result: CheckResult) -> tuple[bool, int, int, str]:
     return (
-        not result.gating, _TIERS.index(result.check.tier), _SEVERITY.index(result.outcome), result.check.id,
+        not result.gating, CHECK_TIERS.index(result.check.tier), _SEVERITY.index(result.outcome), result.check.id,
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""sources"""
+"""What a manifest names: found, pinned and verified; evaluation sets; git."""

@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from checkweigh.guard.app import _ADMIN, _GETS, _SERVED
-from checkweigh.guard.guard_policy import TIERS, GuardPolicy
+from checkweigh.guard.guard_policy import PRIORITY_TIERS, GuardPolicy
 from checkweigh.guard.http.listener import _KEEPALIVE_S
 
 FOLDER = Path(__file__).resolve().parents[3] / "workflows/kubernetes"
 POLICY = GuardPolicy()
-LONGEST_S = POLICY.timeouts.total_s + max(POLICY.admission.tiers.of(tier).deadline_s for tier in TIERS)
+LONGEST_S = POLICY.timeouts.total_s + max(
+    POLICY.admission.tiers.of(tier).deadline_s for tier in PRIORITY_TIERS
+)
 
 
 def documents(text: str) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import math
 from collections import deque
 
 from checkweigh.guard.admission.queueing import QueueEntry, Queues, Shed
-from checkweigh.guard.guard_policy import TIERS, AdmissionLimits, PriorityTier
+from checkweigh.guard.guard_policy import PRIORITY_TIERS, AdmissionLimits, PriorityTier
 
 _OUTPUTS = 512  # replies remembered
 _ENOUGH = 32  # before the percentile counts
@@ -49,8 +49,8 @@ class KvAdmission:
         self.queues = Queues(limits.tiers, limits.queue)
         self.outputs = ReplyLengths()
         self.paused = False  # the engine is saturated: nothing is let in, what may wait waits
-        self._tokens: dict[PriorityTier, int] = dict.fromkeys(TIERS, 0)
-        self._inside: dict[PriorityTier, int] = dict.fromkeys(TIERS, 0)
+        self._tokens: dict[PriorityTier, int] = dict.fromkeys(PRIORITY_TIERS, 0)
+        self._inside: dict[PriorityTier, int] = dict.fromkeys(PRIORITY_TIERS, 0)
         self._scoring = 0
         self._done: deque[tuple[float, int]] = deque(maxlen=_SERVED)
 
@@ -160,7 +160,7 @@ class KvAdmission:
             return False
         if aged or self.inside == 0:
             return True
-        others = [tier for tier in TIERS if tier != entry.tier]
+        others = [tier for tier in PRIORITY_TIERS if tier != entry.tier]
         spare_tokens = (
             self.budget - self.tokens - sum(self._unused(self.budget, self._tokens, t) for t in others)
         )

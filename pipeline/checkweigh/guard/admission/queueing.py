@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from checkweigh.guard.guard_policy import TIERS, PriorityTier, Tiers
+from checkweigh.guard.guard_policy import PRIORITY_TIERS, PriorityTier, Tiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Queues:
         self._tiers = tiers
         self._cap = cap
         self._soonest = math.inf  # no deadline lies before it
-        self._lines: dict[PriorityTier, deque[QueueEntry]] = {tier: deque() for tier in TIERS}
+        self._lines: dict[PriorityTier, deque[QueueEntry]] = {tier: deque() for tier in PRIORITY_TIERS}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -105,7 +105,7 @@ class Queues:
 
     def displaced(self, by: PriorityTier) -> QueueEntry | None:
         """Take out the youngest entry of the least urgent tier below ``by``; None: there is none."""
-        for tier in reversed(TIERS[TIERS.index(by) + 1 :]):
+        for tier in reversed(PRIORITY_TIERS[PRIORITY_TIERS.index(by) + 1 :]):
             if self._lines[tier]:
                 return self._lines[tier].pop()
         return None

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Mapping
 
 from checkweigh.errors import BadInput
-from checkweigh.guard.guard_policy import TIERS, PriorityTier, Surface
+from checkweigh.guard.guard_policy import PRIORITY_TIERS, PriorityTier, Surface
 from checkweigh.guard.http.error_responses import ErrorResponse
 
 ADMIN = "CHECKWEIGH_ADMIN_KEY"
@@ -53,11 +53,11 @@ class ClientKeys:
         if wanted is None or not self._lower:
             return tier
         wanted_name = wanted.decode("latin-1")
-        for name in TIERS:
+        for name in PRIORITY_TIERS:
             if name == wanted_name:
-                return max(tier, name, key=TIERS.index) if self._known else name
+                return max(tier, name, key=PRIORITY_TIERS.index) if self._known else name
         raise ErrorResponse(
-            400, f"x-checkweigh-tier: expected one of {', '.join(TIERS)}", code="invalid_tier"
+            400, f"x-checkweigh-tier: expected one of {', '.join(PRIORITY_TIERS)}", code="invalid_tier"
         )
 
     def admin(self, authorization: bytes) -> bool:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from checkweigh.decision.compare_divergence import SERVED
 from checkweigh.engines import host_memory
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import Timeouts
 from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, PinMismatch, Problem
 from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.progress import Progress
+from checkweigh.records.manifest import SERVER_KINDS
 from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
@@ -72,7 +72,7 @@ class EngineSession:
         engine, self._arm = self._arm.engine, None
         self.swapped += host_memory.swap_activity() - self._swap_at_start
         try:
-            if engine.identity.kind in SERVED and (counters := engine.resources().telemetry):
+            if engine.identity.kind in SERVER_KINDS and (counters := engine.resources().telemetry):
                 self.telemetry.append(counters)
         except EngineError:
             pass  # its failure was told when it failed; its counters are gone
