@@ -32,7 +32,8 @@ class ArmComparison:
     1. A request counts when its session's own arm served it and, where copies are compared, it has one.
     2. A failure counts when both arms could have sent the request at once, or when only one of a request and its copy
        failed. It waits for five seconds. An engine that dies takes all with it that is inside, which are no independent
-       failures: they do not count when a breaker has opened meanwhile. Of failures within a second one counts, whichever arm's.
+       failures: they do not count when a breaker has opened meanwhile. Of failures within a second one counts,
+       whichever arm's.
     3. Waits: to the first token, and for each token after it (``FinishedRequest.waits_s``).
 
     ``share``: of sessions that are drawn for the candidate; a half where it gets copies. ``alpha``: the chance that an
