@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,12 +187,3 @@ def _is_worker(process: psutil.Process) -> bool:
         return "checkweigh.engines.worker.main" in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
-
-
-def wait_for(condition: Any, seconds: float = 30.0) -> None:
-    """Until the condition holds; fails after a while."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail("waited in vain")
-        time.sleep(0.01)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.usecases.gate_bench import CONSOLE, ENDINGS, PERPLEXITY, GateBench, wait_for
+from tests.unit.usecases.gate_bench import CONSOLE, ENDINGS, PERPLEXITY, GateBench
+from tests.waiting import until
 
 from checkweigh.usecases.store_maintenance import list_entries
 
@@ -120,9 +121,7 @@ def test_what_is_being_measured_is_left_alone(bench: GateBench) -> None:
     first, second = bench.manifest("baseline"), bench.manifest("candidate", {"latency_s": 0.2})
     process = bench.spawn(*bench.arguments(first, second))
     try:
-        wait_for(
-            lambda: any(e.state == "measuring" and e.batches for e in list_entries(bench.home / "store"))
-        )
+        until(lambda: any(e.state == "measuring" and e.batches for e in list_entries(bench.home / "store")))
         assert store(bench, "gc", "--incomplete", "--older-than", "0", "--dry-run") is not None
         busy = [e.path for e in list_entries(bench.home / "store") if e.state == "measuring"]
         swept = {s["path"] for s in store(bench, "gc", "--incomplete", "--older-than", "0")}

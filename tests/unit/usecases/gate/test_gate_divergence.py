@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.builders import check
-from tests.unit.usecases.gate_bench import ENDINGS, PERPLEXITY, TPOT, GateBench, measured_files, wait_for
+from tests.unit.usecases.gate_bench import ENDINGS, PERPLEXITY, TPOT, GateBench, measured_files
+from tests.waiting import until
 
 KL = check(id="kl", metric="kl", evalset=["prose"], direction="lower", margin=0.05, tier="advisory")
 
@@ -122,7 +123,7 @@ def test_a_killed_divergence_goes_on_where_it_stopped(bench: GateBench) -> None:
     bench.wipe()
 
     process = bench.spawn(*bench.arguments(first, second))
-    wait_for(lambda: len(bench.records()) == 4 and len(_unfinished(bench)) >= 3)
+    until(lambda: len(bench.records()) == 4 and len(_unfinished(bench)) >= 3)
     process.kill()
     process.communicate()
     kept = measured_files(_unfinished(bench))
@@ -130,10 +131,14 @@ def test_a_killed_divergence_goes_on_where_it_stopped(bench: GateBench) -> None:
 
     process = bench.spawn(*bench.arguments(first, second))
     seen: dict[str, tuple[int, bytes]] = {}
-    while process.poll() is None:
+
+    def over() -> bool:
         for path in _unfinished(bench):
             with suppress(FileNotFoundError):
-                seen |= measured_files([path])
+                seen.update(measured_files([path]))
+        return process.poll() is not None
+
+    until(over, 120)
     process.communicate()
     assert process.returncode == 0
     assert {path: seen[path] for path in kept} == kept, "no batch was compared twice"

@@ -13,8 +13,8 @@ from tests.unit.usecases.gate_bench import (
     TPOT,
     GateBench,
     measured_files,
-    wait_for,
 )
+from tests.waiting import until
 
 from checkweigh.progress import no_progress
 from checkweigh.records.decision import Verdict
@@ -181,7 +181,7 @@ def test_a_gate_killed_in_its_second_look_goes_on(looks: GateBench) -> None:
     assert len(undisturbed["looks"]["made"]) == 2
     looks.wipe()
     process = looks.spawn(*looks.arguments(first, second))
-    wait_for(lambda: len(looks.records()) >= 3)
+    until(lambda: len(looks.records()) >= 3)
     process.kill()
     process.communicate()
     kept = measured_files([folder / "record.json" for folder in looks.records()])

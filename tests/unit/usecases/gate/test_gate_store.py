@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from tests.unit.usecases.gate_bench import (
     TPOT,
     GateBench,
     measured_files,
-    wait_for,
     workers,
 )
+from tests.waiting import until
 
 from checkweigh.records.decision import Decision, Verdict
 
@@ -101,13 +102,13 @@ def test_a_renamed_copy_counts_as_itself(bench: GateBench) -> None:
 def test_a_killed_gate_goes_on_where_it_stopped(bench: GateBench) -> None:
     """SIGKILL in the middle of the candidate; every batch is measured exactly once over both runs."""
     bench.policy(PERPLEXITY, ENDINGS)
-    first, second = bench.manifest("baseline"), bench.manifest("candidate", {"latency_s": 0.2})
+    first, second = bench.manifest("baseline"), bench.manifest("candidate", {"latency_s": 0.05})
     assert bench.run(*bench.arguments(first, second)) == 0
     undisturbed = steady(bench.decision)
     bench.wipe()
 
     process = bench.spawn(*bench.arguments(first, second))
-    wait_for(lambda: len(bench.records()) >= 3 and len(_batches(bench)) >= 3)
+    until(lambda: len(bench.records()) >= 3 and len(_batches(bench)) >= 3)
     engines = workers(process.pid)
     assert engines
     process.kill()
@@ -120,13 +121,15 @@ def test_a_killed_gate_goes_on_where_it_stopped(bench: GateBench) -> None:
 
     process = bench.spawn(*bench.arguments(first, second))
     seen: dict[str, tuple[int, bytes]] = {}
-    while process.poll() is None:
+
+    def over() -> bool:
         for path in _batches(bench):
             if path.parent.parent.name in {Path(p).parent.parent.name for p in kept}:
-                try:
-                    seen |= measured_files([path])
-                except FileNotFoundError:
-                    continue
+                with suppress(FileNotFoundError):
+                    seen.update(measured_files([path]))
+        return process.poll() is not None
+
+    until(over, 120)
     assert process.returncode == 0, process.communicate()[1].decode()
     process.communicate()
     assert set(kept) <= set(seen), "the kept batches were still there while the rest was measured"
@@ -148,7 +151,7 @@ def test_ctrl_c_leaves_no_engine_and_no_verdict(bench: GateBench, when: str) -> 
     bench.policy(PERPLEXITY)
     first, second = bench.manifest("baseline"), bench.manifest("candidate", {"latency_s": 0.1})
     process = bench.spawn(*bench.arguments(first, second))
-    wait_for(lambda: workers(process.pid) and (when == "starting" or _batches(bench)))
+    until(lambda: workers(process.pid) and (when == "starting" or _batches(bench)))
     engines = workers(process.pid)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
@@ -173,7 +176,7 @@ def test_a_batch_damaged_by_a_crash_is_measured_again(bench: GateBench) -> None:
     good, bad = (bench.home / "store" / arm.measurements["prose"].removeprefix("sha256:") for arm in arms)
     bench.wipe()
     process = bench.spawn(*bench.arguments(first, second))
-    wait_for(lambda: len(list(good.glob("batches/*.json"))) >= 5 or process.poll() is not None)
+    until(lambda: len(list(good.glob("batches/*.json"))) >= 5 or process.poll() is not None)
     process.kill()
     process.communicate()
     kept = sorted(good.glob("batches/[0-9]*.json"))
@@ -314,7 +317,7 @@ def test_an_earlier_verdict_never_stands_in_for_a_gate_that_died(bench: GateBenc
     # a gate that is killed while it computes leaves none of them
     bench.wipe()
     process = bench.spawn(*bench.arguments(first, second))
-    wait_for(lambda: _batches(bench))
+    until(lambda: _batches(bench))
     assert not any(Path(path).exists() for path in outputs)
     process.kill()
     process.communicate()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from tests.builders import evalset
-from tests.unit.usecases.gate_bench import PERPLEXITY, SCORE, TPOT, GateBench, measured_files, wait_for
+from tests.unit.usecases.gate_bench import PERPLEXITY, SCORE, TPOT, GateBench, measured_files
+from tests.waiting import until
 
 from checkweigh.progress import no_progress
 from checkweigh.records.decision import Decision, Verdict
@@ -208,7 +209,7 @@ def test_a_gate_killed_before_its_look_spends_nothing(bench: GateBench) -> None:
     bench.policy(PERPLEXITY)
     first, second = bench.manifest("baseline"), bench.manifest("candidate", {"latency_s": 0.2})
     process = bench.spawn(*bench.arguments(first, second))
-    wait_for(lambda: entries(bench) and len(bench.records()) == 1, 60)
+    until(lambda: entries(bench) and len(bench.records()) == 1, 60)
     process.kill()
     process.communicate()
     assert len(entries(bench)) == 1
