@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from checkweigh.errors import ExitCode
 from checkweigh.records.base import Digest, Record
@@ -86,11 +86,17 @@ class CheckResult(Record):
     items_to_settle: int | None = None
     sentence: str
     prevents_pass: bool = Field(
-        default_factory=lambda fields: prevents_pass(
-            fields["check"], fields["declared"], fields["outcome"], fields["comparison"]
-        ),
+        default=True,
         description="the gate cannot pass because of this check; absent in decisions of earlier versions",
     )
+
+    @model_validator(mode="after")
+    def _derived(self) -> CheckResult:
+        """Where the field is absent it is derived, by the rule that writes it."""
+        if "prevents_pass" not in self.model_fields_set:
+            derived = prevents_pass(self.check, self.declared, self.outcome, self.comparison)
+            object.__setattr__(self, "prevents_pass", derived)  # the record is frozen, and the field stays unset
+        return self
 
     @model_serializer(mode="wrap")
     def _as_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

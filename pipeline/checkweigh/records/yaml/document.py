@@ -163,9 +163,7 @@ def _line(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
 
 
 def _echo(item: ErrorDetails, items: list[ErrorDetails]) -> bool:
-    """Whether an error only follows from another: a list too short for its wrong members, a field derived from them."""
-    if item["type"] == "default_factory_not_called":
-        return True
+    """Whether a list counts as too short only because its members are wrong."""
     loc = item["loc"]
     return item["type"] == "too_short" and any(o["loc"][: len(loc)] == loc and o["loc"] != loc for o in items)
 

@@ -112,6 +112,8 @@ def test_settings_of_the_cache_are_read_as_they_are_escaped() -> None:
         ('vllm:prefix_cache_hits_total{engine="1"} NaN', "vllm:prefix_cache_hits_total is nan"),
         ('vllm:generation_tokens_total{engine="1"} +Inf', "vllm:generation_tokens_total is inf"),
         ('vllm:prompt_tokens_total{engine="0",model_name="m"} 2104.0', "occurs twice with the same labels"),
+        ('vllm:prompt_tokens_total{model_name="m",engine="0"} 2104.0', "occurs twice with the same labels"),
+        ('vllm:generation_tokens_total{engine="1"} -9', "vllm:generation_tokens_total is nan"),
         ('vllm:cache_config_info{block_size="1",block_size="2"} 1.0', "a label occurs twice"),
     ],
 )
