@@ -16,7 +16,7 @@ UNITS := tests/unit tests/property tests/calibration
 FAULTS := tests/faults
 GATE := tests/integration/test_real_gate.py
 TEST := $(UNITS) $(FAULTS) $(GATE)
-ALONE := $(addprefix tests/integration/,test_zoo_quick.py test_vllm_engine.py test_faults_vllm.py test_alarm_aa.py)
+ALONE := $(addprefix tests/integration/test_,zoo_quick.py speculation.py transformers_engine.py vllm_engine.py faults_vllm.py alarm_aa.py)
 
 .PHONY: setup demo quick test test-rest test-all check zoo zoo-timing zoo-aa lock clean
 
@@ -43,7 +43,7 @@ test: setup
 	$(PYTEST) -n 4 --dist worksteal $(FAULTS)
 	$(PYTEST) $(GATE)
 
-# MLflow, browsers, Envoy, kills, full disks, published packages; then the zoo's quick tier and vLLM, one at a time.
+# MLflow, browsers, Envoy, kills, full disks, published packages; then real engines, one at a time.
 test-rest: setup
 	$(PYTEST) -n $(MORE) $(FILES) $(addprefix --ignore=,$(TEST) $(ALONE))
 	$(PYTEST) $(ALONE)
