@@ -53,7 +53,9 @@ def ours(endpoint: Endpoint, seed: int) -> dict[str, float]:
     """One round of our generator."""
     load = Load(arrivals=Poisson(kind="poisson", rate=RATE), slo=Objective(e2e=1.0), timeout=30)
     timing = Timing(requests=REQUESTS, output_tokens=TOKENS, load=load)
-    plan = plan_block(load, timing, PromptSupply(conversations=[(Message(role="user", content=PROMPT),)]), 0, seed)
+    plan = plan_block(
+        load, timing, PromptSupply(conversations=[(Message(role="user", content=PROMPT),)]), 0, seed
+    )
 
     async def work() -> OfferedBlock:
         async with Client(endpoint) as client:

@@ -86,7 +86,9 @@ def alternate(
     return found, {name: [statistics.median(s) for s in rows] for name, rows in seconds.items()}
 
 
-def gaps(backend: TransformersBackend, one: Sequence[GrowingReply], other: Sequence[GrowingReply]) -> list[float]:
+def gaps(
+    backend: TransformersBackend, one: Sequence[GrowingReply], other: Sequence[GrowingReply]
+) -> list[float]:
     """At each fork, the logits between the two likeliest tokens, computed without a cache."""
     found = []
     for a, b in zip(one, other, strict=True):

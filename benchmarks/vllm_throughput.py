@@ -59,7 +59,9 @@ PANDAS = (
 
 def prompts(count: int) -> list[str]:
     """The last messages of evenly spread items, each told apart by its number."""
-    items = [i for i in load_evalset(ROOT / "evalsets" / "answers", no_progress).items if isinstance(i, Generation)]
+    items = [
+        i for i in load_evalset(ROOT / "evalsets" / "answers", no_progress).items if isinstance(i, Generation)
+    ]
     picked = [items[at * len(items) // count] for at in range(count)]
     return [f"{at}. {item.messages[-1].content}" for at, item in enumerate(picked)]
 

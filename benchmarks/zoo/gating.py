@@ -363,7 +363,10 @@ def _keep_items(specimen: Specimen, decision: Decision, zoo: Zoo, home: Path, fo
     for check in read_policy(zoo.policy).checks:
         if (check.metric, check.evalset) in rows:
             continue
-        sets = [_seen(find_evalset(name, evalset_roots(zoo.policy)), records["candidate"]) for name in check.evalset]
+        sets = [
+            _seen(find_evalset(name, evalset_roots(zoo.policy)), records["candidate"])
+            for name in check.evalset
+        ]
         sample = pair(check.metric, sets, records["baseline"], records["candidate"])
         arms = [sample.baseline, sample.candidate]
         arms = [np.exp(arm) if check.metric == "log_length" else arm / sample.size for arm in arms]

@@ -53,7 +53,10 @@ def off(run: Running) -> list[str]:
 def test_a_candidate_that_dies_costs_its_sessions_nothing_more(tmp_path: Path) -> None:
     limits = policy(QUICK.replace("backoff_s: 0.1, backoff_max_s: 0.5", "backoff_s: 2.0, backoff_max_s: 2.0"))
     plan = mock_plan(MockKnobs(), tmp_path / "engine.log")
-    with in_thread(MockKnobs()) as (endpoint, mock), guarded(endpoint, limits, candidate=plan, share=0.5) as run:
+    with (
+        in_thread(MockKnobs()) as (endpoint, mock),
+        guarded(endpoint, limits, candidate=plan, share=0.5) as run,
+    ):
         run.ready(START_S)
         assert all(r.ok for r in load(run, 20, 1))
         assert 0 < mock.schedule.seen < 20

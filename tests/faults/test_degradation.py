@@ -103,7 +103,9 @@ def test_nothing_is_degraded_before_there_is_anything_to_see(tmp_path: Path) -> 
         in_thread(SLOW) as (endpoint, _),
         guarded(endpoint, policy(LIMITS.format(log=log) + LOWER + late)) as run,
     ):
-        run.until(lambda: run.guard.arms["baseline"].admission.paused)  # it counts as full, for want of metrics
+        run.until(
+            lambda: run.guard.arms["baseline"].admission.paused
+        )  # it counts as full, for want of metrics
         assert [r.ok for r in load(run, 1, 1)] == [True]
         assert [line["degraded"] for line in logged(log, 1)] == [""]
 

@@ -178,7 +178,10 @@ def test_fault_05_a_full_cache_stops_admission_within_a_scrape_and_without_flapp
 admission: {tiers: {standard: {deadline_s: 0.3}}}
 saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
 """
-    with in_thread(MockKnobs(kv_tokens=100_000)) as (endpoint, mock), guarded(endpoint, policy(limits)) as run:
+    with (
+        in_thread(MockKnobs(kv_tokens=100_000)) as (endpoint, mock),
+        guarded(endpoint, policy(limits)) as run,
+    ):
         run.ready()
         arm = run.guard.arms["baseline"]
         said = len(run.said)
@@ -188,7 +191,8 @@ saturation: {scrape_s: 0.1, stale_s: 1.0, hold_s: 0.3}
 
         mock.schedule.turn(MockKnobs(kv_tokens=100_000, kv_floor=0.95))
         assert (
-            run.until(lambda: arm.admission.paused and "KV cache" in arm.saturation.why(time.monotonic()), 3) < 1
+            run.until(lambda: arm.admission.paused and "KV cache" in arm.saturation.why(time.monotonic()), 3)
+            < 1
         )
         seen = mock.schedule.seen
         assert {r.status for r in load(run, 20, 0.5)} == {503}

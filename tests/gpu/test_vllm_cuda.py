@@ -63,7 +63,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
 
 def test_it_serves_what_is_pinned_on_the_device(engine: VllmEngine) -> None:
     renderer = engine._batches.renderer
-    check_identity(ServedArm(engine.spec.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id))
+    check_identity(
+        ServedArm(engine.spec.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
+    )
     assert engine.identity.device == "cuda"
     question = (Message(role="user", content="What is the capital of France?"),)
     (reply,) = engine.generate([GenerateRequest(id="x", messages=question)])

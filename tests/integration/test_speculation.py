@@ -42,7 +42,9 @@ def prompts(backend: TransformersBackend) -> list[tuple[int, ...]]:
     return backend.render([item.messages for item in picked])
 
 
-def replies(prompts: Sequence[tuple[int, ...]], complete: Callable[[list[GrowingReply]], None]) -> list[GrowingReply]:
+def replies(
+    prompts: Sequence[tuple[int, ...]], complete: Callable[[list[GrowingReply]], None]
+) -> list[GrowingReply]:
     """One by one, up to 32 tokens each."""
     found = [GrowingReply(id=str(i), prompt=p, room=32, exact=False) for i, p in enumerate(prompts)]
     with torch.inference_mode():

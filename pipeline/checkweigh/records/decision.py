@@ -95,7 +95,9 @@ class CheckResult(Record):
         """Where the field is absent it is derived, by the rule that writes it."""
         if "prevents_pass" not in self.model_fields_set:
             derived = prevents_pass(self.check, self.declared, self.outcome, self.comparison)
-            object.__setattr__(self, "prevents_pass", derived)  # the record is frozen, and the field stays unset
+            object.__setattr__(
+                self, "prevents_pass", derived
+            )  # the record is frozen, and the field stays unset
         return self
 
     @model_serializer(mode="wrap")
