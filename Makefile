@@ -16,7 +16,7 @@ UNITS := tests/unit tests/property tests/calibration
 FAULTS := tests/faults
 GATE := tests/integration/test_real_gate.py
 TEST := $(UNITS) $(FAULTS) $(GATE)
-ALONE := $(addprefix tests/integration/test_,zoo_quick.py speculation.py transformers_engine.py vllm_engine.py faults_vllm.py alarm_aa.py)
+ALONE := $(addprefix tests/integration/test_,real_gate_again.py zoo_quick.py speculation.py transformers_engine.py vllm_engine.py faults_vllm.py alarm_aa.py)
 
 .PHONY: setup demo quick test test-rest test-all check zoo zoo-timing zoo-aa lock clean
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import missing
+from tests.integration.real_model import workplace
 from tests.mlflow_server import Api, Gateway, gateway, running
 
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import SourceError
 from checkweigh.sources.pin import Resolved, verify
 
+__all__ = ["workplace"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
