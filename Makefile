@@ -12,7 +12,10 @@ FILES := --dist loadfile --no-loadscope-reorder
 # Which tests belong to what is said here and nowhere else; `make test-rest` has all that is not in `make test`.
 PURE := tests/property tests/unit/test_canonical.py tests/unit/test_errors.py tests/unit/test_never_fails_open.py \
   $(addprefix tests/unit/,decision monitors records report scoring stats)
-UNITS := tests/unit tests/property tests/calibration
+# Simulations, and what imports statsmodels: seconds that `make quick` leaves to `make test`.
+SECONDS := $(addprefix --ignore=tests/unit/,monitors/test_failure_monitor.py stats/test_stats_multiplicity.py)
+# The calibration of whole policies takes as long as all others: it comes with the rest.
+UNITS := tests/unit tests/property $(filter-out %_policies.py,$(wildcard tests/calibration/test_*.py))
 FAULTS := tests/faults
 GATE := tests/integration/test_real_gate.py
 TEST := $(UNITS) $(FAULTS) $(GATE)
@@ -34,7 +37,7 @@ demo: setup
 
 # The pure core, which starts no process: half a minute.
 quick: setup
-	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal $(PURE)
+	$(PYTEST) -n auto --maxprocesses 4 --dist worksteal $(PURE) $(SECONDS)
 
 # Every unit and the calibration of the statistics; the guard before mock engines that fail, whose pace is set, so that
 # twice as many fit; and a gate of the real model, which has the machine to itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -48,16 +49,11 @@ def _processor() -> str:
 
 def versions(names: Sequence[str]) -> dict[str, str]:
     """Package -> version, of those that are installed."""
-    return {name: version for name in names if (version := _version(name)) is not None}
-
-
-@cache
-def _version(package: str) -> str | None:
-    """Looked up once a process: a search of all installed packages takes longer than the rest of a record."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    installed = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def now() -> str:
