@@ -36,7 +36,7 @@ from checkweigh.report.html.svg import (
     path,
 )
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.gate.open_engine import engine_spec
+from checkweigh.usecases.gate.arms.open_engine import engine_spec
 
 HERE = Path(__file__).resolve().parent
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)

@@ -46,9 +46,9 @@ from checkweigh.records.evalset import Choice, EvalSet, Item
 from checkweigh.sources.evalsets.load_evalset import find_evalset
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
-from checkweigh.usecases.gate.engine_session import EngineSession
-from checkweigh.usecases.gate.open_engine import open_protected
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.open_engine import open_protected
 
 HERE = Path(__file__).resolve().parent
 TASKS = {"prose": "checkweigh_prose", "choices": "checkweigh_choices"}
@@ -359,7 +359,7 @@ def fp32(resolved: Resolved) -> Resolved:
     """The same model, served in float32 on two threads."""
     engine = resolved.manifest.engine.model_copy(update={"dtype": "float32", "threads": THREADS})
     manifest = resolved.manifest.model_copy(update={"engine": engine})
-    pins = resolved.pins.model_copy(update={"manifest": canonical.digest(manifest.declared())})
+    pins = resolved.pins.model_copy(update={"manifest": canonical.digest(manifest.settings())})
     return replace(resolved, manifest=manifest, pins=pins)
 
 

@@ -31,7 +31,7 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import verify
 from checkweigh.stats import block_log_ratio
-from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGINS = [round(0.01 * i, 2) for i in range(1, 101)]

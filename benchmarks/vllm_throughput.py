@@ -40,7 +40,7 @@ from checkweigh.records.evalset import Generation
 from checkweigh.records.manifest import VllmArgs
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.gate.open_engine import engine_spec
+from checkweigh.usecases.gate.arms.open_engine import engine_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = (

@@ -22,6 +22,7 @@ from checkweigh.records.measurement import (
     Provenance,
     Scored,
     Stage,
+    Verification,
 )
 from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse
@@ -100,6 +101,7 @@ def measured(
         provenance=Provenance(
             tool="test", commit=None, dirty=None, packages={}, hardware="test", started=WHEN, ended=WHEN
         ),
+        verified=Verification(files=canonical.digest("files"), bytes=1, seconds=0.1),
         observations=tuple(observations),
     )  # fmt: skip
 

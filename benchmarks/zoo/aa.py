@@ -47,8 +47,8 @@ from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import load_evalset
 from checkweigh.sources.pin import Resolved, pin, verify
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
-from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
 
 SETS = ("prose", "choices", "answers", "open-ended")
 REPLIES = SETS[2:]

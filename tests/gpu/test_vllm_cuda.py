@@ -24,7 +24,7 @@ from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Manifest
 from checkweigh.sources.engine_environment import packages_of
 from checkweigh.sources.pin import verify
-from checkweigh.usecases.gate.open_engine import engine_spec
+from checkweigh.usecases.gate.arms.open_engine import engine_spec
 
 LOCK = os.environ.get("CHECKWEIGH_GPU_LOCK")
 PYTHON = os.environ.get("CHECKWEIGH_GPU_PYTHON")

@@ -28,7 +28,7 @@ from checkweigh.records.evalset import Message
 from checkweigh.records.manifest import Attached, EnvironmentSection
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.engine_install import install_engine
-from checkweigh.usecases.gate.open_engine import engine_spec
+from checkweigh.usecases.gate.arms.open_engine import engine_spec
 
 PROSE = (
     "The river rose slowly through the night, and by morning the lower fields were under water. Nobody in "

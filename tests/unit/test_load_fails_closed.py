@@ -15,7 +15,7 @@ from checkweigh.records.comparison import Comparison, Estimate, Inestimable
 from checkweigh.records.decision import Verdict
 from checkweigh.records.measurement import Block, PairedRun
 from checkweigh.records.policy import Policy
-from checkweigh.usecases.gate.time_arms import settled
+from checkweigh.usecases.gate.arms.time_arms import settled
 
 LOAD: dict[str, Any] = {"arrivals": {"kind": "poisson", "rate": 4.0}, "slo": {"e2e": 3.0}}
 RATES = ("goodput", "error_rate")

@@ -72,6 +72,7 @@ def _attested(decision: Decision, weights_signature: str | None) -> Attested:
     return Attested(
         verdict=decision.verdict, decision=decision.record_digest(),
         baseline=_arm(decision.baseline), candidate=_arm(decision.candidate),
+        anchor=None if decision.anchor is None else _arm(decision.anchor), no_effect=decision.no_effect,
         policy=decision.policy, policy_name=decision.policy_name, evalsets=decision.evalsets,
         tool=Tool(version=provenance.tool, digest=tool_digest(), commit=provenance.commit, dirty=provenance.dirty),
         hardware=provenance.hardware, started=provenance.started, ended=provenance.ended,
@@ -82,7 +83,13 @@ def _attested(decision: Decision, weights_signature: str | None) -> Attested:
 
 def _arm(arm: ArmRecord) -> AttestedArm:
     return AttestedArm(
-        name=arm.name, manifest=arm.manifest, pins=arm.pins, measurements=arm.measurements, unsafe=arm.unsafe
+        name=arm.name,
+        manifest=arm.manifest,
+        pins=arm.pins,
+        measurements=arm.measurements,
+        identity=arm.identity,
+        unsafe=arm.unsafe,
+        unverified=arm.unverified,
     )
 
 

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from checkweigh.records.base import Digest, Name, Record
 from checkweigh.records.decision import CheckOutcome, Verdict
-from checkweigh.records.manifest import Pins
+from checkweigh.records.manifest import PLACES, Pins
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 WAIVER = "urn:checkweigh:waiver:1"
 PAYLOAD = "application/vnd.in-toto+json"
-ATTESTED = "checkweigh/attestation@1"
+ATTESTED = "checkweigh/attestation@2"
 # Digests of something else than a file's bytes have names of their own, so that nobody takes one for the other.
 TENSORS = "checkweighTensorsSha256"  # of sorted name, dtype, shape and bytes
 CONTENT = "checkweighContentSha256"  # of canonical JSON, or of a text as JSON
@@ -48,7 +48,11 @@ class AttestedArm(Record):
     manifest: Digest
     pins: Digest
     measurements: dict[str, Digest]
+    identity: Digest | None = Field(
+        description="of the engine that was measured, its effective configuration included"
+    )
     unsafe: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
 
 
 class AttestedCheck(Record):
@@ -81,6 +85,8 @@ class Attested(Record):
     decision: Digest
     baseline: AttestedArm
     candidate: AttestedArm
+    anchor: AttestedArm | None = None
+    no_effect: str = ""
     policy: Digest
     policy_name: str
     evalsets: dict[str, Digest]
@@ -149,8 +155,10 @@ def _subjects(pins: Pins) -> Iterator[tuple[str, dict[str, str]]]:
     yield "pins", {CONTENT: bare(pins.record_digest())}
     for name in Pins.model_fields:
         value = getattr(pins, name)
+        if name in PLACES:
+            continue
         if isinstance(value, str):
-            files = name == "wheel" or (name == "source" and pins.tensors)
+            files = name == "source" and pins.tensors
             yield name, {"sha256" if files else CONTENT: bare(value)}
         elif isinstance(value, dict):
             for file, digest in value.items():

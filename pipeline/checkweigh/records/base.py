@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from checkweigh import canonical
 
@@ -28,3 +28,20 @@ class Record(BaseModel):
     def record_digest(self) -> str:
         """``sha256:<hex>`` of the record's canonical JSON."""
         return canonical.digest(self.model_dump(mode="json"))
+
+
+class GrownRecord(Record):
+    """A record that files of earlier versions hold without some of its fields.
+
+    ``YOUNGER`` names those fields. One that was absent stays absent when the record is written again, so that the
+    digest of an old file is what it was.
+    """
+
+    YOUNGER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        for name in self.YOUNGER - self.model_fields_set:
+            fields.pop(name, None)
+        return fields

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from checkweigh.errors import ExitCode
-from checkweigh.records.base import Digest, Record
+from checkweigh.records.base import Digest, GrownRecord, Record
 from checkweigh.records.comparison import Comparison, Estimate, Identical, Inestimable
 from checkweigh.records.measurement import PairedRun, Provenance, Stage, WorstToken
 from checkweigh.records.policy import Check
@@ -66,8 +66,10 @@ def prevents_pass(check: Check, declared: bool, outcome: CheckOutcome, compariso
             return comparison.differing_share_upper > MOST_DIFFERING
 
 
-class CheckResult(Record):
+class CheckResult(GrownRecord):
     """What one check came to."""
+
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"prevents_pass"})
 
     check: Check
     implicit: bool = False
@@ -100,22 +102,16 @@ class CheckResult(Record):
             )  # the record is frozen, and the field stays unset
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A decision without the field is written again without it: waivers and MLflow know it by its digest."""
-        fields: dict[str, Any] = handler(self)
-        if "prevents_pass" not in self.model_fields_set:
-            del fields["prevents_pass"]
-        return fields
-
     @property
     def gating(self) -> bool:
         """Whether it can change the verdict."""
         return self.check.tier != "advisory" and not self.declared
 
 
-class ArmRecord(Record):
+class ArmRecord(GrownRecord):
     """One arm of a decision."""
+
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"unverified", "effective"})
 
     name: str
     manifest: Digest
@@ -124,6 +120,21 @@ class ArmRecord(Record):
     identity: Digest | None = None
     replicate: int = 0
     unsafe: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = Field(
+        default=(), description="what of the arm nobody could check, such as the weights behind an endpoint"
+    )
+    effective: dict[str, str] = Field(
+        default_factory=dict, description="the configuration that the loaded engine has, as in its identity"
+    )
+
+
+class EffectiveDifference(Record):
+    """A field of the effective configuration in which the loaded engines of two arms differ."""
+
+    field: str
+    baseline: str
+    candidate: str
+    explained: tuple[str, ...] = Field(min_length=1, description="declared differences that can explain it")
 
 
 class DivergingToken(Record):
@@ -217,10 +228,14 @@ class ManifestChange(Record):
     candidate: str
 
 
-class Decision(Record):
+class Decision(GrownRecord):
     """The answer of one gate. ``decision.json``."""
 
-    schema_: Literal["checkweigh/decision@1"] = Field(default="checkweigh/decision@1", alias="schema")
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"effective_differences", "no_effect"})
+
+    schema_: Literal["checkweigh/decision@1", "checkweigh/decision@2"] = Field(
+        default="checkweigh/decision@2", alias="schema"
+    )
     verdict: Verdict
     reasons: tuple[str, ...] = Field(min_length=1)
     checks: tuple[CheckResult, ...]
@@ -230,6 +245,11 @@ class Decision(Record):
         default=None, description="the release that cumulative margins count from"
     )
     changes: tuple[ManifestChange, ...]
+    effective_differences: tuple[EffectiveDifference, ...] = ()
+    no_effect: str = Field(
+        default="",
+        description="which declared change altered no output at all; empty when some output differs",
+    )
     intends: tuple[str, ...] = ()
     policy: Digest
     policy_name: str
@@ -262,7 +282,9 @@ class Decision(Record):
 class LedgerEntry(Record):
     """One attempt of a candidate against a baseline under a policy, as the ledger of attempts keeps it."""
 
-    schema_: Literal["checkweigh/attempt@1"] = Field(default="checkweigh/attempt@1", alias="schema")
+    schema_: Literal["checkweigh/attempt@1", "checkweigh/attempt@2"] = Field(
+        default="checkweigh/attempt@2", alias="schema"
+    )
     number: int = Field(ge=1)
     of: int = Field(
         ge=1, description="attempts that the policy declared then; 1/of of the error budget was spent"

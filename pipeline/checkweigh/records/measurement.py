@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from checkweigh import canonical
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.evalset import AnyScorer
 
@@ -98,10 +97,11 @@ class EngineIdentity(Record):
     settings: dict[str, str] = Field(
         default_factory=dict, description="what a server reports of its settings, as it says them"
     )
-
-    def record_digest(self) -> str:
-        """As of any record; without empty ``settings``, so that what was stored before there were any is found."""
-        return canonical.digest(self.model_dump(mode="json", exclude=None if self.settings else {"settings"}))
+    effective: dict[str, str] = Field(
+        default_factory=dict,
+        description="the configuration found in the loaded model: rotary, window, tied_head, eos, attention, "
+        "generation_defaults",
+    )
 
 
 class Provenance(Record):
@@ -149,16 +149,25 @@ class Stage(Record):
     )
 
 
+class Verification(Record):
+    """The pinned files of an arm, read again after its engine had loaded and when its measuring ended."""
+
+    files: Digest = Field(description="of name -> digest of every pinned file, equal at both times")
+    bytes: int = Field(ge=0, description="read each time")
+    seconds: float = Field(ge=0, description="of reading, both times together")
+
+
 class MeasurementSet(Record):
     """All observations of one arm on one set."""
 
-    schema_: Literal["checkweigh/measurement@1"] = Field(default="checkweigh/measurement@1", alias="schema")
+    schema_: Literal["checkweigh/measurement@2"] = Field(default="checkweigh/measurement@2", alias="schema")
     key: MeasurementKey
     set_name: str
     planned: int = Field(ge=1)
     identity: EngineIdentity
     stage: Stage
     provenance: Provenance
+    verified: Verification
     observations: tuple[Observation, ...]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from checkweigh.records.base import Name, Record
+from checkweigh.records.base import GrownRecord, Name, Record
 from checkweigh.records.load_spec import Load
 from checkweigh.records.metrics import METRICS, Scale, Statistic
 
@@ -161,8 +161,10 @@ class Timing(Record):
         return tuple(range(self.pairs, (self.grow_to or self.pairs) + 1, self.pairs))
 
 
-class Policy(Record):
+class Policy(GrownRecord):
     """All checks of one gate."""
+
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"no_effect"})
 
     schema_: Literal["checkweigh/policy@1"] = Field(alias="schema")
     name: Name
@@ -188,6 +190,11 @@ class Policy(Record):
     )
     anchor: str | None = Field(
         default=None, min_length=1, description="manifest of the anchor release, relative to the policy"
+    )
+    no_effect: Literal["refuse", "warn"] | None = Field(
+        default=None,
+        description="what a declared change is that alters no output: by default refused where the adapter or the "
+        "quantization differs, which then was not applied, and a warning otherwise",
     )
     checks: tuple[Check, ...] = Field(min_length=1)
 

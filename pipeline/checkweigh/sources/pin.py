@@ -173,7 +173,7 @@ def _read_lock(path: Path, file: Path) -> Lock:
 
 def _check_current(path: Path, manifest: Manifest, file: Path, lock: Lock) -> None:
     """The lock must be of the manifest as it stands now."""
-    now = canonical.digest(manifest.declared())
+    now = canonical.digest(manifest.settings())
     if lock.pins.manifest != now:
         expected = f"{now}, the digest of {path.name} (checkweigh pin {path}, if its change is meant)"
         raise PinMismatch([_pin_problem(file, "pins.manifest", expected, lock.pins.manifest)])
@@ -244,7 +244,7 @@ def _digests(manifest: Manifest, files: _SourceFiles, progress: Progress) -> Pin
     small = small_files(files.tokenizer_dir, files.model_dir)
     nothing = canonical.digest(None)
     return Pins(
-        manifest=canonical.digest(manifest.declared()),
+        manifest=canonical.digest(manifest.settings()),
         source=file_digest(files.source.path) if tensor else canonical.digest(weights),
         wheel=files.source.wheels[0],
         parts=files.source.wheels[1:],

@@ -36,8 +36,8 @@ from checkweigh.sources.pin import Resolved
 from checkweigh.stats.arrays import Floats
 from checkweigh.store import Store
 from checkweigh.usecases.calibration_store import save
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
-from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
 from checkweigh.usecases.gate.inputs import read_calibration_inputs
 
 # (seed of the batch plan, on another number of threads): five executions are ten contrasts

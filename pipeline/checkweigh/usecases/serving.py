@@ -26,7 +26,7 @@ from checkweigh.records.yaml.document import parse
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
-from checkweigh.usecases.gate.open_engine import engine_spec
+from checkweigh.usecases.gate.arms.open_engine import engine_spec
 from checkweigh.usecases.read_decision import read_decision
 
 if TYPE_CHECKING:  # it needs the extra `attest`, which serving alone does not

@@ -13,7 +13,7 @@ from checkweigh.report.junit import junit
 from checkweigh.report.markdown import summary
 from checkweigh.report.worst_items import ItemPair, left_out, worst_pairs
 from checkweigh.sinks.items_table import items_table
-from checkweigh.usecases.gate.item_pairs import item_pairs
+from checkweigh.usecases.gate.arms.item_pairs import item_pairs
 
 LEFT_OUT = "2 items were measured without a score and are not ranked."
 

@@ -525,4 +525,4 @@ def test_a_drafting_model_that_cannot_draft_is_not_pinned(write: Write, draft: P
 def test_the_lock_of_every_shipped_manifest_is_current(path: Path) -> None:
     """What a later version adds to manifests must not make the locks of earlier ones stale."""
     lock = parse_json(Lock, lock_path(path).read_bytes(), str(path))
-    assert lock.pins.manifest == canonical.digest(read_manifest(path).declared())
+    assert lock.pins.manifest == canonical.digest(read_manifest(path).settings())

@@ -8,7 +8,7 @@ from checkweigh.measure import host_facts
 from checkweigh.records.decision import ArmRecord, Budget, Decision, DivergenceSummary, LookHistory
 from checkweigh.sources.undeclared import declared_changes
 from checkweigh.usecases.gate import notes
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.ledger import LedgerAttempt
 from checkweigh.usecases.gate.look_loop import LookLoop

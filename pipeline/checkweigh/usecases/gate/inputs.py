@@ -25,7 +25,7 @@ from checkweigh.sources.load_trace import TraceRequest, read_trace
 from checkweigh.sources.pin import Resolved, read_pinned, verify
 from checkweigh.sources.undeclared import undeclared_differences
 from checkweigh.usecases.calibration_store import for_pins
-from checkweigh.usecases.gate.open_engine import engine_spec
+from checkweigh.usecases.gate.arms.open_engine import engine_spec
 
 EMBEDDED = ("transformers", "fake")  # engines that answer this process only
 TEMPLATE_TOKENS = 64  # of a chat template around one message, at most

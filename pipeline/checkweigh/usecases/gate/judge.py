@@ -32,7 +32,7 @@ from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
 from checkweigh.sources.undeclared import comparable_metrics
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.measured import Measured
 

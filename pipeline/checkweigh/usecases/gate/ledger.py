@@ -38,8 +38,8 @@ from checkweigh.records.decision import AttemptRecord, Decision, LedgerEntry, Lo
 from checkweigh.records.measurement import PROTOCOL
 from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
+from checkweigh.usecases.gate.arms.time_arms import TIMING_WAIT_S
 from checkweigh.usecases.gate.inputs import Inputs
-from checkweigh.usecases.gate.time_arms import TIMING_WAIT_S
 
 WORDING = {"name", "because", "attempts", "max_minutes"}
 

@@ -20,12 +20,12 @@ from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.undeclared import comparable_metrics
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.measure_divergence import Divergences, measure_divergences
+from checkweigh.usecases.gate.arms.time_arms import TimingPrompts, answered_by_both, needs_timing, time_arms
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.judge import Judge
-from checkweigh.usecases.gate.measure_divergence import Divergences, measure_divergences
 from checkweigh.usecases.gate.measured import ROLES, Measured, Records, parts_of_looks
-from checkweigh.usecases.gate.time_arms import TimingPrompts, answered_by_both, needs_timing, time_arms
 
 BLOCKED_FIRST = "not timed: the verdict was settled without it"
 

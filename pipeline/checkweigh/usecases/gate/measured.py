@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from checkweigh.decision.slices import Part, look_parts, merge_measurements, restrict_items
 from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementSet, PairedRun
+from checkweigh.usecases.gate.arms.measure_divergence import Divergences
 from checkweigh.usecases.gate.inputs import Inputs
-from checkweigh.usecases.gate.measure_divergence import Divergences
 
 Records = dict[str, MeasurementSet]
 ROLES = ("baseline", "candidate", "anchor")

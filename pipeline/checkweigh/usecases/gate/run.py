@@ -29,11 +29,11 @@ from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report.worst_items import ItemPair
 from checkweigh.sources.cache import cache_root
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.item_pairs import item_pairs
 from checkweigh.usecases.gate.compose_decision import compose_decision
-from checkweigh.usecases.gate.engine_session import EngineSession
 from checkweigh.usecases.gate.inputs import Inputs
-from checkweigh.usecases.gate.item_pairs import item_pairs
 from checkweigh.usecases.gate.ledger import LedgerAttempt, highest_replicate, hold_attempt
 from checkweigh.usecases.gate.look_loop import LookLoop
 from checkweigh.usecases.gate.measured import Measured

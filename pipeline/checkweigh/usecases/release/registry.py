@@ -149,7 +149,7 @@ def registered_baseline(source: Path, target: Target | None) -> tuple[Path, str]
         raise RegistryError(
             f"{shown}: what the registry holds is no manifest with its lock ({error})"
         ) from None
-    if lock.pins.record_digest() != pins or canonical.digest(manifest.declared()) != lock.pins.manifest:
+    if lock.pins.record_digest() != pins or canonical.digest(manifest.settings()) != lock.pins.manifest:
         raise RegistryError(
             f"{shown}: version {version} says pins {canonical.short(pins)}, its lock says others"
         )

@@ -29,7 +29,7 @@ from checkweigh.progress import no_progress
 from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
-from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
 
 
 class Scripted:

@@ -18,8 +18,8 @@ from checkweigh.measure.served_arm import ServedArm
 from checkweigh.progress import no_progress
 from checkweigh.records.measurement import PairedRun
 from checkweigh.records.policy import Policy
-from checkweigh.usecases.gate.engine_session import EngineSession
-from checkweigh.usecases.gate.time_arms import (
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.time_arms import (
     BY_RESTARTS,
     TimingPrompts,
     time_arms,

@@ -13,7 +13,7 @@ from checkweigh.measure import host_facts
 from checkweigh.measure.batching import Batch, plan_batches
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
-from checkweigh.usecases.gate.arm_measurement import ArmMeasurement, MeasuredBatch
+from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement, MeasuredBatch
 
 
 @dataclass
@@ -118,7 +118,8 @@ def _measure(part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]
     )  # fmt: skip
     record = MeasurementSet(
         key=key, set_name=evalset.card.name, planned=len(evalset.items), identity=candidate.session.identify(),
-        stage=stage, provenance=host_facts.provenance(started), observations=observations,
+        stage=stage, provenance=host_facts.provenance(started),
+        verified=candidate.session.verification, observations=observations,
     )  # fmt: skip
     candidate.write(record)
     return record

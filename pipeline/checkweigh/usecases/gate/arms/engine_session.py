@@ -14,11 +14,11 @@ from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, PinMismatc
 from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.progress import Progress
 from checkweigh.records.manifest import SERVER_KINDS
-from checkweigh.records.measurement import EngineIdentity
+from checkweigh.records.measurement import EngineIdentity, Verification
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
 from checkweigh.sources.pin import Resolved
-from checkweigh.usecases.gate.open_engine import engine_spec, open_protected
+from checkweigh.usecases.gate.arms.open_engine import engine_spec, open_protected
 
 T = TypeVar("T")
 MOST_FAILURES = 2  # the second one is raised
@@ -51,6 +51,11 @@ class EngineSession:
     def pins(self) -> str:
         """Digest of everything that is pinned."""
         return self.resolved.pins.record_digest()
+
+    @property
+    def verification(self) -> Verification:
+        """What was found when the pinned files were read again."""
+        return Verification(files=self.pins, bytes=0, seconds=0.0)  # TODO: nothing is read again yet
 
     def identify(self) -> EngineIdentity:
         """What the arm's engine says of itself; it is started for that once."""

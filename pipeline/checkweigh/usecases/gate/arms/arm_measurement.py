@@ -16,7 +16,7 @@ from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.scorers.score_items import ScoreItem, item_scorer
 from checkweigh.store import Store
-from checkweigh.usecases.gate.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
 
 MeasuredBatch = tuple[list[Observation], int, float]  # a batch's observations, tokens and seconds
 LOCK_WAIT_S = 5.0  # for a measurement's lock when no time is left: a stored record can still be read
@@ -137,7 +137,8 @@ class ArmMeasurement:
         stage = Stage(name=part.label, arm=self.role, items=len(observations), tokens=tokens, seconds=seconds)
         record = MeasurementSet(
             key=key, set_name=evalset.card.name, planned=len(evalset.items), identity=session.running().engine.identity,
-            stage=stage, provenance=host_facts.provenance(started), observations=tuple(observations),
+            stage=stage, provenance=host_facts.provenance(started),
+            verified=session.verification, observations=tuple(observations),
         )  # fmt: skip
         self.write(record)
         return record

@@ -31,7 +31,7 @@ from checkweigh.records.measurement import Block, PairedRun, Scored, SweepPoint
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.sources.load_trace import TraceRequest
-from checkweigh.usecases.gate.engine_session import EngineSession, start_together
+from checkweigh.usecases.gate.arms.engine_session import EngineSession, start_together
 from checkweigh.usecases.gate.measured import Measured
 
 TIMING_WAIT_S = 1800
