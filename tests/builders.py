@@ -12,6 +12,7 @@ from checkweigh import canonical
 from checkweigh.decision.compare import compare
 from checkweigh.decision.pairing import pair
 from checkweigh.decision.verdict import Judgement, all_checks, decide
+from checkweigh.progress import no_progress
 from checkweigh.records.evalset import SCORER_OF, Card, Choice, EvalSet, Generation, Item, Scorer, Text
 from checkweigh.records.measurement import (
     EngineIdentity,
@@ -26,7 +27,7 @@ from checkweigh.records.measurement import (
 )
 from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse
-from checkweigh.sources.digests import digest_all
+from checkweigh.sources.digests import fresh_digests
 
 WHEN = "2026-01-01T00:00:00+00:00"
 IDENTITY = EngineIdentity(
@@ -108,7 +109,7 @@ def measured(
 
 def tensor_digest(path: Path) -> str:
     """Digest of a safetensors file's tensors, as pins of a derived model hold it."""
-    return digest_all([path], "tensors", lambda *_: None, "")[path.name]
+    return fresh_digests({"weights": (path, "tensors")}, no_progress, "")["weights"]
 
 
 def check(**changes: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from checkweigh.files import write_atomic
 from checkweigh.progress import Progress, no_progress
 from checkweigh.records.manifest import Lock, Manifest, Pins
 from checkweigh.records.yaml.document import MAX_JSON, parse_json
-from checkweigh.sources.digests import digest_all, file_digest, small_digest
+from checkweigh.sources.digests import file_digest, kind_of, remembered_digests
 from checkweigh.sources.documents import read_bytes, read_manifest
 from checkweigh.sources.engine_environment import EnginePackages, packages_of
 from checkweigh.sources.evalsets.split_files import JoinedSource, resolve_model_source
@@ -238,9 +238,11 @@ def _digests(manifest: Manifest, files: _SourceFiles, progress: Progress) -> Pin
     """Step 2; the probes and the vocabulary are filled in by step 3."""
     tensor = manifest.model.derive is not None
     label = f"digests of {manifest.name} (MB)"
-    data = [path for path in files.weights if path.suffix != ".json"]
-    weights = digest_all(data, "tensors" if tensor else "file", progress, label)
-    weights |= {path.name: small_digest(path) for path in files.weights if path.suffix == ".json"}
+    wanted = {
+        path.name: (path, "tensors" if tensor and path.suffix != ".json" else kind_of(path))
+        for path in files.weights
+    }
+    weights = remembered_digests(wanted, progress, label)
     small = small_files(files.tokenizer_dir, files.model_dir)
     nothing = canonical.digest(None)
     return Pins(
@@ -250,7 +252,9 @@ def _digests(manifest: Manifest, files: _SourceFiles, progress: Progress) -> Pin
         parts=files.source.wheels[1:],
         weights=dict(sorted(weights.items())),
         tensors=tensor,
-        tokenizer={name: small_digest(path) for name, path in small.items()},
+        tokenizer=remembered_digests(
+            {name: (path, kind_of(path)) for name, path in small.items()}, no_progress, ""
+        ),
         chat_template=_template_digest(files),
         prompts=canonical.digest(manifest.prompts.model_dump(mode="json")),
         probes=(),

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from tests.builders import tensor_digest
 
+from checkweigh import canonical
 from checkweigh.errors import SourceError
+from checkweigh.progress import no_progress
 from checkweigh.sources import digests
-from checkweigh.sources.digests import digest_all, file_digest, json_digest
+from checkweigh.sources.digests import (
+    Files,
+    file_digest,
+    fresh_digests,
+    json_digest,
+    remembered_digests,
+    tensor_content,
+)
 from checkweigh.sources.model.safetensors_header import read_tensors
 
 pytestmark = pytest.mark.usefixtures("checkweigh_home")
@@ -28,6 +39,11 @@ def reads(path: Path) -> int:
 
 def _count(path: Path, advance: digests.Advance, counted: list[int]) -> str:
     return digests._hash_file(path, lambda count: (counted.append(count), advance(count))[1])
+
+
+def named(files: Iterable[Path]) -> Files:
+    """The files by name, to be digested by their bytes."""
+    return {file.name: (file, "file") for file in files}
 
 
 def safetensors(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -105,7 +121,7 @@ def test_many_files_with_progress(tmp_path: Path) -> None:
         file.write_bytes(bytes([i]) * 3_000_000)
     for _ in range(2):  # the second time from memory
         seen: list[tuple[str, int, int]] = []
-        found = digest_all(files, "file", lambda *a, seen=seen: seen.append(a), "x")  # type: ignore[misc]
+        found = remembered_digests(named(files), lambda *a, seen=seen: seen.append(a), "x")  # type: ignore[misc]
         assert found == {file.name: file_digest(file) for file in files}
         assert seen[-1] == ("x", 15, 15)
         assert [s for s in seen if s[1] == 15] == [seen[-1]]
@@ -115,8 +131,66 @@ def test_many_files_with_progress(tmp_path: Path) -> None:
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="gone: cannot be read"):
         file_digest(tmp_path / "gone")
-    with pytest.raises(SourceError, match="gone: cannot be read"):
-        digest_all([tmp_path / "gone"], "file", lambda *_: None, "x")
+    for digests_of in (fresh_digests, remembered_digests):
+        with pytest.raises(SourceError) as caught:
+            digests_of(named([tmp_path / "gone", tmp_path / "lost"]), no_progress, "x")
+        first, second = str(caught.value).splitlines()
+        assert "gone: cannot be read" in first
+        assert "lost: cannot be read" in second
+
+
+def write_through_a_map(file: Path) -> None:
+    """Write to a file so that no time changes after it was digested: its page was dirty by then."""
+    for number in range(1, 100):  # again, if the kernel wrote the page back in between
+        with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+            mapped[0] = number
+            remembered_digests(named([file]), no_progress, "x")
+            before = file.stat().st_ctime_ns
+            mapped[1] = number
+        if file.stat().st_ctime_ns == before:
+            return
+
+
+def test_a_fresh_digest_sees_a_write_through_a_memory_map(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(bytes(100_000))
+    write_through_a_map(file)
+    now = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
+    assert fresh_digests(named([file]), no_progress, "x") == {"a": now}
+    assert remembered_digests(named([file]), no_progress, "x") != {"a": now}  # what deceives the memory
+
+
+def test_a_fresh_digest_neither_reads_nor_writes_the_memory(tmp_path: Path, checkweigh_home: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"12345")
+    right = fresh_digests(named([file]), no_progress, "x")
+    assert not (checkweigh_home / "digests").exists()
+    assert right == {"a": file_digest(file)}
+    (kept,) = [p for p in (checkweigh_home / "digests").rglob("*") if p.is_file()]
+    kept.write_text("sha256:" + "0" * 64)
+    assert file_digest(file) == "sha256:" + "0" * 64
+    assert fresh_digests(named([file]), no_progress, "x") == right
+
+
+def test_a_fresh_digest_of_every_kind(tmp_path: Path) -> None:
+    weights = safetensors(tmp_path / "w.safetensors", {"a": tensor(0, 2)}, b"aa")
+    (tmp_path / "c.json").write_text('{"a": 1, "transformers_version": "5"}')
+    kinds: Files = {"w": (weights, "tensors"), "c": (tmp_path / "c.json", "json"), "b": (weights, "file")}
+    found = fresh_digests(kinds, no_progress, "x")
+    assert list(found) == ["w", "c", "b"]
+    assert found == {"w": tensor_digest(weights), "c": canonical.digest({"a": 1}), "b": file_digest(weights)}
+
+
+def test_the_same_tensors_have_one_digest_whatever_files_they_lie_in(tmp_path: Path) -> None:
+    whole = safetensors(tmp_path / "whole", {"a": tensor(0, 2), "b": tensor(2, 5)}, b"aabbb")
+    first = safetensors(tmp_path / "1", {"b": tensor(0, 3)}, b"bbb")
+    second = safetensors(tmp_path / "2", {"__metadata__": {"by": "x"}, "a": tensor(0, 2)}, b"aa")
+    other = safetensors(tmp_path / "3", {"a": tensor(0, 2)}, b"ab")
+    assert tensor_content([whole]) == tensor_content([first, second]) == tensor_content([second, first])
+    assert tensor_content([whole]) != tensor_content([first, other])
+    assert tensor_content([whole]) != tensor_content([first])
+    with pytest.raises(SourceError, match="tensors stand in two files: b"):
+        tensor_content([whole, first])
 
 
 def test_tensors_and_not_the_header(tmp_path: Path) -> None:
@@ -187,7 +261,11 @@ def test_json_by_content(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_text(text)
     assert json_digest(tmp_path / "0") == json_digest(tmp_path / "1")
     for i, text in enumerate(
-        ('{"a": 1, "b": [2, 1]}', '{"a": Infinity}', '{"a": 1, "a": 1, "b": [1, 2]}', "{")
-    ):
+        (
+            '{"a": 1, "b": [2, 1]}', '{"a": Infinity}', '{"a": "Infinity"}', '{"a": 1, "a": 1, "b": [1, 2]}', "{",
+            "\ufeff" + texts[0],
+        )
+    ):  # fmt: skip
         (tmp_path / f"other{i}").write_text(text)
-        assert json_digest(tmp_path / f"other{i}") != json_digest(tmp_path / "0")
+    found = {json_digest(path) for path in tmp_path.glob("other*")} | {json_digest(tmp_path / "0")}
+    assert len(found) == 7

@@ -8,7 +8,7 @@ from pathlib import Path
 from checkweigh.errors import SourceError
 from checkweigh.progress import Progress
 from checkweigh.records.manifest import DraftModel, Eagle3, Manifest
-from checkweigh.sources.digests import digest_all, small_digest
+from checkweigh.sources.digests import kind_of, remembered_digests
 from checkweigh.sources.model.derive import served_directory
 from checkweigh.sources.model.model_directory import (
     check_shards,
@@ -50,13 +50,11 @@ def draft_digests(files: DraftFiles | None, progress: Progress) -> dict[str, str
     """File -> digest of weights (of their tensors when derived), configurations and tokenizer."""
     if files is None:
         return {}
-    kind = "tensors" if files.model.derive is not None else "file"
-    data = [path for path in files.weights if path.suffix != ".json"]
-    digests = digest_all(data, kind, progress, "digests of the drafting model (MB)")
-    small = small_files(files.folder, files.folder) | {
-        p.name: p for p in files.weights if p.suffix == ".json"
-    }
-    return dict(sorted((digests | {name: small_digest(path) for name, path in small.items()}).items()))
+    tensors = files.model.derive is not None
+    small = small_files(files.folder, files.folder)
+    paths = [*files.weights, *small.values()]
+    wanted = {p.name: (p, "tensors" if tensors and p.suffix == ".safetensors" else kind_of(p)) for p in paths}
+    return remembered_digests(dict(sorted(wanted.items())), progress, "digests of the drafting model (MB)")
 
 
 def require_same_tokens(files: DraftFiles, template: str, vocabulary: str) -> None:
