@@ -1,13 +1,69 @@
-"""What differs between two manifests: declared, undeclared, and what that leaves comparable. Pure."""
+"""What differs between two arms: declared, undeclared, as loaded, and what that leaves comparable. Pure.
+
+The configuration that two loaded engines have may differ only where a declared difference can explain it. Content and
+settings explain, by ``EXPLAINED_BY``; that something lies in another place explains nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from checkweigh import canonical
-from checkweigh.records.decision import ManifestChange
+from checkweigh.errors import UndeclaredDrift
+from checkweigh.records.decision import EffectiveDifference, ManifestChange
 from checkweigh.records.manifest import Manifest, Pins
+from checkweigh.records.measurement import EngineIdentity
 from checkweigh.records.metrics import METRICS
+
+CONFIGURATION, GENERATION = "config.json", "generation_config.json"
+# What every engine must make alike of the same files, whatever else is declared to differ.
+NEUTRAL = ("rotary", "window", "tied_head", "eos", "vocabulary_size")
+# Field of a loaded engine -> what can explain that two engines differ in it: groups of ``_real_differences``.
+EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
+    "rotary": ("configuration", "limits"),
+    "window": ("configuration", "limits"),
+    "tied_head": ("configuration", "weights"),
+    "eos": ("configuration", "generation", "tokenizer"),
+    "vocabulary_size": ("configuration", "weights", "tokenizer"),
+    "quantization": ("quantization", "configuration", "weights", "engine"),
+    "attention": ("engine", "arguments", "configuration", "quantization"),
+    "generation_defaults": ("engine", "generation", "configuration"),
+    "packages": ("engine",),
+    "packages.bitsandbytes": ("engine", "quantization"),
+    "settings": ("engine", "arguments", "batching", "configuration", "quantization", "limits"),
+}
+ANYTHING = (
+    "engine",
+    "arguments",
+    "configuration",
+    "generation",
+    "weights",
+    "tokenizer",
+    "quantization",
+    "limits",
+)
+# Declared setting -> its group. What stands in no group (threads, sampling, prompts) decides nothing that is loaded.
+GROUPS: Mapping[str, str] = {
+    "engine.kind": "engine", "engine.version": "engine", "engine.environment": "engine",
+    "engine.dtype": "arguments", "engine.device": "arguments", "engine.args": "arguments", "engine.env": "arguments",
+    "engine.speculative": "arguments", "engine.continuous": "arguments", "engine.options": "arguments",
+    "engine.max_batch": "batching", "engine.max_batch_tokens": "batching",
+    "quantization": "quantization", "limits.max_sequence": "limits",
+}  # fmt: skip
+TOLERANCE = 1e-3  # relative, between numbers that two engines computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedArm:
+    """What an arm's manifest declares, what is pinned of it, and what its loaded engine says of itself."""
+
+    manifest: Manifest
+    pins: Pins
+    identity: EngineIdentity
 
 
 def declared_changes(baseline: Manifest, candidate: Manifest) -> tuple[ManifestChange, ...]:
@@ -37,6 +93,57 @@ def undeclared_differences(
     return differences
 
 
+def unverified(identity: EngineIdentity) -> tuple[str, ...]:
+    """What of an arm nobody could check, as its engine says; the weights and the configuration first.
+
+    An endpoint that somebody else runs gives no account of either, whatever it says. Without an account of the loaded
+    configuration, that is unverified.
+    """
+    names = [name.strip() for name in identity.settings.get("unverified", "").split(",") if name.strip()]
+    endpoint = identity.kind == "openai"
+    absent = ["weights"] * endpoint + ["configuration"] * (endpoint or not identity.effective)
+    first = [name for name in ("weights", "configuration") if name in (*absent, *names)]
+    return tuple(dict.fromkeys([*first, *names]))
+
+
+def effective_differences(first: LoadedArm, second: LoadedArm) -> tuple[EffectiveDifference, ...]:
+    """Every field in which the loaded engines of two arms differ, with the declared differences that can explain it.
+
+    An arm whose configuration is ``unverified`` has nothing to compare. What cannot be read (no number, no JSON, a
+    field that is missing) equals nothing and is explained by nothing. Raises UndeclaredDrift with every unexplained
+    field.
+    """
+    if any("configuration" in unverified(arm.identity) for arm in (first, second)):
+        return ()
+    real = _real_differences(first, second)
+    tolerance = TOLERANCE if real.keys() & {"engine", "arguments"} else 0.0
+    facts = _facts(first.identity), _facts(second.identity)
+    if (
+        "engine" in real and first.identity.kind != second.identity.kind
+    ):  # each kind reports settings of its own
+        facts = tuple({k: v for k, v in arm.items() if not _is_of_kind(k)} for arm in facts)  # type: ignore[assignment]
+    found, unexplained = [], []
+    for field in [*NEUTRAL, *sorted((facts[0].keys() | facts[1].keys()) - set(NEUTRAL))]:
+        values = facts[0].get(field), facts[1].get(field)
+        readable = all(_is_readable(field, value) for value in values)
+        if readable and _same(_read(field, values[0]), _read(field, values[1]), tolerance):
+            continue
+        shown = tuple("nothing" if value is None else value for value in values)
+        why = _explanation(field, real) if readable else ()
+        if why:
+            found.append(
+                EffectiveDifference(field=field, baseline=shown[0], candidate=shown[1], explained=why)
+            )
+        else:
+            unexplained.append(_unexplained(field, shown, readable))
+    if unexplained:
+        names = f"{first.manifest.name} and {second.manifest.name}"
+        raise UndeclaredDrift(
+            f"the engines of {names} loaded what no declared difference explains:\n" + "\n".join(unexplained)
+        )
+    return tuple(found)
+
+
 def comparable_metrics(baseline: Pins, candidate: Pins) -> dict[str, str]:
     """Metric -> "yes", or why two arms with these pins cannot be compared on it."""
     answers = dict.fromkeys(METRICS, "yes")
@@ -63,6 +170,7 @@ def _explanations(manifest: Manifest) -> dict[str, dict[str, object]]:
     prompts = below("prompts.")
     return {
         "source": model, "wheel": model, "parts": model, "weights": model, "tensors": model, "configuration": model,
+        "model_files": model, "tokenizer_files": tokenizer,
         "adapters": adapters, "tokenizer": tokenizer, "vocabulary": tokenizer, "chat_template": template,
         "prompts": prompts, "probes": prompts | tokenizer,
         "draft": below("engine.speculative."), "environment": below("engine.environment.") | below("engine.version"),
@@ -73,7 +181,7 @@ def _explanations(manifest: Manifest) -> dict[str, dict[str, object]]:
 def _pins(pins: Pins) -> Iterator[tuple[str, object]]:
     """Pins one by one: ``section``, or ``section file``; the configurations are a section of their own."""
     for name, value in pins.model_dump(
-        mode="json", exclude={"manifest", "weights", "draft", "tokenizer"}
+        mode="json", exclude={"manifest", "weights", "draft", "tokenizer", "files"}
     ).items():
         yield name, value
     for name, value in pins.weights.items():
@@ -81,8 +189,145 @@ def _pins(pins: Pins) -> Iterator[tuple[str, object]]:
     for name, value in pins.draft.items():
         yield f"draft {name}", value
     for name, value in pins.tokenizer.items():
-        section = "configuration" if name in ("config.json", "generation_config.json") else "tokenizer"
+        section = "configuration" if name in (CONFIGURATION, GENERATION) else "tokenizer"
         yield f"{section} {name}", value
+    for name, value in pins.files.items():
+        folder, _, rest = name.partition("/")
+        yield f"{folder}_files {rest}", value
+
+
+def _facts(identity: EngineIdentity) -> dict[str, str]:
+    """Field -> value, of what nothing else holds against the manifest."""
+    return {
+        **identity.effective,
+        "vocabulary_size": str(identity.vocabulary_size), "quantization": identity.quantization,
+        **{f"packages.{name}": version for name, version in identity.packages.items()},
+        **{f"settings.{name}": value for name, value in identity.settings.items()},
+    }  # fmt: skip
+
+
+def _is_of_kind(field: str) -> bool:
+    return field.startswith(("packages.", "settings."))
+
+
+def _real_differences(first: LoadedArm, second: LoadedArm) -> dict[str, tuple[str, ...]]:
+    """Group -> what differs of it in content or settings, wherever either lies."""
+    found: dict[str, list[str]] = defaultdict(list)
+    settings = [dict(_leaves(arm.manifest.settings(), "")) for arm in (first, second)]
+    for path in sorted(settings[0].keys() | settings[1].keys()):
+        group = next((group for prefix, group in GROUPS.items() if _is_below(path, prefix)), None)
+        if group is not None and settings[0].get(path) != settings[1].get(path):
+            found[group].append(path)
+    if first.pins.environment != second.pins.environment:
+        found["engine"].append("engine.environment")
+    if first.pins.weights != second.pins.weights:
+        found["weights"].append("weights")
+    files = [arm.pins.tokenizer | arm.pins.files for arm in (first, second)]
+    for name in sorted(files[0].keys() | files[1].keys()):
+        if files[0].get(name) != files[1].get(name):
+            found[_group_of_file(name)].append(name)
+    return {group: tuple(names) for group, names in found.items()}
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))
+
+
+def _group_of_file(name: str) -> str:
+    """What a file decides: a model's code is as good as its configuration; of other files nothing is known to read."""
+    plain = name.removeprefix("model/")
+    if plain == CONFIGURATION or name.endswith(".py"):
+        return "configuration"
+    if plain == GENERATION:
+        return "generation"
+    return "other" if name.startswith("model/") else "tokenizer"
+
+
+def _explanation(field: str, real: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The differences that can explain the field; none where two engines read the same files differently."""
+    groups = EXPLAINED_BY.get(field) or EXPLAINED_BY.get(field.partition(".")[0], ANYTHING)
+    if field in NEUTRAL and "engine" in real:
+        groups = tuple(group for group in groups if group != "limits")
+    return tuple(name for group in groups for name in real.get(group, ()))
+
+
+def _unexplained(field: str, values: Sequence[str], readable: bool) -> str:
+    text = f"{field}: {' and '.join(_shown(value) for value in values)}"
+    if not readable:
+        return f"{text}: it cannot be read, and is equal to nothing"
+    if field in NEUTRAL:
+        return f"{text}, from files that are alike"
+    return f"{text}, though all that decides it is declared alike"
+
+
+def _is_readable(field: str, value: str | None) -> bool:
+    try:
+        _read(field, value)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return False
+    return True
+
+
+def _read(field: str, value: str | None) -> object:
+    """A field's value, to be compared. Raises ValueError or TypeError for one that is no value of that field."""
+    if value is None:
+        if field in NEUTRAL:
+            raise ValueError("every engine must say it")
+        return None
+    match field:
+        case "tied_head":
+            return (
+                {"true": True, "false": False}.get(value) if value in ("true", "false") else _no_value(value)
+            )
+        case "eos":
+            return sorted({int(part) for part in value.split(",")}) if value != "none" else []
+        case "vocabulary_size":
+            return int(value)
+        case "rotary":
+            return "none" if value == "none" else _rotary(_json(value))
+        case "window":
+            return [_run(*run) for run in _json(value)]  # type: ignore[attr-defined]
+    return _json(value) if value[:1] in ("{", "[") else value
+
+
+def _rotary(kinds: object) -> object:
+    """Layer kind -> rotation; one rotation for all kinds of layers is ``all``, however an engine names the kinds."""
+    if not isinstance(kinds, dict) or not kinds:
+        return _no_value(kinds)
+    for rotation in kinds.values():
+        if not rotation["inv_freq"]:
+            _no_value(rotation)
+    first, *others = kinds.values()
+    return {"all": first} if all(other == first for other in others) else kinds
+
+
+def _run(window: object, layers: object) -> list[object]:
+    """A run of layers with one window, in tokens, or ``none``."""
+    numbers = [layers] if window == "none" else [window, layers]
+    if any(type(number) is not int or number < 1 for number in numbers):
+        _no_value(window)
+    return [window, layers]
+
+
+def _json(text: str) -> object:
+    value = json.loads(text, parse_constant=_no_value)
+    canonical.dumps(value)  # refuses what is no finite number
+    return value
+
+
+def _no_value(value: object) -> object:
+    raise ValueError(f"{value!r} is no value")
+
+
+def _same(one: object, other: object, tolerance: float) -> bool:
+    """Whether two JSON values are equal: computed numbers up to the relative tolerance, counts and ids exactly."""
+    if float in (kinds := {type(one), type(other)}) and kinds <= {float, int}:
+        return math.isclose(one, other, rel_tol=tolerance)  # type: ignore[arg-type]
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other, [tolerance] * len(one)))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k], tolerance) for k in one)
+    return type(one) is type(other) and one == other
 
 
 def _digest(value: object) -> str:

@@ -75,7 +75,7 @@ def test_a_long_value_is_cut(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "pin", sorted(set(Pins.model_fields) - {"manifest", "weights", "draft", "tokenizer"})
+    "pin", sorted(set(Pins.model_fields) - {"manifest", "weights", "draft", "tokenizer", "files"})
 )
 def test_every_pin_can_drift(make: Make, pin: str) -> None:
     one, other = make("one"), make("other")
@@ -92,14 +92,15 @@ def test_drift_names_the_file(make: Make) -> None:
             "tokenizer": other.pins.tokenizer | {"tokenizer.json": OTHER, "config.json": OTHER},
             "weights": {"new.safetensors": OTHER},
             "draft": {"config.json": OTHER},
+            "files": {"model/sub/extra.json": OTHER, "tokenizer/merges.txt": OTHER},
         }
     )
     assert [text.split(":")[0] for text in drift(one, other, pins)] == [
-        "configuration config.json", "draft config.json", "tokenizer tokenizer.json", "weights model.safetensors",
-        "weights new.safetensors",
+        "configuration config.json", "draft config.json", "model_files sub/extra.json", "tokenizer tokenizer.json",
+        "tokenizer_files merges.txt", "weights model.safetensors", "weights new.safetensors",
     ]  # fmt: skip
     assert (
-        "weights new.safetensors: nothing and 111111111111, though model.source" in drift(one, other, pins)[4]
+        "weights new.safetensors: nothing and 111111111111, though model.source" in drift(one, other, pins)[6]
     )
 
 
@@ -164,4 +165,5 @@ def test_no_pin_is_forgotten() -> None:
         '{"schema": "checkweigh/manifest@1", "name": "x", "model": {"source": "path:x"},'
         ' "engine": {"kind": "fake", "version": "1"}}'
     )
-    assert set(_explanations(manifest)) == set(Pins.model_fields) - {"manifest"} | {"configuration"}
+    sections = {"configuration", "model_files", "tokenizer_files"}
+    assert set(_explanations(manifest)) == set(Pins.model_fields) - {"manifest", "files"} | sections
