@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,12 +134,33 @@ def inputs(specimen: Specimen, rules: Mapping[str, Any]) -> str:
     names = sorted({name for check in checks for name in check.get("evalset", ())})
     parts: list[Any] = [
         specimen.changes, specimen.baseline, specimen.busy, defect_source(specimen.defect), recipe_source(specimen),
-        read_pinned(baseline)[1].pins.record_digest(), checks, rules["looks"], [_set_digest(name) for name in names],
+        _content(baseline), checks, rules["looks"], [_set_digest(name) for name in names],
         PROTOCOL, JUDGING,
     ]  # fmt: skip
     if specimen.timed:
         parts.append(rules["timing"])
+    if specimen.tampers:
+        parts.append(
+            [[when, _source(Path(inspect.getfile(how)), how.__name__)] for when, how in specimen.tampers]
+        )
     return canonical.digest(json.loads(json.dumps(parts)))
+
+
+@cache
+def _content(manifest: Path) -> str:
+    """Digest of what a manifest serves: its settings and the bytes of its files, however its lock writes them down."""
+    manifest_, lock = read_pinned(manifest)
+    pins = lock.pins
+    return canonical.digest(
+        [
+            manifest_.settings(),
+            pins.weights,
+            pins.tokenizer,
+            pins.chat_template,
+            pins.vocabulary,
+            pins.environment,
+        ]
+    )
 
 
 @cache
@@ -205,6 +227,8 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
                 if code == 0 and manifest.is_relative_to(folder):
                     code = _checkweigh(specimen, ["pin", str(manifest)], environment, out)
             if code == 0:
+                for how in (how for when, how in specimen.tampers if not when):
+                    how(folder / "model")
                 asked = [
                     "gate",
                     str(baseline),
@@ -214,7 +238,8 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
                     "--out",
                     str(folder),
                 ]
-                code = _checkweigh(specimen, asked, environment, out)
+                with _tampering(specimen, folder):
+                    code = _checkweigh(specimen, asked, environment, out)
     finally:
         for burner in burners:
             burner.kill()
@@ -225,7 +250,7 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
         "family": specimen.family, "what": specimen.what, "must": specimen.must, "held_out": specimen.held_out,
         "inputs": inputs(specimen, zoo.rules), "exit": code, "verdict": EXITS.get(code, "error"),
         "seconds": round(seconds, 1), "load_average_before": load, "traceback": "Traceback" in text,
-        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance_of_tree(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     try:
         if code in (0, 1, 3):
@@ -248,6 +273,27 @@ def run(specimen: Specimen, zoo: Zoo) -> dict[str, Any]:
     return result
 
 
+@contextmanager
+def _tampering(specimen: Specimen, folder: Path) -> Iterator[None]:
+    """Each tamper once the gate's output holds its text, in their order, as long as the gate runs."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        for when, how in (tamper for tamper in specimen.tampers if tamper[0]):
+            while when not in (folder / "log").read_text(errors="replace"):
+                if ended.wait(0.02):
+                    return
+            how(folder / "model")
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
 def _without_paths(text: str, zoo: Zoo) -> str:
     """A text to be kept, without the places of this machine."""
     return text.replace(str(zoo.work), "ZOO").replace(str(ROOT), "")
@@ -262,7 +308,8 @@ def met(specimen: Specimen, result: Mapping[str, Any]) -> bool | None:
     asked = {
         "pass": ("pass",), "block": ("block", "refuse"), "refuse": ("refuse",), "not-block": ("pass", "inconclusive"),
     }[specimen.must]  # fmt: skip
-    right = specimen.must in ("pass", "not-block") or bool(result.get("right_cause"))
+    harmless = specimen.must in ("pass", "not-block") and not specimen.words
+    right = harmless or bool(result.get("right_cause"))
     return result["verdict"] in asked and right
 
 
@@ -270,7 +317,8 @@ def judged(specimen: Specimen, decision: Decision) -> dict[str, Any]:
     """What a decision says, and whether it blocked for a cause that fits."""
     caught = [r.check.id for r in decision.checks if r.outcome == "blocked"]
     fits = bool(set(caught) & set(specimen.causes))
-    fits = fits or (bool(specimen.words) and any(specimen.words in reason for reason in decision.reasons))
+    told = (decision.no_effect, *decision.reasons)
+    fits = fits or (bool(specimen.words) and any(specimen.words in reason for reason in told))
     return {
         "caught": caught, "right_cause": fits, "reasons": list(decision.reasons),
         "looks": len(decision.looks.made) if decision.looks else 1,

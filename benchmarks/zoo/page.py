@@ -35,6 +35,7 @@ FAMILIES = {
     "tokenizer": "Tokenizer and template",
     "sampling": "Sampling drift",
     "engine": "Engine",
+    "bytes": "What is measured is what is pinned",
     "timing": "Latency and memory",
 }
 Result = dict[str, Any]

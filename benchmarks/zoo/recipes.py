@@ -183,3 +183,68 @@ def template(source: Path, target: Path, old: str, new: str) -> None:
     if old not in text:
         raise ValueError(f"the template holds no {old!r}")
     (target / "chat_template.jinja").write_text(text.replace(old, new))
+
+
+def without_tensor(source: Path, target: Path) -> None:
+    """A checkpoint that lacks one tensor of a layer."""
+    edited(source, target, lambda t: t.pop(f"model.layers.{LAYER}.self_attn.k_proj.weight"))
+
+
+def two_sets(source: Path, target: Path) -> None:
+    """Two shards with their index, and beside them a single file in which every tensor is half as large."""
+    reshard(source, target)
+    tensors = {name: tensor * 0.5 for name, tensor in load_file(source / WEIGHTS).items()}
+    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+
+
+def add_side_file(folder: Path) -> None:
+    """What ModelOpt writes beside weights that it has quantized; engines read it."""
+    stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(stated))
+
+
+def swap_in(folder: Path) -> None:
+    """Noise in the place of the weights' last bytes; the same file, written in place. The right ones are kept."""
+    weights = folder / WEIGHTS
+    shutil.copy2(weights, folder.with_name("kept"))
+    with weights.open("r+b") as file:
+        file.seek(-10_000_000, 2)
+        file.write(bytes(10_000_000))
+
+
+def swap_back(folder: Path) -> None:
+    """The right weights again, in the same file and with its old time."""
+    kept, weights = folder.with_name("kept"), folder / WEIGHTS
+    with weights.open("r+b") as file:
+        file.write(kept.read_bytes())
+    shutil.copystat(kept, weights)
+
+
+def gptq(source: Path, target: Path, group: int = 64) -> None:
+    """Every linear layer rounded to 4 bits a group and stored as GPTQ does: eight weights in an int32, symmetric."""
+
+    def change(tensors: Tensors) -> None:
+        for name in filter(linear, list(tensors)):
+            weight = tensors.pop(name).float()
+            rows, columns = weight.shape
+            grouped = weight.reshape(rows, columns // group, group)
+            scales = (grouped.abs().amax(2) / 7).clamp(min=1e-8)
+            levels = (grouped / scales[:, :, None]).round().clamp(-8, 7).to(torch.int64).reshape(
+                rows, columns
+            ) + 8
+            base = name.removesuffix(".weight")
+            tensors[f"{base}.qweight"] = packed(levels.T)
+            tensors[f"{base}.qzeros"] = packed(torch.full((columns // group, rows), 7).T).T.contiguous()
+            tensors[f"{base}.scales"] = scales.T.contiguous().to(torch.float16)
+            tensors[f"{base}.g_idx"] = (torch.arange(columns) // group).to(torch.int32)
+
+    edited(source, target, change)
+    stated = {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": False, "sym": True}
+    configured(target, "config.json", quantization_config=stated)
+
+
+def packed(levels: torch.Tensor) -> torch.Tensor:
+    """Eight rows of 4-bit values in one row of int32, the first in the lowest bits."""
+    eight = levels.reshape(-1, 8, levels.shape[1]) << (4 * torch.arange(8))[None, :, None]
+    whole = eight.sum(1)
+    return torch.where(whole >= 2**31, whole - 2**32, whole).to(torch.int32).contiguous()

@@ -20,6 +20,7 @@ from benchmarks.zoo import recipes
 Must = Literal["pass", "block", "refuse", "not-block", "open"]
 Timed = Literal["", "single", "tail", "load"]
 Recipe = Callable[[Path, Path], None]
+Tamper = Callable[[Path], None]
 BASELINE = "smollm2-135m"
 TEXT = ("perplexity",)
 SCORES = ("task-score", "choices-score", "answers-score")
@@ -33,7 +34,7 @@ class Specimen:
     """One candidate. Exactly what differs from the baseline is in ``recipe``, ``changes`` or ``defect``."""
 
     kind: str  # specimens of one kind are one ladder
-    family: Literal["weights", "tokenizer", "sampling", "engine", "harmless", "timing"]
+    family: Literal["weights", "tokenizer", "sampling", "engine", "harmless", "timing", "bytes"]
     what: str
     must: Must
     dose: str = ""
@@ -47,6 +48,8 @@ class Specimen:
     busy: bool = False  # another program computes on every core meanwhile
     timed: Timed = ""  # how, where time and memory are what is gated (``gating.TIMED``)
     manifest: str = BASELINE  # the shipped one that candidate and baseline are made from
+    # What happens to the candidate's folder after it was pinned: once the gate's output holds a text; "": before it.
+    tampers: tuple[tuple[str, Tamper], ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,8 +58,13 @@ class Specimen:
 
     @property
     def held_out(self) -> bool:
-        """Every third one in the alphabet, timed ones apart: not looked at when a margin is set."""
-        alike = sorted(s.name for s in SPECIMENS if bool(s.timed) == bool(self.timed))
+        """Every third one in the alphabet, timed ones apart: not looked at when a margin is set.
+
+        What is refused or told for its bytes has to do with no margin.
+        """
+        if self.family == "bytes":
+            return False
+        alike = sorted(s.name for s in SPECIMENS if bool(s.timed) == bool(self.timed) and s.family != "bytes")
         return alike.index(self.name) % 3 == 2
 
 
@@ -583,6 +591,69 @@ TIMING = (
     ),
 )
 
-QUALITY_SPECIMENS = (*WEIGHTS, *TOKENIZER, *SAMPLING, *ENGINE, *HARMLESS)
+
+def _bytes(kind: str, must: Must, what: str, words: str, **more: Any) -> Specimen:
+    return Specimen(kind=kind, family="bytes", what=what, must=must, words=words, **more)
+
+
+BYTES = (
+    _bytes(
+        "gptq-as-none",
+        "refuse",
+        "GPTQ weights under a manifest that states no quantization",
+        "gptq",
+        recipe=recipes.gptq,
+    ),
+    _bytes(
+        "missing-tensor",
+        "refuse",
+        "a tensor that the checkpoint lacks",
+        "model.layers.15.self_attn.k_proj.weight",
+        recipe=recipes.without_tensor,
+    ),
+    _bytes(
+        "two-sets-of-weights",
+        "refuse",
+        "another model.safetensors beside two shards and their index",
+        "model.safetensors",
+        recipe=recipes.two_sets,
+    ),
+    _bytes(
+        "side-file",
+        "refuse",
+        "a file that engines read, added after the pin",
+        "hf_quant_config.json",
+        recipe=recipes.copied,
+        tampers=(("", recipes.add_side_file),),
+    ),
+    _bytes(
+        "swapped-during-the-run",
+        "refuse",
+        "other weights while the candidate's engine loads, put back afterwards",
+        "model.safetensors",
+        recipe=partial(recipes.noise, share=2.0),
+        tampers=(
+            ("baseline: starting the engine", recipes.swap_in),
+            ("candidate: starting the engine", recipes.swap_back),
+        ),
+    ),
+    _bytes(
+        "quantization-unapplied",
+        "refuse",
+        "int8 is pinned and reported, bfloat16 is served",
+        "no output differs",
+        changes={"quantization": {"method": "bitsandbytes", "bits": 8, "type": "int8"}},
+        defect="unquantized 8",
+    ),
+    _bytes(
+        "stop-without-effect",
+        "pass",
+        "a stop string that no reply reaches",
+        "no output differs",
+        changes={"sampling": {"stop": ["<|never written|>"]}},
+    ),
+)
+
+QUALITY_SPECIMENS = (*WEIGHTS, *TOKENIZER, *SAMPLING, *ENGINE, *HARMLESS, *BYTES)
 SPECIMENS = (*QUALITY_SPECIMENS, *TIMING)
 QUICK = ("bnb-nf4", "truncated-file", "dtype-fallback", "copied")

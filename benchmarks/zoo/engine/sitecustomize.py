@@ -254,6 +254,19 @@ def slow_tail(dose: float) -> None:
     hf_generate._prefill, hf_generate._step = prefill, step
 
 
+def unquantized(dose: float) -> None:
+    """The weights as they are, and what a quantized engine would say of itself."""
+
+    def load(spec: Any) -> Any:
+        wanted = spec.manifest.quantization
+        plain = spec.manifest.model_copy(update={"quantization": type(wanted)()})
+        loaded = LOAD(replace(spec, manifest=plain))
+        said = f"{wanted.method} {wanted.type}: 210/211 linear layers"
+        return replace(loaded, identity=loaded.identity.model_copy(update={"quantization": said}))
+
+    hf_load.load = load
+
+
 def leak(dose: float) -> None:
     """``dose`` MB more memory with every batch of replies."""
     kept: list[Any] = []
@@ -269,7 +282,7 @@ DEFECTS = {
     function.__name__: function
     for function in (
         fp8, window, padding, bleed, shifted_logprobs, penalty, sampled, deaf, endless, unseeded, truncated,
-        lying_truncated, lossy_speculation, fallback, slow, slow_tail, leak,
+        lying_truncated, lossy_speculation, fallback, slow, slow_tail, leak, unquantized,
     )
 }  # fmt: skip
 
