@@ -135,7 +135,7 @@ def main() -> None:
     result = {
         "what": "open-loop load on a mock server", "rate": RATE, "requests": REQUESTS, "nominal_ms": NOMINAL_MS,
         "load_average": os.getloadavg()[0], "late_p99_ms": worst, "limit_ms": LIMIT_MS, "holds": worst <= LIMIT_MS,
-        "rounds": rounds, "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
+        "rounds": rounds, "provenance": host_facts.provenance_of_tree(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"p99 lateness {worst:.2f} ms (median of {options.rounds} rounds), at most {LIMIT_MS:g} wanted")

@@ -101,7 +101,7 @@ def piece(run: PairedRun, seed: int) -> dict[str, Any]:
     return {
         "seed": seed, "load": run.load, "seconds": run.seconds, "notes": list(run.notes),
         "load_average": os.getloadavg(),
-        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance_of_tree(host_facts.now()).model_dump(mode="json"),
         "blocks": [
             {"order": b.order, "baseline": b.baseline, "candidate": b.candidate, "unlike": b.unlike} for b in run.blocks
         ],

@@ -167,7 +167,7 @@ def main() -> None:
         "settings": {k: v for k, v in vars(options).items() if k != "out"}, "hardware": host_facts.hardware(),
         "tokens_per_second": rows, "median": {k: statistics.median(r[k] for r in rows) for k in ("ours", "theirs")},
         "ratio": {"median": statistics.median(ratios), "low": low, "high": high, "coverage": coverage},
-        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance_of_tree(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     write_atomic(options.out, (json.dumps(result, indent=1) + "\n").encode())
     print(json.dumps(result["ratio"]))

@@ -33,7 +33,7 @@ def main(out: Path) -> int:
         "gates": gates, "tests": (out / "tests.txt").read_text().strip(), "hardware": host_facts.hardware(),
         "nvidia_smi": smi.read_text() if smi.is_file() else None,
         "engine": {"version": engine.version, "packages": engine.computing},
-        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance_of_tree(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     print(out / "gpu.json")

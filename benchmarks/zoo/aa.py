@@ -272,7 +272,7 @@ def main() -> int:
         "executions": [{"batches": b, "threads": t} for b, t in EXECUTIONS], "seconds": time.monotonic() - started,
         "greedy": trial(greedy, sets, executions, options.pairs, 1),
         "temperature_0.7": trial(of_replies, replies, replayed, options.pairs, 2),
-        "provenance": host_facts.provenance(host_facts.now()).model_dump(mode="json"),
+        "provenance": host_facts.provenance_of_tree(host_facts.now()).model_dump(mode="json"),
     }  # fmt: skip
     write_atomic(options.out, (json.dumps(found, indent=1) + "\n").encode())
     print(json.dumps({name: found[name] for name in ("greedy", "temperature_0.7")}, indent=1))

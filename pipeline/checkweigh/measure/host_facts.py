@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -18,12 +17,11 @@ import checkweigh
 from checkweigh.engines import gpu
 from checkweigh.errors import BadInput
 from checkweigh.records.measurement import Provenance
-from checkweigh.sources.repository.git import repository
+from checkweigh.sources.repository.checkout import Checkout, checkout_of
 
 # What the embedded engine computes with; a stored number or verdict of other versions is of something else.
 EMBEDDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "bitsandbytes")
 PACKAGES = ("torch", "transformers", "tokenizers", "bitsandbytes", "datasets", "numpy", "scipy", "pydantic")
-GIT_TIMEOUT_S = 10  # a tree so large that git needs longer has no provenance; the gate goes on
 
 
 @cache
@@ -62,19 +60,42 @@ def now() -> str:
 
 
 def provenance(started: str) -> Provenance:
-    """Where and when, as of now."""
-    commit, dirty = _git()
+    """Where and when, as of now, of no repository."""
     return Provenance(
-        tool=checkweigh.__version__, commit=commit, dirty=dirty, packages=versions(PACKAGES),
+        tool=checkweigh.__version__, commit=None, dirty=None, packages=versions(PACKAGES),
         hardware=hardware(), started=started, ended=now(),
     )  # fmt: skip
 
 
-@cache
-def _git() -> tuple[str | None, bool | None]:
-    """The current directory's commit and whether its tree is dirty; None outside git, or where git does not say."""
+def provenance_of_documents(
+    checkout: Checkout | None, documents: Mapping[str, Path], others: Iterable[Path], started: str
+) -> Provenance:
+    """The same with the repository that the documents were read from, which lie at these places.
+
+    ``documents``: by role, as they are shown; ``others`` were read as well. Nothing is known outside git, and nothing
+    of what is uncommitted where git does not say.
+    """
+    found = provenance(started)
+    if checkout is None:
+        return found.model_copy(update={"documents": {role: path.name for role, path in documents.items()}})
     try:
-        here = replace(repository(Path()), timeout_s=GIT_TIMEOUT_S)
-        return here.commit("HEAD"), here.dirty
+        uncommitted = checkout.uncommitted((*documents.values(), *others))
+        dirty = bool(uncommitted)
     except (BadInput, OSError):
-        return None, None
+        uncommitted, dirty = (), None
+    shown = {role: checkout.shown(path) for role, path in documents.items()}
+    return found.model_copy(
+        update={"commit": checkout.commit, "dirty": dirty, "repository": checkout.name, "documents": shown,
+                "uncommitted": uncommitted}
+    )  # fmt: skip
+
+
+def provenance_of_tree(started: str) -> Provenance:
+    """The same with the whole working tree of the current directory: a benchmark is made from all of it."""
+    found, here = provenance(started), checkout_of(Path("any"))
+    if here is None:
+        return found
+    with suppress(BadInput):
+        update = {"commit": here.commit, "dirty": here.repository.dirty, "repository": here.name}
+        return found.model_copy(update=update)
+    return found

@@ -204,8 +204,20 @@ class Budget(Record):
     attempts: int = Field(ge=1)
 
 
-class AttemptRecord(Record):
+class Names(Record):
+    """What a gate's arms and policy are called, and where their documents lie: nothing that decides."""
+
+    baseline: str
+    candidate: str
+    anchor: str | None = None
+    policy: str
+    provenance: Provenance
+
+
+class AttemptRecord(GrownRecord):
     """Which try of this candidate it is, against this baseline under this policy ("Attempts" in docs/statistics.md)."""
+
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"now"})
 
     number: int = Field(ge=1)
     of: int = Field(ge=1, description="attempts that the policy declares")
@@ -218,6 +230,10 @@ class AttemptRecord(Record):
         default=None, description="stored: the decision as it was when it was reached"
     )
     earlier: tuple[str, ...] = Field(default=(), description="earlier tries, in words")
+    now: Names | None = Field(
+        default=None,
+        description="stored: the names under which it was asked for again; the others are of then",
+    )
 
 
 class ManifestChange(Record):
@@ -268,6 +284,22 @@ class Decision(GrownRecord):
     @property
     def reached(self) -> str:
         """Digest of the decision when its verdict was reached: what MLflow knows the gate by."""
+    @property
+    def outdated(self) -> str:
+        """Why nothing may rest on the decision that an earlier version made; empty for one of this version."""
+        if self.schema_ == "checkweigh/decision@2":
+            return ""
+        return "decided by an older version, which did not verify what its engines had loaded: gate again"
+
+    @property
+    def names(self) -> Names:
+        """What everything was called when the verdict was reached."""
+        return Names(
+            baseline=self.baseline.name, candidate=self.candidate.name,
+            anchor=None if self.anchor is None else self.anchor.name, policy=self.policy_name,
+            provenance=self.provenance,
+        )  # fmt: skip
+
         first = self.attempt.first if self.attempt else None
         return first or self.record_digest()
 

@@ -20,8 +20,8 @@ Source = Annotated[
     ),
 ]
 Length = Literal["shorter", "longer"]
-# Keys of a manifest that say where something lies; ``digest`` is that of a source in parts.
-PLACE_KEYS = ("source", "parts", "digest", "chat_template", "interpreter", "lock")
+# Keys of a manifest that say where something lies; ``digest`` is that of a source in parts, ``image`` names a registry.
+PLACE_KEYS = ("source", "parts", "digest", "chat_template", "interpreter", "lock", "image")
 SERVER_KINDS = ("vllm", "openai")  # engines that serve over HTTP and say only their likeliest tokens
 
 

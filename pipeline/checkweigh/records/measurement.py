@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from checkweigh.records.base import Digest, Record
+from checkweigh.records.base import Digest, GrownRecord, Record
 from checkweigh.records.evalset import AnyScorer
 
 KNEE = 0.9  # share of requests that keep the slo below which a rate is more than an arm can carry
@@ -104,16 +104,29 @@ class EngineIdentity(Record):
     )
 
 
-class Provenance(Record):
-    """Where and when; recorded, never part of a key."""
+class Provenance(GrownRecord):
+    """Where and when; recorded, never part of a key. A measurement names no repository: its pins say what it is."""
+
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"repository", "documents", "uncommitted"})
 
     tool: str
-    commit: str | None
-    dirty: bool | None
+    commit: str | None = Field(description="of the repository that the candidate's manifest lies in")
+    dirty: bool | None = Field(
+        description="whether a document of it was read that the commit does not hold so"
+    )
     packages: dict[str, str]
     hardware: str
     started: str
     ended: str
+    repository: str | None = Field(
+        default=None, description="that repository, without credentials: HOST/PATH of its remote, or a name"
+    )
+    documents: dict[str, str] = Field(
+        default_factory=dict, description="role -> the document's path in the repository, as of the start"
+    )
+    uncommitted: tuple[str, ...] = Field(
+        default=(), description="the documents that make it dirty: changed, untracked or ignored ones"
+    )
 
 
 class MeasurementKey(Record):

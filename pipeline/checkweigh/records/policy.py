@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from checkweigh import canonical
 from checkweigh.records.base import GrownRecord, Name, Record
-from checkweigh.records.load_spec import Load
+from checkweigh.records.load_spec import Load, Trace
 from checkweigh.records.metrics import METRICS, Scale, Statistic
 
 Tier = Literal["critical", "supporting", "advisory"]
@@ -231,6 +232,24 @@ class Policy(GrownRecord):
             )
         if check.tier != "advisory" and check.statistic == "p99" and self.timing.requests < P99_REQUESTS:
             raise ValueError(f"timing.requests of at least {P99_REQUESTS} for {check.id}, a p99 that gates")
+
+    @property
+    def trace(self) -> Trace | None:
+        """The recorded traffic that is replayed, if any is."""
+        arrivals = None if self.timing.load is None else self.timing.load.arrivals
+        return arrivals if isinstance(arrivals, Trace) else None
+
+    def settings(self) -> dict[str, Any]:
+        """As ``model_dump``, without the places of the anchor and the trace: what they hold is bound beside it."""
+        data = self.model_dump(mode="json")
+        data["anchor"] = None  # checks ``against`` it say that there is one
+        if self.trace is not None:
+            del data["timing"]["load"]["arrivals"]["file"]
+        return data
+
+    def record_digest(self) -> str:
+        """Of the ``settings``: the same policy in another folder has the same digest."""
+        return canonical.digest(self.settings())
 
     def evalsets(self) -> tuple[str, ...]:
         """Names of all sets the checks use, in order of first use."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from checkweigh.decision import formatting
-from checkweigh.records.decision import Decision, Verdict
+from checkweigh.records.decision import Decision, Names, Verdict
+from checkweigh.records.measurement import Provenance
 
 BIAS = (
     "estimates after an early stop are biased away from zero (at a first look by 1.75 times in simulation); bounds are "
@@ -66,6 +67,31 @@ def _attempt(decision: Decision) -> tuple[str, ...]:
             f"STORED VERDICT of {attempt.decided}: the same digests were gated before. Nothing was measured or timed "
             "now; latency and memory are those of then"
         )
+        if attempt.now is not None and (then := _names(decision.names)) != (now := _names(attempt.now)):
+            lines.append(f"Names of then: {then}. Names of now: {now}")
     if attempt.number > 1 or attempt.of > 1:
         lines.append(f"Attempt {attempt.number} of {attempt.of} declared")
     return (*lines, *(f"Earlier: {line}" for line in attempt.earlier))
+
+
+def _names(names: Names) -> str:
+    """Arms and policy with their documents, and the commit that these were read at."""
+    places = names.provenance.documents
+    called = {
+        "candidate": names.candidate, "baseline": names.baseline, "anchor": names.anchor, "policy": names.policy,
+    }  # fmt: skip
+    parts = [
+        f"{role} {name}" + (f" ({places[role]})" if role in places else "")
+        for role, name in called.items()
+        if name is not None
+    ]
+    return ", ".join([*parts, commit_line(names.provenance)])
+
+
+def commit_line(provenance: Provenance) -> str:
+    """The repository and commit of a gate's documents, and which of them that does not hold."""
+    where = f"{provenance.repository} at " if provenance.repository else ""
+    text = f"{where}commit {provenance.commit or 'unknown'}"
+    if provenance.uncommitted:
+        return f"{text}, not as committed: {', '.join(provenance.uncommitted)}"
+    return f"{text} (dirty)" if provenance.dirty else text

@@ -16,6 +16,7 @@ from checkweigh.canonical import short
 from checkweigh.decision import formatting
 from checkweigh.records.decision import Decision, DivergingToken, Verdict
 from checkweigh.report import view
+from checkweigh.report.attempt_line import commit_line
 from checkweigh.report.safe import clip, one_line, visible
 from checkweigh.report.worst_items import ItemPair, left_out, worst_pairs
 
@@ -192,6 +193,8 @@ def _provenance(decision: Decision) -> Iterator[str]:
     yield f"- policy {plain(decision.policy_name, 100)}: `{short(decision.policy)}`"
     yield from (f"- set {plain(name, 100)}: `{short(value)}`" for name, value in decision.evalsets.items())
     p = decision.provenance
-    yield f"- tool {plain(p.tool)}, commit {plain(p.commit or 'unknown')}{' (dirty)' if p.dirty else ''}"
+    yield f"- tool {plain(p.tool)}, {plain(commit_line(p), 1000)}"
+    if p.documents:
+        yield f"- documents: {plain(', '.join(f'{role} {path}' for role, path in p.documents.items()), 1000)}"
     yield f"- hardware {plain(p.hardware)}; {plain(p.started)} to {plain(p.ended)}"
     yield from (f"- {plain(text, 400)}" for text in decision.guarantees)

@@ -177,7 +177,9 @@ def notes(decision: Decision) -> tuple[str, ...]:
         )
     if decision.verdict is Verdict.INCONCLUSIVE and decision.on_inconclusive == "block":
         lines.append("The policy treats inconclusive as a block")
-    if decision.provenance.dirty:
+    if uncommitted := decision.provenance.uncommitted:
+        lines.append(f"Read otherwise than committed: {', '.join(uncommitted)}")
+    elif decision.provenance.dirty:
         lines.append("Run from a working directory with uncommitted changes")
     lines.extend(decision.notes)
     if decision.timing is not None:

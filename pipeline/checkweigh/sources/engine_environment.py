@@ -52,8 +52,9 @@ def packages_of(path: Path, engine: EngineSection) -> EnginePackages | None:
             version=lock.version, digest=lock.digest, computing=_computing(versions), lock=file
         )
     if (image := engine.environment.image) is not None:  # its digest says all; its version, the server itself
+        content = image.partition("@")[2]  # the same image of another registry is the same
         return EnginePackages(
-            version=engine.version, digest=canonical.digest(image), computing={}, image=image
+            version=engine.version, digest=canonical.digest(content), computing={}, image=image
         )
     assert engine.environment.interpreter is not None
     python = (

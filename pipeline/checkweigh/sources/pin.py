@@ -256,7 +256,7 @@ def _digests(manifest: Manifest, files: _SourceFiles, progress: Progress) -> Pin
             {name: (path, kind_of(path)) for name, path in small.items()}, no_progress, ""
         ),
         chat_template=_template_digest(files),
-        prompts=canonical.digest(manifest.prompts.model_dump(mode="json")),
+        prompts=canonical.digest(manifest.settings()["prompts"]),
         probes=(),
         vocabulary=nothing,
         draft=draft_digests(files.draft, progress),

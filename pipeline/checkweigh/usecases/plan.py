@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved, verify
 from checkweigh.store import Store
 from checkweigh.usecases.calibration_store import for_pins
+from checkweigh.usecases.gate.comparability import inestimable_checks, never_pass, refuse_critical
 from checkweigh.usecases.gate.inputs import Inputs, read_policy_inputs
 
 EXPECTED_RUNS = 200
@@ -85,13 +86,16 @@ def plan(policy: Path, baseline: Path | None, candidate: Path | None, progress: 
     rules, sets = read_policy_inputs(policy, progress)
     basis = Basis(rules, sets)
     given = {"baseline": baseline, "candidate": candidate}
-    _look_up(basis, {role: verify(path, progress) for role, path in given.items() if path is not None})
+    arms = {role: verify(path, progress) for role, path in given.items() if path is not None}
+    never = _without_estimate(policy, rules, sets, arms)
+    _look_up(basis, arms)
     rows = plan_checks(rules, sets, basis.noise, basis.floors)
     minutes, cost = _minutes(basis)
     return Plan(
         policy=rules.record_digest(), policy_name=rules.name, looks=rules.looks,
         items=sum(len(s.items) for s in sets), checks=rows, joint=joint_pass_probability(rows),
-        minutes=minutes, cost=cost, expected=_expected(basis, minutes, progress), problems=plan_problems(rows),
+        minutes=minutes, cost=cost, expected=_expected(basis, minutes, progress),
+        problems=(*never, *plan_problems(rows)),
     )  # fmt: skip
 
 
@@ -100,7 +104,8 @@ def unsettled(inputs: Inputs) -> tuple[str, ...]:
     basis = Basis(inputs.policy, inputs.evalsets)
     with suppress(StoreError):  # the gate itself will say so
         _look_up(basis, {"baseline": inputs.baseline, "candidate": inputs.candidate})
-    return plan_problems(plan_checks(basis.policy, basis.sets, basis.noise, basis.floors))
+    problems = plan_problems(plan_checks(basis.policy, basis.sets, basis.noise, basis.floors))
+    return (*never_pass(inputs.policy, inputs.candidate.manifest.intends, inputs.inestimable), *problems)
 
 
 def characteristics(policy: Path, runs: int, seed: int, progress: Progress) -> Simulation:
@@ -114,6 +119,21 @@ def characteristics(policy: Path, runs: int, seed: int, progress: Progress) -> S
         noise={f"{name} {metric}": _in_words(noise) for (name, metric, _), noise in simulator.noises.items()},
         left_out=simulator.left_out, scenarios=simulate(simulator, simulator.scenarios(), runs, seed, progress),
     )  # fmt: skip
+
+
+def _without_estimate(
+    path: Path, policy: Policy, sets: Sequence[EvalSet], arms: Mapping[str, Resolved]
+) -> tuple[str, ...]:
+    """What two tokenizers leave no estimate of; a critical check among it is BadDocument, as in the gate.
+
+    Checks against the anchor are left to the gate, which reads it.
+    """
+    if len(arms) < 2:
+        return ()
+    candidate = arms["candidate"]
+    inestimable = inestimable_checks(policy, sets, candidate, baseline=arms["baseline"])
+    refuse_critical(path, policy, candidate.manifest.intends, inestimable)
+    return never_pass(policy, candidate.manifest.intends, inestimable)
 
 
 def _in_words(noise: Noise) -> str:

@@ -50,15 +50,15 @@ class GateRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateOutcome:
-    """The decision, and whether it was signed where that was asked for."""
+    """The decision, and whether it was signed where that was asked for: PASS, or why there is no signature."""
 
     decision: Decision
-    signed: bool
+    signing: ExitCode
 
     @property
     def exit_code(self) -> ExitCode:
-        """The decision's own, or 4 for a signature that was asked for and failed."""
-        return self.decision.exit_code if self.signed else ExitCode.BROKEN
+        """The decision's own; where a signature was asked for and there is none, 2 or 4 (``attest.sign``)."""
+        return self.decision.exit_code if self.signing is ExitCode.PASS else self.signing
 
 
 def run_gate(
@@ -77,12 +77,13 @@ def run_gate(
         say(f"warning: this gate may not settle: {line}")
     result = gate(inputs, request.out, progress, again=request.again)
     show(result.decision)
-    signed = sign(result.decision, inputs.candidate, request.out, key, say)
+    arms = [arm for arm in (inputs.candidate, inputs.baseline, inputs.anchor) if arm is not None]
+    signing = sign(result.decision, arms, request.out, key, say, progress)
     if receiver is not None:
         announce(result.decision, receiver, say)
     if target is not None:
         publish(_finished(inputs, result), request.out, target, say)
-    return GateOutcome(decision=result.decision, signed=signed)
+    return GateOutcome(decision=result.decision, signing=signing)
 
 
 def _inputs(request: GateRequest, target: Target | None, progress: Progress, say: Say) -> Inputs:
@@ -93,7 +94,10 @@ def _inputs(request: GateRequest, target: Target | None, progress: Progress, say
         baseline, note = registry.registered_baseline(baseline, target)
         notes = (note,)
         say(note)
-    inputs = replace(read_inputs(baseline, request.candidate, request.policy, progress), notes=notes)
+    inputs = read_inputs(baseline, request.candidate, request.policy, progress)
+    for line in inputs.notes:
+        say(line)
+    inputs = replace(inputs, notes=(*notes, *inputs.notes))
     return with_sweep(inputs, request.policy) if request.sweep else inputs
 
 

@@ -1,4 +1,4 @@
-"""What is known of the host: the hardware class of a measurement, its devices' memory, the commit it was made at."""
+"""What is known of the host: the hardware class of a measurement, its devices' memory, a benchmark's commit."""
 
 from __future__ import annotations
 
@@ -79,19 +79,23 @@ def test_the_fullest_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_provenance_names_the_commit_and_whether_the_tree_is_dirty(
+def test_a_benchmark_names_the_commit_and_whether_the_whole_tree_is_dirty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    commit_of = host_facts._git.__wrapped__
-    assert commit_of() == (None, None)
+
+    def found() -> tuple[str | None, bool | None]:
+        provenance = host_facts.provenance_of_tree(host_facts.now())
+        return provenance.commit, provenance.dirty
+
+    assert found() == (None, None)
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     subprocess.run(["git", "init", "-q"], check=True)
-    assert commit_of() == (None, None), "no commit yet"
+    assert found() == (None, None), "no commit yet"
     subprocess.run(["git", *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    commit, dirty = commit_of()
+    commit, dirty = found()
     assert (len(str(commit)), dirty) == (40, False)
     (tmp_path / "below").mkdir()
     (tmp_path / "new").write_text("")
     monkeypatch.chdir(tmp_path / "below")
-    assert commit_of() == (commit, True)
+    assert found() == (commit, True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,8 @@ from typing import Literal
 from checkweigh.errors import BadInput
 
 TIMEOUT_S = 300
+# Set in git's hooks: they would have every folder be of the repository whose hook runs.
+HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX")
 FileStatus = Literal["added", "modified", "deleted", "renamed"]
 _STATUS: dict[str, FileStatus] = {
     "A": "added",
@@ -61,6 +64,30 @@ class Repository:
     def dirty(self) -> bool:
         """Whether the working tree differs from its commit, untracked files among it."""
         return bool(self._text("status", "--porcelain"))
+
+    def remotes(self) -> dict[str, str]:
+        """Name -> address of each remote, as the configuration has it, credentials included."""
+        try:
+            fields = self._fields("config", "--local", "--null", "--get-regexp", r"^remote\..*\.url$")
+        except BadInput:  # git's way of saying that there is none
+            return {}
+        pairs = (field.partition("\n")[::2] for field in fields)
+        return {key.removeprefix("remote.").removesuffix(".url"): address for key, address in pairs}
+
+    def blobs(self, commit: str, paths: Sequence[str]) -> dict[str, str]:
+        """Path -> object of those of the files that ``commit`` holds; links are left out."""
+        if not paths:
+            return {}
+        fields = self._fields("ls-tree", "-r", "-z", "--full-tree", commit, "--", *paths)
+        entries = (field.partition("\t")[::2] for field in fields)
+        found = {path: facts.split() for facts, path in entries}
+        return {path: blob for path, (mode, _, blob) in found.items() if mode != "120000"}
+
+    def blobs_now(self, paths: Sequence[str]) -> dict[str, str]:
+        """Path -> object that the file of the working tree would be if it were committed now."""
+        if not paths:
+            return {}
+        return dict(zip(paths, self._text("hash-object", "--", *paths).split(), strict=True))
 
     def merge_base(self, base: str) -> str:
         """The commit where HEAD left ``base`` (a commit). BadInput when there is none, or it cannot be known here."""
@@ -133,11 +160,12 @@ def repository(folder: Path) -> Repository:
 def _git(
     folder: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: int = TIMEOUT_S
 ) -> bytes:
+    outside = {name: value for name, value in os.environ.items() if name not in HOOK_VARIABLES}
     try:
         completed = subprocess.run(
             ["git", "-C", str(folder), *arguments],
             capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
+            env={**outside, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
         )  # fmt: skip
     except FileNotFoundError:
         raise BadInput("git is not installed here: what changed cannot be known") from None

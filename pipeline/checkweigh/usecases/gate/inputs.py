@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,20 +12,24 @@ from checkweigh.decision.noise_floor import below_floor, floor_of
 from checkweigh.decision.verdict import FAILURE_ITEMS
 from checkweigh.engines.launch import check_engine
 from checkweigh.errors import BadDocument, BadInput, Problem, UndeclaredDrift
+from checkweigh.measure import host_facts
 from checkweigh.progress import Progress
 from checkweigh.records.calibration import Calibration
+from checkweigh.records.decision import Names
 from checkweigh.records.evalset import EvalSet
-from checkweigh.records.load_spec import Trace
+from checkweigh.records.measurement import Provenance
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Policy
 from checkweigh.scorers.score_items import item_scorer
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset
 from checkweigh.sources.load_trace import TraceRequest, read_trace
-from checkweigh.sources.pin import Resolved, read_pinned, verify
+from checkweigh.sources.pin import Resolved, lock_path, read_pinned, verify
+from checkweigh.sources.repository.checkout import checkout_of
 from checkweigh.sources.undeclared import undeclared_differences
 from checkweigh.usecases.calibration_store import for_pins
 from checkweigh.usecases.gate.arms.open_engine import engine_spec
+from checkweigh.usecases.gate.comparability import inestimable_checks, refuse_critical, without_estimate
 
 EMBEDDED = ("transformers", "fake")  # engines that answer this process only
 TEMPLATE_TOKENS = 64  # of a chat template around one message, at most
@@ -45,12 +49,24 @@ class Inputs:
     trace: tuple[TraceRequest, ...] = ()
     sweep: bool = False
     notes: tuple[str, ...] = ()  # what every output must say of how they were found
+    provenance: Provenance  # as of the start: what is edited or committed while a gate runs was not read
+    inestimable: Mapping[str, str] = field(default_factory=dict)  # check -> why; none of them critical
+
+    @property
+    def names(self) -> Names:
+        """What everything is called now."""
+        return Names(
+            baseline=self.baseline.manifest.name, candidate=self.candidate.manifest.name,
+            anchor=None if self.anchor is None else self.anchor.manifest.name, policy=self.policy.name,
+            provenance=self.provenance,
+        )  # fmt: skip
 
 
 def read_inputs(
     baseline: Path, candidate: Path, policy: Path, progress: Progress, *, calibrated: bool = True
 ) -> Inputs:
     """Policy, sets and manifests, verified. Raises BadInput with everything that is wrong, all at once."""
+    started, checkout = host_facts.now(), checkout_of(candidate)
     errors: list[BadInput] = []
     rules = _collect(errors, lambda: read_policy(policy))
     sets = _read_sets(errors, policy, rules, progress) if rules else ()
@@ -79,6 +95,12 @@ def read_inputs(
     _raise_all(errors)
     calibrations = for_pins(first.pins.record_digest()) if calibrated else ()
     _check_margins(rules, policy, sets, calibrations)
+    inestimable = inestimable_checks(rules, sets, second, baseline=first, anchor=anchor) if calibrated else {}
+    refuse_critical(policy, rules, second.manifest.intends, inestimable)
+    read = dict(zip(("baseline", "candidate", "anchor"), paths, strict=False)) | {"policy": policy}
+    if rules.trace is not None:
+        read["trace"] = policy.resolve().parent / rules.trace.file
+    cards = [Path(s.folder) / "card.yaml" for s in sets if s.folder is not None]
     return Inputs(
         baseline=first,
         candidate=second,
@@ -87,6 +109,11 @@ def read_inputs(
         calibrations=calibrations,
         anchor=anchor,
         trace=trace,
+        provenance=host_facts.provenance_of_documents(
+            checkout, read, [*map(lock_path, paths), *cards], started
+        ),
+        inestimable=inestimable,
+        notes=without_estimate(rules, inestimable),
     )
 
 
@@ -203,12 +230,11 @@ def _policy_misfits(
 
 def _read_trace_for(path: Path, policy: Policy, arms: Sequence[Resolved | None]) -> tuple[TraceRequest, ...]:
     """The rows of the trace that the policy replays, if it does. Raises BadDocument with all that does not fit."""
-    load = policy.timing.load
-    if load is None:
+    if policy.timing.load is None:
         return ()
     rows: tuple[TraceRequest, ...] = ()
-    if isinstance(load.arrivals, Trace):
-        rows = read_trace(path.resolve().parent / load.arrivals.file)
+    if policy.trace is not None:
+        rows = read_trace(path.resolve().parent / policy.trace.file)
     problems = [
         Problem(file=str(path), line=None, path=where, expected=expected, found=found)
         for where, expected, found in _load_misfits(policy, [arm for arm in arms if arm is not None], rows)
@@ -227,8 +253,8 @@ def _load_misfits(
     if embedded:
         served = "manifests of engines that serve over HTTP, such as vllm"
         yield "timing.load", served, f"embedded ones in {', '.join(embedded)}"
-    arrivals = None if timing.load is None else timing.load.arrivals
-    if not isinstance(arrivals, Trace):
+    trace = policy.trace
+    if trace is None:
         return
     needed = timing.looks[-1] * timing.requests
     if len(rows) < needed:
@@ -237,7 +263,7 @@ def _load_misfits(
             f"a trace of {needed} requests, one for each of all blocks",
             f"{len(rows)}",
         )
-    longest = arrivals.max_prompt_tokens + arrivals.max_output_tokens + TEMPLATE_TOKENS
+    longest = trace.max_prompt_tokens + trace.max_output_tokens + TEMPLATE_TOKENS
     for arm in arms:
         if arm.manifest.limits.max_sequence < longest:
             yield (

@@ -31,7 +31,6 @@ from checkweigh.records.calibration import Floor
 from checkweigh.records.comparison import Comparison, Inestimable
 from checkweigh.records.metrics import METRICS
 from checkweigh.records.policy import Check, Policy
-from checkweigh.sources.undeclared import comparable_metrics
 from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.measured import Measured
@@ -90,11 +89,8 @@ class Judge:
 
     def _compare(self, check: Check, look: Look, measured: Measured) -> Comparison:
         inputs, level = self.inputs, look.levels[check.id]
-        reference = inputs.anchor if check.against == "anchor" else inputs.baseline
-        assert reference is not None
-        valid = comparable_metrics(reference.pins, inputs.candidate.pins)[check.metric]
-        if valid != "yes":
-            return Inestimable(reason=valid)
+        if check.id in inputs.inestimable:
+            return Inestimable(reason=inputs.inestimable[check.id])
         estimator = METRICS[check.metric].estimator
         absent = self._absent(check, measured)
         late = any(arm.late for arm in self.arms.values())

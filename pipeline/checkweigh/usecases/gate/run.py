@@ -120,8 +120,10 @@ def _arms(
 
 
 def _repeat_verdict(inputs: Inputs, attempt: LedgerAttempt, first: Decision) -> GateResult:
-    """The verdict that the same digests had, with those of its measurements that are still stored."""
+    """The verdict that the same digests had, with those of its measurements that are still stored, and under which
+    names it was asked for now."""
     label = attempt.label(first.provenance.ended, first=first.record_digest())
+    label = label.model_copy(update={"now": inputs.names})
     records, lost = read_measurements(Store(cache_root() / "store"), first)
     notes = (*first.notes, f"no longer in the store: {', '.join(lost)}") if lost else first.notes
     stages = tuple(stage.model_copy(update={"stored": True}) for stage in first.stages)
