@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from checkweigh.records.policy import CHECK_TIERS, Check, Policy
 
+NO_EFFECT = ("warn", None, "refuse")  # what a change without effect is, the stricter last; None refuses some
 IDENTITY = ("against", "metric", "evalset", "statistic", "kind", "direction", "scale", "where")
 
 
@@ -50,6 +51,8 @@ def _of_policy(old: Policy, new: Policy) -> Iterator[Loosening]:
             yield _line(path, *values, excused)
     if old.on_inconclusive == "block" and new.on_inconclusive == "hold":
         yield _line("on_inconclusive", "block", "hold", excused)
+    if NO_EFFECT.index(new.no_effect) < NO_EFFECT.index(old.no_effect):
+        yield _line("no_effect", old.no_effect or "default", new.no_effect or "default", excused)
     if new.anchor != old.anchor and old.anchor is not None:
         yield _line("anchor", old.anchor, new.anchor, excused)
     if old.timing.load is not None and new.timing.load != old.timing.load:  # another load is another question

@@ -51,7 +51,9 @@ def document(root: ET.Element) -> str:
 
 def _verdict(decision: Decision) -> ET.Element:
     case = ET.Element("testcase", classname=_class(decision), name="verdict", time="0")
-    body = visible("\n".join((view.HEADLINE[decision.verdict], *decision.reasons, *view.notes(decision))))
+    first = (view.headline(decision), *(one_line(line, 600) for line in view.first_lines(decision)))
+    loaded = (one_line(view.effective_line(difference), 600) for difference in decision.effective_differences)
+    body = visible("\n".join((*first, *decision.reasons, *loaded, *view.notes(decision))))
     if decision.verdict is Verdict.PASS:
         ET.SubElement(case, "system-out").text = body
     else:

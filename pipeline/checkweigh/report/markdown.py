@@ -85,13 +85,14 @@ def summary(decision: Decision, pairs: Sequence[ItemPair]) -> str:
 
 def _head(decision: Decision) -> Iterator[str]:
     yield marker(decision)
-    yield f"## {_SIGN[decision.verdict]} {view.HEADLINE[decision.verdict]}"
+    yield f"## {_SIGN[decision.verdict]} {view.headline(decision)}"
     yield ""
     yield (
         f"**{plain(decision.baseline.name, 100)} → {plain(decision.candidate.name, 100)}** "
         f"(policy {plain(decision.policy_name, 100)}, exit code {int(decision.exit_code)})"
     )
     yield ""
+    yield from (f"- **{plain(line, 400)}**" for line in view.first_lines(decision))
     yield from (f"- {plain(reason, 400)}" for reason in decision.reasons[:20])
     yield from (f"- _{plain(note)}_" for note in view.notes(decision)[:20])
 
@@ -99,6 +100,8 @@ def _head(decision: Decision) -> Iterator[str]:
 def _parts(decision: Decision, pairs: Sequence[ItemPair]) -> Iterator[str]:
     yield from _table(decision)
     yield _changes(decision)
+    if decision.effective_differences:
+        yield _effective(decision)
     settle = view.settling_checks(decision)
     if settle:
         lines = [
@@ -149,6 +152,17 @@ def _changes(decision: Decision) -> str:
     left = len(decision.changes) - _CHANGES
     more = [f"\nand {left} more"] if left > 0 else []
     return "\n".join(["| what changed | baseline | candidate |", "|---|---|---|", *lines, *more])
+
+
+def _effective(decision: Decision) -> str:
+    lines = [
+        f"| {' | '.join(plain(cell, 120) for cell in (d.field, d.baseline, d.candidate, ', '.join(d.explained)))} |"
+        for d in decision.effective_differences[:_CHANGES]
+    ]
+    left = len(decision.effective_differences) - _CHANGES
+    more = [f"\nand {left} more"] if left > 0 else []
+    head = ["| what is loaded | baseline | candidate | explained by |", "|---|---|---|---|"]
+    return "\n".join([*head, *lines, *more])
 
 
 def _item(pair: ItemPair) -> str:

@@ -139,7 +139,7 @@ def _row(outcome: ChangeOutcome) -> str:
     need = outcome.need if outcome.baseline is None else f"{outcome.need} against {outcome.baseline}"
     cells = [plain(outcome.path, 100), plain(outcome.status), plain(need, 150)]
     waived = f" **{plain(outcome.waived, 300)}**" if outcome.waived else ""
-    return f"| {' | '.join(cells)} | {sign} {word}: {plain(outcome.text, 200)}{waived} |"
+    return f"| {' | '.join(cells)} | {sign} {word}: {plain(outcome.text, 400)}{waived} |"
 
 
 def _without_marker(summary: str) -> str:

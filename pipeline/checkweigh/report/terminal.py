@@ -86,19 +86,25 @@ def _blocks(decision: Decision, pen: _Pen, width: int) -> Iterator[RenderableTyp
     for note in view.notes(decision):
         yield pen(note, "bold magenta" if note.startswith("UNSAFE") else "")
     # Once more, because the first line may have scrolled away.
-    yield Text(f" {view.HEADLINE[decision.verdict]} ", style=_STYLE[decision.verdict])
+    yield Text(f" {view.headline(decision)} ", style=_STYLE[decision.verdict])
 
 
 def _head(decision: Decision, pen: _Pen) -> Iterator[RenderableType]:
-    yield Text(f" {view.HEADLINE[decision.verdict]} ", style=_STYLE[decision.verdict])
+    yield Text(f" {view.headline(decision)} ", style=_STYLE[decision.verdict])
     arms = pen(decision.baseline.name, "bold", 60)
     arms.append(" -> ").append_text(pen(decision.candidate.name, "bold", 60))
     arms.append_text(pen(f"   policy {decision.policy_name}, exit code {int(decision.exit_code)}", "dim"))
     yield arms
+    for line in view.first_lines(decision):
+        yield Padding(pen(line, "bold", 400), (0, 0, 0, 2))
     for reason in decision.reasons:
         yield Padding(pen(f"- {reason}", limit=400), (0, 0, 0, 2))
     yield Text("")
     yield _changes(decision, pen)
+    for difference in decision.effective_differences[:_CHANGES]:
+        yield pen(view.effective_line(difference), limit=400)
+    if (left := len(decision.effective_differences) - _CHANGES) > 0:
+        yield pen(f"and {left} more in what is loaded", "dim")
     yield Text("")
 
 

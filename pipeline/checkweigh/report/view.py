@@ -10,10 +10,17 @@ from statistics import NormalDist
 
 from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Identical, Inestimable
-from checkweigh.records.decision import CheckResult, Decision, DivergenceSummary, Verdict
+from checkweigh.records.decision import (
+    CheckResult,
+    Decision,
+    DivergenceSummary,
+    EffectiveDifference,
+    Verdict,
+)
 from checkweigh.records.measurement import Stage, WorstToken
 from checkweigh.records.policy import CHECK_TIERS
 from checkweigh.report.attempt_line import attempt_lines
+from checkweigh.report.safe import clip
 
 HEADLINE = {
     Verdict.PASS: "PASS: the candidate may ship",
@@ -21,6 +28,7 @@ HEADLINE = {
     Verdict.BLOCK: "BLOCK: the candidate must not ship",
     Verdict.ERROR: "ERROR: the gate broke; this says nothing about the candidate",
 }
+_NO_EFFECT = "though what changed altered no output"
 P_NOTE = (
     "Critical checks are needed to pass, supporting ones can block and must be estimable, the others gate nothing. "
     "p is one-sided, smaller is surer: 'holds' and 'open' test the limit; 'worse' tests any decline, "
@@ -44,6 +52,7 @@ _WORDS_NOT_GATING = {
     "inconclusive": "unclear",
     "anomalous": "implausible",
 }
+_VALUE = 60  # characters of a value in a line of its own
 _SEVERITY = ("blocked", "anomalous", "inconclusive", "warning", "passed")
 
 
@@ -94,6 +103,29 @@ def check_row(result: CheckResult) -> CheckRow:
         evidence=_evidence(result), sentence=result.sentence, because=check.because,
         settle=result.items_to_settle, result=result,
     )  # fmt: skip
+
+
+def headline(decision: Decision) -> str:
+    """The first line of every report: the verdict, and whether what changed had any effect."""
+    text = HEADLINE[decision.verdict]
+    return f"{text}, {_NO_EFFECT}" if decision.no_effect else text
+
+
+def first_lines(decision: Decision) -> tuple[str, ...]:
+    """What stands right below the headline, before the reasons: a change without effect, what nobody verified."""
+    arms = (("baseline", decision.baseline), ("anchor", decision.anchor), ("candidate", decision.candidate))
+    unverified = (
+        f"unverified: {', '.join(arm.unverified)} of the {role}, {arm.name}: only its manifest says so"
+        for role, arm in arms
+        if arm is not None and arm.unverified
+    )
+    return (*([decision.no_effect] if decision.no_effect else []), *unverified)
+
+
+def effective_line(difference: EffectiveDifference) -> str:
+    """One field in which the loaded engines differ, and why, in a line."""
+    values = f"{clip(difference.baseline, _VALUE)} -> {clip(difference.candidate, _VALUE)}"
+    return f"loaded {difference.field}: {values} ({', '.join(difference.explained)})"
 
 
 def deciding_checks(decision: Decision, most: int = 4) -> tuple[CheckRow, ...]:

@@ -143,12 +143,19 @@ def _gate_run(decision: Decision) -> MlflowRun:
     arms = {"baseline": decision.baseline, "candidate": decision.candidate}
     params = {"policy": decision.policy_name} | {role: arm.name for role, arm in arms.items()}
     params |= {f"change.{c.path}": f"{c.baseline} -> {c.candidate}" for c in decision.changes}
+    params |= {f"loaded.{d.field}": f"{d.baseline} -> {d.candidate}" for d in decision.effective_differences}
     tags = _common_tags(decision, "gate") | {
         f"{PREFIX}policy": decision.policy,
         f"{PREFIX}policy_name": decision.policy_name,
         f"{PREFIX}exit_code": str(int(decision.exit_code)),
         f"{PREFIX}hardware": decision.provenance.hardware,
         **{PREFIX + role: arm.name for role, arm in arms.items()},
+        **({f"{PREFIX}no_effect": decision.no_effect} if decision.no_effect else {}),
+        **{
+            f"{PREFIX}unverified.{role}": ", ".join(arm.unverified)
+            for role, arm in arms.items()
+            if arm.unverified
+        },
         **_attempt_tags(decision),
         **{f"{PREFIX}evalset.{name}": digest for name, digest in decision.evalsets.items()},
         **{PREFIX + f"{role}.{n}": d for role, arm in arms.items() for n, d in _digest_tags(arm).items()},
@@ -273,6 +280,8 @@ def _arm_run(role: str, arm: ArmRecord, finished: FinishedGate) -> MlflowRun:
     tags = _common_tags(decision, role) | {f"{PREFIX}{n}": d for n, d in _digest_tags(arm).items()}
     if arm.unsafe:
         tags[f"{PREFIX}unsafe"] = ", ".join(arm.unsafe)
+    if arm.unverified:
+        tags[f"{PREFIX}unverified"] = ", ".join(arm.unverified)
     return MlflowRun(
         role=role, name=one_line(f"{role}: {arm.name}"), params=_texts(params), tags=_texts(tags),  # type: ignore[arg-type]
         metrics={mlflow_name(n): v for n, v in _arm_metrics(role, evidence, decision).items() if math.isfinite(v)}

@@ -18,6 +18,7 @@ from checkweigh.errors import BadInput
 from checkweigh.records.base import Digest, Record
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.report.safe import one_line
+from checkweigh.report.view import first_lines
 from checkweigh.sinks.mlflow_target import Target, scrub
 from checkweigh.sinks.outbox import Parcel
 from checkweigh.sources.cache import cache_root
@@ -118,7 +119,7 @@ def build_notice(decision: Decision, waiver: WaiverNotice | None = None) -> Noti
         id=canonical.digest(about), event=event, verdict=decision.verdict, exit_code=int(decision.exit_code),
         baseline=_arm(decision, "baseline"), candidate=_arm(decision, "candidate"),
         policy=decision.policy, policy_name=one_line(decision.policy_name),
-        reasons=tuple(one_line(reason, _TEXT) for reason in decision.reasons[:_REASONS]),
+        reasons=tuple(one_line(line, _TEXT) for line in (*first_lines(decision), *decision.reasons)[:_REASONS]),
         decision=digest, decided=decision.provenance.ended,
         waiver=None if waiver is None else WaiverNotice(
             owner=one_line(waiver.owner), reason=one_line(waiver.reason, _TEXT), expires=one_line(waiver.expires)

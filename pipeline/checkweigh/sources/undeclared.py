@@ -77,6 +77,12 @@ def declared_changes(baseline: Manifest, candidate: Manifest) -> tuple[ManifestC
     )
 
 
+def setting_differences(first: Manifest, second: Manifest) -> tuple[str, ...]:
+    """Dotted path of every setting that differs; where files lie is none."""
+    one, other = (dict(_leaves(manifest.settings(), "")) for manifest in (first, second))
+    return tuple(path for path in sorted(one.keys() | other.keys()) if one.get(path) != other.get(path))
+
+
 def undeclared_differences(
     baseline: Manifest, baseline_pins: Pins, candidate: Manifest, candidate_pins: Pins
 ) -> list[str]:
@@ -93,15 +99,17 @@ def undeclared_differences(
     return differences
 
 
-def unverified(identity: EngineIdentity) -> tuple[str, ...]:
+def unverified(manifest: Manifest, identity: EngineIdentity | None) -> tuple[str, ...]:
     """What of an arm nobody could check, as its engine says; the weights and the configuration first.
 
-    An endpoint that somebody else runs gives no account of either, whatever it says. Without an account of the loaded
-    configuration, that is unverified.
+    An endpoint that somebody else runs gives no account of either, whatever it says. An engine without an account of
+    the configuration that it loaded leaves that unverified. ``identity``: None where no engine was asked.
     """
-    names = [name.strip() for name in identity.settings.get("unverified", "").split(",") if name.strip()]
-    endpoint = identity.kind == "openai"
-    absent = ["weights"] * endpoint + ["configuration"] * (endpoint or not identity.effective)
+    named = "" if identity is None else identity.settings.get("unverified", "")
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    endpoint = manifest.engine.endpoint is not None
+    silent = endpoint or (identity is not None and not identity.effective)
+    absent = ["weights"] * endpoint + ["configuration"] * silent
     first = [name for name in ("weights", "configuration") if name in (*absent, *names)]
     return tuple(dict.fromkeys([*first, *names]))
 
@@ -113,7 +121,7 @@ def effective_differences(first: LoadedArm, second: LoadedArm) -> tuple[Effectiv
     field that is missing) equals nothing and is explained by nothing. Raises UndeclaredDrift with every unexplained
     field.
     """
-    if any("configuration" in unverified(arm.identity) for arm in (first, second)):
+    if any("configuration" in unverified(arm.manifest, arm.identity) for arm in (first, second)):
         return ()
     real = _real_differences(first, second)
     tolerance = TOLERANCE if real.keys() & {"engine", "arguments"} else 0.0
@@ -213,19 +221,17 @@ def _is_of_kind(field: str) -> bool:
 def _real_differences(first: LoadedArm, second: LoadedArm) -> dict[str, tuple[str, ...]]:
     """Group -> what differs of it in content or settings, wherever either lies."""
     found: dict[str, list[str]] = defaultdict(list)
-    settings = [dict(_leaves(arm.manifest.settings(), "")) for arm in (first, second)]
-    for path in sorted(settings[0].keys() | settings[1].keys()):
+    for path in setting_differences(first.manifest, second.manifest):
         group = next((group for prefix, group in GROUPS.items() if _is_below(path, prefix)), None)
-        if group is not None and settings[0].get(path) != settings[1].get(path):
+        if group is not None:
             found[group].append(path)
     if first.pins.environment != second.pins.environment:
         found["engine"].append("engine.environment")
-    if first.pins.weights != second.pins.weights:
-        found["weights"].append("weights")
-    files = [arm.pins.tokenizer | arm.pins.files for arm in (first, second)]
+    files = [arm.pins.weights | arm.pins.tokenizer | arm.pins.files for arm in (first, second)]
+    weights = first.pins.weights.keys() | second.pins.weights.keys()
     for name in sorted(files[0].keys() | files[1].keys()):
         if files[0].get(name) != files[1].get(name):
-            found[_group_of_file(name)].append(name)
+            found[_group_of_file(name, name in weights)].append(name)
     return {group: tuple(names) for group, names in found.items()}
 
 
@@ -233,13 +239,15 @@ def _is_below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))
 
 
-def _group_of_file(name: str) -> str:
+def _group_of_file(name: str, weights: bool) -> str:
     """What a file decides: a model's code is as good as its configuration; of other files nothing is known to read."""
     plain = name.removeprefix("model/")
     if plain == CONFIGURATION or name.endswith(".py"):
         return "configuration"
     if plain == GENERATION:
         return "generation"
+    if weights:
+        return "weights"
     return "other" if name.startswith("model/") else "tokenizer"
 
 

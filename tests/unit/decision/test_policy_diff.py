@@ -80,6 +80,7 @@ LOOSER = [
     ("attempts", edited({"attempts": 3})),
     ("looks", edited({"looks": "adaptive"})),
     ("on_inconclusive", edited({"on_inconclusive": "hold"})),
+    ("no_effect", edited({"no_effect": "warn"})),
 ]
 NOT_LOOSER = [
     edited(),
@@ -89,6 +90,7 @@ NOT_LOOSER = [
     edited(note=None),
     edited({"error_budget": {"false_pass": 0.01, "false_block": 0.02}, "failure_margin": 0.001}),
     edited({"max_minutes": 10, "seed": 7, "name": "other"}),
+    edited({"no_effect": "refuse"}),
 ]
 
 
@@ -100,6 +102,23 @@ def test_what_got_looser_is_refused(
     assert code == 1
     assert [line["path"] for line in found] == [path]
     assert found[0]["old"] != found[0]["new"]
+
+
+def test_a_change_without_effect_may_be_refused_less_only_with_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strictest = {"refuse": ("default", "warn"), "default": ("warn",), "warn": ()}
+    for old, looser in strictest.items():
+        for new in strictest:
+            policies = [
+                edited({} if value == "default" else {"no_effect": value}) | {"because": "agreed"}
+                for value in (old, new)
+            ]
+            (tmp_path / "before.yaml").write_text(yaml.safe_dump(policies[0]))
+            (tmp_path / "after.yaml").write_text(yaml.safe_dump(policies[1]))
+            code = main(["policy", "diff", str(tmp_path / "before.yaml"), str(tmp_path / "after.yaml")])
+            assert code == (1 if new in looser else 0), (old, new)
+    assert "no_effect: default -> warn, WITHOUT a new reason" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("new", NOT_LOOSER)

@@ -17,6 +17,7 @@ from checkweigh.records.decision import (
     Decision,
     DivergenceSummary,
     DivergingToken,
+    EffectiveDifference,
     LookHistory,
     LookMade,
     ManifestChange,
@@ -39,6 +40,9 @@ HOSTILE = (
     "/approve\n/merge\n@octocat/team GH-1 o/r#2 :white_check_mark: <!channel> ${{ github.token }} $(id) `id`",
     "very long " * 4000,
 )
+
+
+UNVERIFIED = ("weights", "configuration", "dtype")
 
 
 def digest(text: str) -> str:
@@ -257,7 +261,11 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
         reasons=(*reasons, text) if hostile else reasons,
         checks=found,
         baseline=arm("smollm2-135m-bf16"),
-        candidate=arm(name, unsafe=("unsafe_pickle",) if hostile else ()),
+        candidate=arm(
+            name,
+            unsafe=("unsafe_pickle",) if hostile else (),
+            unverified=UNVERIFIED if hostile or verdict is Verdict.INCONCLUSIVE else (),
+        ),
         changes=(
             ManifestChange(path="quantization.method", baseline="none", candidate="bitsandbytes"),
             ManifestChange(path="quantization.type", baseline="null", candidate=text or "nf4"),
@@ -265,6 +273,15 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
                 path="prompts.system", baseline="You are brief.", candidate="You are brief | <b>kind</b>."
             ),
         ),
+        effective_differences=(
+            EffectiveDifference(
+                field="quantization",
+                baseline="none",
+                candidate=text or "bitsandbytes nf4: 210/211 linear layers",
+                explained=("quantization.method", text or "quantization.type"),
+            ),
+        ),
+        no_effect=f"NO EFFECT: {text} differs" if hostile else "",
         intends=("shorter",),
         policy=digest("policy"),
         policy_name="default",
@@ -307,7 +324,7 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
     )
 
 
-def arm(name: str, unsafe: tuple[str, ...] = ()) -> ArmRecord:
+def arm(name: str, unsafe: tuple[str, ...] = (), unverified: tuple[str, ...] = ()) -> ArmRecord:
     """One arm."""
     return ArmRecord(
         name=name,
@@ -316,6 +333,7 @@ def arm(name: str, unsafe: tuple[str, ...] = ()) -> ArmRecord:
         identity=digest(name + "identity"),
         measurements={"sample-set": digest(name + "measured")},
         unsafe=unsafe,
+        unverified=unverified,
     )
 
 

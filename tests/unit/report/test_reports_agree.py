@@ -162,6 +162,59 @@ def test_reports_agree_with_the_verdict_on_every_check_that_decided(decision: De
     assert settling == (wanted if decision.verdict is Verdict.INCONCLUSIVE else set())
 
 
+@st.composite
+def first_lines(draw: st.DrawFn) -> Decision:
+    """A decision with or without an effect, some of whose arms nobody could verify."""
+    names = st.lists(st.sampled_from(("weights", "configuration", "dtype")), unique=True, max_size=3)
+    decision = sample.decision(draw(st.sampled_from(Verdict)))
+    effect = draw(st.sampled_from(("", "NO EFFECT: sampling.stop differs, and every output is identical")))
+    arms = {
+        role: getattr(decision, role).model_copy(update={"unverified": tuple(draw(names))})
+        for role in ("baseline", "candidate")
+    }
+    return decision.model_copy(update=arms | {"no_effect": effect})
+
+
+def first_block(decision: Decision) -> dict[str, list[str]]:
+    """Report -> the lines of its first block, without the layout's own marks."""
+    console = Console(file=io.StringIO(), width=400, force_terminal=False, color_system=None, _environ={})
+    print_decision(decision, console)
+    verdict = next(case for case in ET.fromstring(junit(decision)).iter("testcase"))
+    said = verdict.find("system-out") if decision.verdict is Verdict.PASS else verdict[0]
+    assert said is not None
+    banner = page(decision, []).partition("</header>")[0]
+    heading = re.search(r'<h1 id="verdict">(.*?) <span>(.*?)</span>', banner)
+    assert heading is not None
+    text = summary(decision, []).split("\n\n")
+    lines = [line.removeprefix("- ").strip("*") for line in text[2].splitlines()]
+    return {
+        "terminal": [line.strip() for line in console.file.getvalue().splitlines()],  # type: ignore[attr-defined]
+        "JUnit": str(said.text).splitlines(),
+        "HTML": [": ".join(heading.groups()), *re.findall(r'<p class="first"><bdi>(.*?)</bdi>', banner)],
+        "Markdown": [text[0].splitlines()[1].partition(" ")[2].partition(" ")[2], *lines],
+    }
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(first_lines())
+def test_reports_agree_on_the_first_lines_of_a_verdict(decision: Decision) -> None:
+    wanted = view.first_lines(decision)
+    assert len(wanted) == bool(decision.no_effect) + sum(
+        bool(arm.unverified) for arm in (decision.baseline, decision.candidate)
+    )
+    blocks = first_block(decision)
+    for report, lines in blocks.items():
+        assert lines[0] == view.headline(decision), report
+        assert ("altered no output" in lines[0]) is bool(decision.no_effect), report
+    assert tuple(blocks["HTML"][1:]) == wanted
+    assert tuple(blocks["JUnit"][1 : 1 + len(wanted)]) == wanted
+    assert tuple(line.replace("\\", "") for line in blocks["Markdown"][1 : 1 + len(wanted)]) == wanted
+    assert tuple(blocks["terminal"][2 : 2 + len(wanted)]) == wanted
+    for arm in (decision.baseline, decision.candidate):
+        if arm.unverified:
+            assert any(f"unverified: {', '.join(arm.unverified)} of" in line for line in wanted)
+
+
 UNABLE: dict[str, Comparison] = {
     "no estimate": Inestimable(reason="too few items"),
     "no lower bound": sample.estimate(0.0, 0.01, low=None),

@@ -62,6 +62,19 @@ def test_the_description_shows_no_backslash_that_is_not_in_the_text(bundle: Bund
     assert "\\" not in re.sub(known_to_showdown, "", note)
 
 
+def test_what_nobody_verified_and_what_had_no_effect_are_tags(bundle: Bundle) -> None:
+    gate, baseline, candidate = bundle.runs
+    assert gate.tags["checkweigh.unverified.candidate"] == "weights, configuration, dtype"
+    assert candidate.tags["checkweigh.unverified"] == "weights, configuration, dtype"
+    assert "checkweigh.unverified.baseline" not in gate.tags
+    assert "checkweigh.unverified" not in baseline.tags
+    assert gate.tags["checkweigh.no_effect"].startswith("NO EFFECT: ")
+    assert gate.params["loaded.quantization"].startswith("none -> ")
+    note = gate.tags["mlflow.note.content"]
+    assert "though what changed altered no output" in note.splitlines()[0]
+    assert "unverified&#58; weights, configuration, dtype of the candidate" in note
+
+
 def test_what_could_not_be_estimated_is_absent_not_zero(bundle: Bundle) -> None:
     metrics = bundle.runs[0].metrics
     decision = sample.decision()

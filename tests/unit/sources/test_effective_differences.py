@@ -224,11 +224,12 @@ def test_what_cannot_be_read_equals_nothing_and_nothing_explains_it(field: str, 
 def test_an_arm_without_an_account_is_unverified_and_never_equal() -> None:
     endpoint = {"kind": "openai", "version": "1", "endpoint": {"url": "http://localhost/v1", "model": "m"}}
     silent = arm(engine=endpoint, identity={"settings": {"unverified": "dtype, weights"}})
-    assert unverified(silent.identity) == ("weights", "configuration", "dtype")
-    assert unverified(arm(engine=endpoint).identity) == ("weights", "configuration")
+    assert unverified(silent.manifest, silent.identity) == ("weights", "configuration", "dtype")
+    assert unverified(silent.manifest, None) == ("weights", "configuration")
     assert effective_differences(arm(), silent) == ()
-    assert unverified(arm().identity) == ()
-    assert unverified(arm(identity={"effective": {}}).identity) == ("configuration",)
+    sound, empty = arm(), arm(identity={"effective": {}})
+    assert unverified(sound.manifest, sound.identity) == unverified(sound.manifest, None) == ()
+    assert unverified(empty.manifest, empty.identity) == ("configuration",)
 
 
 def test_every_neutral_field_says_what_it_is_read_from() -> None:

@@ -52,7 +52,8 @@ def page(decision: Decision, pairs: Sequence[ItemPair]) -> str:
     """The whole report as one HTML document."""
     rows = view.check_rows(decision)
     return _template().render(
-        d=decision, rows=rows, deciding=view.deciding_checks(decision), headline=view.HEADLINE[decision.verdict],
+        d=decision, rows=rows, deciding=view.deciding_checks(decision),
+        headline=view.headline(decision), first_lines=view.first_lines(decision),
         notes=view.notes(decision), settling=view.settling_checks(decision), retry=view.RETRY_NOTE,
         p_note=view.P_NOTE, bounds_head=view.bounds_head(decision),
         **plots_of(decision, rows, pairs),

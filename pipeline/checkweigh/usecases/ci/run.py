@@ -26,6 +26,7 @@ from checkweigh.errors import BadInput, CheckweighError, ExitCode, StoreError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Progress, Say
 from checkweigh.report.pull_request import ChangeOutcome, CiRun, comment, junit
+from checkweigh.report.view import first_lines
 from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import lock_path, pin, verify
 from checkweigh.sources.repository.git import repository
@@ -278,7 +279,7 @@ def check_gate_result(status: int, reports: Path, change: ChangedDocument) -> tu
         )
     if (decision.baseline.pins, decision.candidate.pins) != (change.baseline_pins, change.candidate_pins):
         return ExitCode.BROKEN, "the decision is about other pins: no verdict"
-    return ExitCode(status), decision.reasons[0]
+    return ExitCode(status), "; ".join((*first_lines(decision), decision.reasons[0]))
 
 
 def _run_checkweigh(arguments: Sequence[str], say: Say) -> tuple[int, str]:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from checkweigh.decision.compare_divergence import divergence_summary
 from checkweigh.decision.verdict import Judgement
 from checkweigh.measure import host_facts
-from checkweigh.records.decision import ArmRecord, Budget, Decision, DivergenceSummary, LookHistory
-from checkweigh.sources.undeclared import declared_changes
+from checkweigh.records.decision import (
+    ArmRecord,
+    Budget,
+    Decision,
+    DivergenceSummary,
+    EffectiveDifference,
+    LookHistory,
+    Verdict,
+)
+from checkweigh.records.measurement import EngineIdentity
+from checkweigh.sources.load_trace import trace_digest
+from checkweigh.sources.undeclared import LoadedArm, declared_changes, effective_differences, unverified
 from checkweigh.usecases.gate import notes
 from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.ledger import LedgerAttempt
 from checkweigh.usecases.gate.look_loop import LookLoop
 from checkweigh.usecases.gate.measured import Measured
+from checkweigh.usecases.gate.no_effect import find_no_effect
 
 
 def compose_decision(
@@ -20,19 +31,25 @@ def compose_decision(
 ) -> Decision:
     """The decision of a gate that ended with this judgement.
 
-    ``started``: when the gate began, ISO 8601. ``attempt``: None where the ledger could not be read.
+    ``started``: when the gate began, ISO 8601. ``attempt``: None where the ledger could not be read. Raises Broken for
+    a verdict on an engine whose files nobody read again after it had measured.
     """
+    if judgement.verdict is not Verdict.ERROR:
+        for arm in loop.arms.values():
+            arm.session.require_settled()
     inputs, measured = loop.inputs, loop.measured
     arms = {role: _arm(arm, measured) for role, arm in loop.arms.items()}
     manifests = inputs.baseline.manifest, inputs.candidate.manifest
-    provenance = host_facts.provenance(started)
+    without_effect = find_no_effect(inputs, measured)
+    provenance = inputs.provenance.model_copy(update={"started": started, "ended": host_facts.now()})
     return Decision(
         verdict=judgement.verdict, reasons=judgement.reasons, checks=judgement.results,
         baseline=arms["baseline"], candidate=arms["candidate"], anchor=arms.get("anchor"),
-        changes=declared_changes(*manifests),
+        changes=declared_changes(*manifests), effective_differences=_effective_differences(loop),
+        no_effect="" if without_effect is None else without_effect.sentence,
         intends=manifests[1].intends, policy=inputs.policy.record_digest(), policy_name=inputs.policy.name,
         on_inconclusive=inputs.policy.on_inconclusive,
-        evalsets={s.card.name: s.card.digest for s in inputs.evalsets},
+        evalsets={s.card.name: s.content_digest() for s in inputs.evalsets}, trace=trace_digest(inputs.trace),
         guarantees=notes.guarantees(inputs.policy, inputs.candidate.manifest.intends), timing=measured.timing,
         looks=None if attempt is None else _looks(loop, attempt), budget=_budget(loop),
         attempt=None if attempt is None else attempt.label(provenance.ended),
@@ -55,7 +72,7 @@ def _notes(loop: LookLoop, judgement: Judgement) -> tuple[str, ...]:
     for role, arm in loop.arms.items():
         session, manifest = arm.session, arm.session.resolved.manifest
         all_notes += notes.speculation_notes(manifest, records[role])
-        all_notes += notes.server_notes(role, manifest, records[role], session.telemetry)
+        all_notes += notes.server_note(role, manifest, session.telemetry)
         all_notes += notes.swap_note(role, session.swapped)
     return tuple(all_notes)
 
@@ -84,11 +101,28 @@ def _summaries(inputs: Inputs, measured: Measured) -> tuple[DivergenceSummary, .
     return tuple(summary for summary in summaries if summary is not None)
 
 
+def _effective_differences(loop: LookLoop) -> tuple[EffectiveDifference, ...]:
+    """What the loaded engines of baseline and candidate differ in; empty until both have measured."""
+    arms = []
+    for resolved, role in ((loop.inputs.baseline, "baseline"), (loop.inputs.candidate, "candidate")):
+        identity = _identity(loop.measured, role)
+        if identity is None:
+            return ()
+        arms.append(LoadedArm(manifest=resolved.manifest, pins=resolved.pins, identity=identity))
+    return effective_differences(*arms)
+
+
+def _identity(measured: Measured, role: str) -> EngineIdentity | None:
+    """What the engine that measured an arm says of itself; None where nothing was measured."""
+    return next((record.identity for record in measured.records[role].values()), None)
+
+
 def _arm(arm: ArmMeasurement, measured: Measured) -> ArmRecord:
-    identity = next((record.key.identity for record in measured.records[arm.role].values()), None)
-    resolved = arm.session.resolved
+    identity, resolved = _identity(measured, arm.role), arm.session.resolved
     return ArmRecord(
         name=resolved.manifest.name, manifest=resolved.pins.manifest, pins=arm.session.pins,
-        measurements=dict(measured.keys[arm.role]), identity=identity,
-        replicate=arm.replicate, unsafe=resolved.manifest.unsafe,
+        measurements=dict(measured.keys[arm.role]), replicate=arm.replicate, unsafe=resolved.manifest.unsafe,
+        identity=None if identity is None else identity.record_digest(),
+        unverified=unverified(resolved.manifest, identity),
+        effective={} if identity is None else identity.effective,
     )  # fmt: skip

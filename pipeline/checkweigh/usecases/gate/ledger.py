@@ -76,6 +76,11 @@ class LedgerAttempt:
         """Enter the verdict, before anybody sees it."""
         self._write(self.entry.model_copy(update={"decision": decision}))
 
+    def forget(self) -> None:
+        """Keep nothing of an attempt that spent nothing: its input was refused before anybody could see a look."""
+        if not self.entry.spent:
+            self.path.unlink(missing_ok=True)
+
     def label(self, decided: str, *, first: str | None = None) -> AttemptRecord:
         """What every output says of it. ``first``: digest of the stored decision that it repeats."""
         return AttemptRecord(
@@ -185,7 +190,12 @@ def hold_attempt(inputs: Inputs, progress: Progress, *, again: bool = False) -> 
             "another checkweigh is gating the same candidate; waiting for its verdict", 0, 0
         ),
     ):
-        yield _attempt_for(identity, _entries(identity.folder), again)
+        attempt = _attempt_for(identity, _entries(identity.folder), again)
+        try:
+            yield attempt
+        except BadInput:
+            attempt.forget()
+            raise
 
 
 def _attempt_for(identity: _GateIdentity, entries: Sequence[LedgerEntry], again: bool) -> LedgerAttempt:

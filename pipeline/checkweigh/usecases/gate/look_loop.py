@@ -20,12 +20,14 @@ from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
 from checkweigh.sources.undeclared import comparable_metrics
+from checkweigh.sources.undeclared import LoadedArm, effective_differences
 from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
 from checkweigh.usecases.gate.arms.measure_divergence import Divergences, measure_divergences
 from checkweigh.usecases.gate.arms.time_arms import TimingPrompts, answered_by_both, needs_timing, time_arms
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.judge import Judge
 from checkweigh.usecases.gate.measured import ROLES, Measured, Records, parts_of_looks
+from checkweigh.usecases.gate.no_effect import refuse_without_effect
 
 BLOCKED_FIRST = "not timed: the verdict was settled without it"
 
@@ -71,6 +73,7 @@ class LookLoop:
             before = sum(stage.seconds for stage in self._computed())
             if not self._grow(number):
                 return self._out_of_time(number)
+            refuse_without_effect(self.inputs, self.measured)
             judgement = self._judged(number)
             blocked = judgement.verdict is Verdict.BLOCK
             if self.late and not blocked:
@@ -109,12 +112,31 @@ class LookLoop:
     def _measure(self, parts: tuple[Part, ...], records: dict[str, Records]) -> None:
         """Every arm on its parts, one arm after the other; ``records`` is filled as far as it goes."""
         for role, arm in self.arms.items():
+            if role == "candidate":
+                self._compare_loaded()
             for part in parts:
                 if part.evalset.items and self._is_used(role, part):
                     record = arm.measure(part)
                     if record is not None:
                         records[role][part.evalset.card.name] = record
             arm.session.close()
+
+    def _compare_loaded(self) -> None:
+        """Refuse a candidate that loaded what nothing declared explains, before its minutes are spent.
+
+        Raises UndeclaredDrift.
+        """
+        loaded = {
+            role: LoadedArm(
+                manifest=arm.session.resolved.manifest,
+                pins=arm.session.resolved.pins,
+                identity=arm.session.identify(),
+            )
+            for role, arm in self.arms.items()
+        }
+        candidate = loaded.pop("candidate")
+        for other in loaded.values():
+            effective_differences(other, candidate)
 
     def _is_used(self, role: str, part: Part) -> bool:
         """Whether a check uses the part on this arm: of the anchor only the sets of checks against it."""

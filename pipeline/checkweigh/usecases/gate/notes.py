@@ -124,21 +124,11 @@ def speculation_notes(manifest: Manifest, records: Mapping[str, MeasurementSet])
     return tuple(notes)
 
 
-def server_notes(
-    role: str, manifest: Manifest, records: Mapping[str, MeasurementSet], telemetry: Sequence[Telemetry]
-) -> tuple[str, ...]:
-    """What of an attached endpoint nobody can verify, and what each server of an arm had counted at its end."""
-    notes = []
-    unknown = {record.identity.settings.get("unverified", "") for record in records.values()} - {""}
-    for names in sorted(unknown):
-        notes.append(
-            f"the {role} is an endpoint that somebody else runs: not verified, the manifest's word only: {names}"
-        )
-    if telemetry:
-        notes.append(
-            f"the {role}'s server ({manifest.name}) counted: {'; '.join(_counts(manifest, telemetry))}"
-        )
-    return tuple(notes)
+def server_note(role: str, manifest: Manifest, telemetry: Sequence[Telemetry]) -> tuple[str, ...]:
+    """What each server of an arm had counted at its end."""
+    if not telemetry:
+        return ()
+    return (f"the {role}'s server ({manifest.name}) counted: {'; '.join(_counts(manifest, telemetry))}",)
 
 
 def swap_note(role: str, moved: int) -> tuple[str, ...]:

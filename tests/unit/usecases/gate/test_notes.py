@@ -16,7 +16,7 @@ from checkweigh.records.measurement import Observation, Speculated
 from checkweigh.usecases.diff import Difference
 from checkweigh.usecases.gate.notes import (
     fork_note,
-    server_notes,
+    server_note,
     short_tail_notes,
     speculation_notes,
     swap_note,
@@ -35,7 +35,7 @@ def serving(speculating: bool) -> Manifest:
 
 
 def test_counters_of_all_servers_of_an_arm_are_added_up() -> None:
-    (note,) = server_notes("candidate", serving(True), {}, [COUNTED, COUNTED])
+    (note,) = server_note("candidate", serving(True), [COUNTED, COUNTED])
     assert "acceptance length 2.50 tokens a draft (38% of 800 drafted tokens)" in note
     assert "prefix cache hits 3.0% of 2,000 tokens looked up" in note
     assert "4 preemptions" in note
@@ -47,12 +47,12 @@ def test_speculation_that_never_happened_is_said() -> None:
         prompt_tokens=1, generated_tokens=1, preemptions=0, cache_queries=0, cache_hits=0, drafts=0, drafted=0,
         accepted=0, kv_use=0.0,
     )  # fmt: skip
-    (note,) = server_notes("candidate", serving(True), {}, [idle])
+    (note,) = server_note("candidate", serving(True), [idle])
     assert "nothing was drafted" in note
     assert "none of 0 tokens" in note
-    (plain,) = server_notes("candidate", serving(False), {}, [idle])
+    (plain,) = server_note("candidate", serving(False), [idle])
     assert "drafted" not in plain
-    assert server_notes("baseline", serving(False), {}, []) == ()
+    assert server_note("baseline", serving(False), []) == ()
 
 
 def test_a_host_that_swaps_is_warned_of() -> None:
