@@ -10,15 +10,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from checkweigh.attest.bindings import (
+    DemandedBaseline,
+    PolicyContent,
+    baseline_refusals,
+    content_refusals,
+)
 from checkweigh.attest.envelope import OpenedEnvelope, Refusal, read_part
 from checkweigh.canonical import short
 from checkweigh.errors import BadDocument
 from checkweigh.records.attestation import (
     ATTESTED,
+    OLDER,
     STATEMENT,
     TEST_RESULT,
     WAIVER,
     Attested,
+    AttestedArm,
     Statement,
     Subject,
     TestResult,
@@ -27,20 +35,28 @@ from checkweigh.records.attestation import (
 )
 from checkweigh.records.decision import Verdict
 from checkweigh.records.manifest import Pins
-from checkweigh.records.policy import FAILURES, Policy
+from checkweigh.records.policy import FAILURES
+from checkweigh.report.safe import one_line
 
 SKEW = timedelta(minutes=5)  # clocks of two machines may differ by so much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What an attestation must be about. ``file_differences``: where the files differ from the pins, in words."""
+    """What an attestation must be about, and what it must rest on.
+
+    ``file_differences``: where the files differ from the pins, in words. ``baseline`` and ``tool`` (a digest) are
+    compared where they are demanded.
+    """
 
     pins: Pins
-    policy: Policy
+    content: PolicyContent
     now: datetime
     max_age: timedelta
     file_differences: Sequence[str] = ()
+    baseline: DemandedBaseline | None = None
+    tool: str | None = None
+    accept_unverified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +65,11 @@ class ReadPredicate:
 
     attested: Attested | None
     refusals: tuple[Refusal, ...]
+
+    @property
+    def outdated(self) -> bool:
+        """Whether an earlier version made it: nothing else in it can be what is asked for now."""
+        return any(refusal.code == "outdated" for refusal in self.refusals)
 
 
 def read_attested(opened: OpenedEnvelope) -> ReadPredicate:
@@ -69,17 +90,25 @@ def admission_refusals(
 
     1. Envelope, key, signature; statement and predicate types; our schema.
     2. The files are what the pins say, and the subjects are exactly these pins.
-    3. The policy is this one, and every check of it has a result; each of its sets and the tool have a digest.
-    4. The verdict is a pass that does not contradict itself, or a waiver of this very decision is at hand.
-    5. It is not too old, and not from the future.
+    3. The policy is this one, and every check of it has a result.
+    4. It was measured on what the policy names, on arms that were verified (``bindings.content_refusals``); baseline
+       and tool are those that are demanded.
+    5. The verdict is a pass that does not contradict itself, or a waiver of this very decision is at hand.
+    6. It is not too old, and not from the future.
     """
     predicate = read_attested(opened)
     refusals = list(predicate.refusals)
     refusals += [Refusal(code="files", text=text) for text in expected.file_differences]
-    if opened.statement is not None:
+    if opened.statement is not None and not predicate.outdated:
         refusals += _subjects(opened.statement.subject, subjects(expected.pins))
     if (attested := predicate.attested) is not None:
         refusals += _about(attested, expected)
+        refusals += content_refusals(attested, expected.content, accept_unverified=expected.accept_unverified)
+        if expected.baseline is not None:
+            refusals += baseline_refusals(attested, expected.baseline)
+        if expected.tool not in (None, attested.tool.digest):
+            text = f"decided by {attested.tool.digest}, demanded is {expected.tool}"
+            refusals.append(Refusal(code="tool", text=text))
         refusals += _verdict(attested, waiver)
         refusals += _age(attested.ended, expected.now, expected.max_age)
     return attested, tuple(refusals)
@@ -118,6 +147,13 @@ def _types(statement: Statement, wanted: str) -> Iterator[Refusal]:
 def _predicate(statement: Statement, refusals: list[Refusal]) -> Attested | None:
     ours = statement.predicate.get("checkweigh")
     version = ours.get("schema") if isinstance(ours, Mapping) else None
+    if version in OLDER:
+        text = (
+            f"made by an older version ({version}), which did not verify what its engines had loaded and binds no "
+            "content of sets: gate again"
+        )
+        refusals.append(Refusal(code="outdated", text=text))
+        return None
     if version != ATTESTED:
         refusals.append(Refusal(code="schema", text=f"expected {ATTESTED}, found {str(version)[:100]!r}"))
         return None
@@ -126,9 +162,11 @@ def _predicate(statement: Statement, refusals: list[Refusal]) -> Attested | None
     except BadDocument as error:
         refusals += [Refusal(code="predicate", text=str(p)) for p in error.problems[:5]]
         return None
-    if (predicate.result in ("PASSED", "WARNED")) != (predicate.checkweigh.verdict is Verdict.PASS):
-        text = f"the result is {predicate.result} and the verdict {predicate.checkweigh.verdict.value}"
-        refusals.append(Refusal(code="result", text=text))
+    derived = TestResult.of(predicate.checkweigh)
+    for name in TestResult.model_fields:
+        if getattr(predicate, name) != getattr(derived, name):
+            text = f"{name} is not what follows from the verdict and its checks"
+            refusals.append(Refusal(code="result", text=text))
     return predicate.checkweigh
 
 
@@ -152,24 +190,14 @@ def _digest(digest: Mapping[str, str]) -> str:
 
 
 def _about(attested: Attested, expected: Requirements) -> Iterator[Refusal]:
-    pins, policy = expected.pins, expected.policy
+    pins = expected.pins
     if attested.candidate.pins != pins.record_digest():
         text = f"the verdict is on pins {short(attested.candidate.pins)}, these are {short(pins.record_digest())}"
         yield Refusal(code="candidate", text=text)
     if attested.candidate.manifest != pins.manifest:
-        text = f"the verdict is on {short(attested.candidate.manifest)}, this is {short(pins.manifest)}"
+        text = f"the verdict is on settings {short(attested.candidate.manifest)}, these are {short(pins.manifest)}"
         yield Refusal(code="manifest", text=text)
-    if attested.policy != policy.record_digest():
-        text = (
-            f"judged by {short(attested.policy)}, required is {policy.name} {short(policy.record_digest())}"
-        )
-        yield Refusal(code="policy", text=text)
-    lacking = sorted(set(policy.evalsets()) - set(attested.evalsets))
-    if lacking:
-        yield Refusal(
-            code="evalsets", text=f"no digest of {', '.join(lacking)}, which the policy measures on"
-        )
-    lost = sorted({check.id for check in policy.checks} | {FAILURES})
+    lost = sorted({check.id for check in expected.content.policy.checks} | {FAILURES})
     lost = [name for name in lost if name not in {check.id for check in attested.checks}]
     if lost:
         yield Refusal(code="checks", text=f"no result of {', '.join(lost)}")
@@ -231,23 +259,37 @@ def _time(text: str) -> datetime | None:
     return None if time.tzinfo is None else time
 
 
-def signed_pass_refusals(
-    opened: OpenedEnvelope, decision: str, pins: str, policy: str
-) -> tuple[Refusal, ...]:
+def signed_pass_refusals(opened: OpenedEnvelope, expected: Attested) -> tuple[Refusal, ...]:
     """Every reason why an envelope is not the signed pass of one decision. Files are not compared.
 
-    ``decision``, ``pins`` and ``policy`` are digests.
+    ``expected``: what this version would sign of that decision. Which tool signed, its wording of the notes and the
+    model signature of the weights do not follow from a decision.
     """
     predicate = read_attested(opened)
     refusals = list(predicate.refusals)
     if (attested := predicate.attested) is not None:
-        for what, claimed, actual in (
-            ("decision", attested.decision, decision), ("candidate", attested.candidate.pins, pins),
-            ("policy", attested.policy, policy),
-        ):  # fmt: skip
-            if claimed != actual:
-                refusals.append(
-                    Refusal(code=what, text=f"signed was {short(claimed)}, this is {short(actual)}")
-                )
+        signed = {
+            "tool": expected.tool.model_copy(update={"digest": attested.tool.digest}),
+            "notes": attested.notes,
+            "weights_signature": attested.weights_signature,
+        }
+        refusals += [
+            Refusal(code=name, text=f"signed was {_shown(claimed)}, the decision says {_shown(actual)}")
+            for name, claimed, actual in _differences(attested, expected.model_copy(update=signed))
+        ]
         refusals += _verdict(attested, None)
     return tuple(refusals)
+
+
+def _differences(first: Attested, second: Attested) -> Iterator[tuple[str, object, object]]:
+    """Every field in which they differ, with both values."""
+    for name in Attested.model_fields:
+        values = getattr(first, name), getattr(second, name)
+        if values[0] != values[1]:
+            yield name.rstrip("_"), *values
+
+
+def _shown(value: object) -> str:
+    """A value for people, cut off."""
+    text = f"pins {value.pins}" if isinstance(value, AttestedArm) else str(value)
+    return one_line(text, 200)

@@ -16,12 +16,10 @@ from checkweigh.records.attestation import (
     Attested,
     AttestedArm,
     AttestedCheck,
-    Resource,
     Statement,
     TestResult,
     Tool,
     Waiver,
-    bare,
     subjects,
 )
 from checkweigh.records.comparison import Estimate, Inestimable
@@ -36,7 +34,9 @@ def decision_statement(decision: Decision, pins: Pins, weights_signature: str | 
         raise SigningError("the gate broke: there is no verdict to sign")
     if decision.candidate.pins != pins.record_digest():
         raise SigningError("the candidate's pins are not those of the decision")
-    predicate = _predicate(decision, weights_signature)
+    if decision.outdated:
+        raise SigningError(decision.outdated)
+    predicate = TestResult.of(attested_part(decision, weights_signature))
     return Statement(
         type_=STATEMENT, subject=subjects(pins), predicate_type=TEST_RESULT,
         predicate=predicate.model_dump(mode="json", by_alias=True),
@@ -51,32 +51,19 @@ def waiver_statement(waiver: Waiver, pins: Pins) -> Statement:
     )  # fmt: skip
 
 
-def _predicate(decision: Decision, weights_signature: str | None) -> TestResult:
-    outcomes = [(r.check.id, r.outcome) for r in decision.checks]
-    warned = tuple(name for name, outcome in outcomes if outcome == "warning")
-    result = "FAILED" if decision.verdict is not Verdict.PASS else "WARNED" if warned else "PASSED"
-    named = {"policy": decision.policy, "baseline": decision.baseline.pins}
-    named |= {f"evalset/{name}": digest for name, digest in decision.evalsets.items()}
-    return TestResult(
-        result=result,  # type: ignore[arg-type]
-        configuration=tuple(Resource(name=n, digest={"sha256": bare(d)}) for n, d in named.items()),
-        passed=tuple(name for name, outcome in outcomes if outcome == "passed"),
-        warned=warned,
-        failed=tuple(name for name, outcome in outcomes if outcome not in ("passed", "warning")),
-        checkweigh=_attested(decision, weights_signature),
-    )
-
-
-def _attested(decision: Decision, weights_signature: str | None) -> Attested:
+def attested_part(decision: Decision, weights_signature: str | None) -> Attested:
+    """Our part of the predicate, as this version would sign it."""
     provenance = decision.provenance
+    tool = Tool(
+        version=provenance.tool, digest=tool_digest(), commit=provenance.commit, dirty=provenance.dirty
+    )
     return Attested(
         verdict=decision.verdict, decision=decision.record_digest(),
         baseline=_arm(decision.baseline), candidate=_arm(decision.candidate),
         anchor=None if decision.anchor is None else _arm(decision.anchor), no_effect=decision.no_effect,
         policy=decision.policy, policy_name=decision.policy_name, evalsets=decision.evalsets,
-        tool=Tool(version=provenance.tool, digest=tool_digest(), commit=provenance.commit, dirty=provenance.dirty),
-        hardware=provenance.hardware, started=provenance.started, ended=provenance.ended,
-        checks=tuple(_check(result) for result in decision.checks),
+        trace=decision.trace, tool=tool, hardware=provenance.hardware,
+        started=provenance.started, ended=provenance.ended, checks=tuple(_check(result) for result in decision.checks),
         notes=view.notes(decision), weights_signature=weights_signature,
     )  # fmt: skip
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkweigh.cli.common import AsJson, ManifestPath, PolicyPath, app, bars, duration, say
+from checkweigh.cli.common import (
+    AcceptUnverified,
+    AsJson,
+    ManifestPath,
+    PolicyPath,
+    StatedEvalset,
+    app,
+    bars,
+    duration,
+    say,
+)
 from checkweigh.cli.gate import Mlflow, Notify
 
 if TYPE_CHECKING:
@@ -42,6 +52,18 @@ def admit(
     weights_signature: Annotated[
         Path | None, typer.Option(metavar="F", help="default: weights.sig beside the attestation")
     ] = None,
+    evalset: StatedEvalset = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="M", help="what it must have been compared with: a manifest, or models:/NAME@ALIAS"
+        ),
+    ] = None,
+    tool: Annotated[
+        str | None, typer.Option(metavar="D", help="the only tool that may have decided, sha256:...")
+    ] = None,
+    accept_unverified: AcceptUnverified = False,
+    mlflow: Mlflow = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify at deploy time that these bytes passed that policy. Exit 0 admitted, 1 refused, 2 bad input, 4 broken."""
@@ -49,10 +71,13 @@ def admit(
 
     from checkweigh.usecases.release.admit import Proof
     from checkweigh.usecases.release.admit import admit as run
+    from checkweigh.usecases.release.policy_content import stated_evalsets
 
     proof = Proof(
         attestation=attestation, key=key, policy=policy, max_age=duration("--max-age", max_age),
         waiver=waiver, waiver_key=waiver_key, weights_signature=weights_signature,
+        evalsets=stated_evalsets(evalset or [], [policy]), baseline=baseline, mlflow=mlflow, tool=tool,
+        accept_unverified=accept_unverified,
     )  # fmt: skip
     with bars() as bar:
         admission = run(manifest, proof, bar.update)

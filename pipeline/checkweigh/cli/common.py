@@ -41,6 +41,16 @@ BaselinePath = Annotated[
 CandidatePath = Annotated[Path, typer.Argument(metavar="CANDIDATE", help="manifest of what would serve next")]
 PolicyPath = Annotated[Path, typer.Option("--policy", metavar="P", help="checks and margins")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+StatedEvalset = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--evalset", metavar="NAME=D",
+        help="digest of a set that is not beside the policy, as evalset check prints it; once each",
+    ),
+]  # fmt: skip
+AcceptUnverified = Annotated[
+    bool, typer.Option("--accept-unverified", help="accept arms that nobody could verify, such as endpoints")
+]
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 

@@ -95,10 +95,13 @@ def pin(manifest: ManifestPath, as_json: AsJson = False) -> None:
     from checkweigh.sources.pin import lock_path
     from checkweigh.sources.pin import pin as run
 
+    notes: list[str] = []
     with bars() as bar:
-        lock = run(manifest, bar.update)
+        lock = run(manifest, bar.update, notes.append)
     if as_json:
         print(lock.model_dump_json(indent=2))
+    for note in notes:
+        say(f"note: {note}")
     say(f"pinned {lock.name}: {len(lock.pins.weights)} weight files -> {lock_path(manifest)}")
 
 
@@ -160,6 +163,8 @@ def report(
 
     stored = read_stored_verdict(run)
     show(stored.decision, stored.folder, as_json, stored.waiver)
+    if stored.decision.outdated:
+        say(f"UNVERIFIED: {stored.decision.outdated}")
     if stored.waiver:
         say(one_line(stored.waiver, 2500))
     raise typer.Exit(stored.decision.exit_code)

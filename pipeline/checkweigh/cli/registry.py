@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkweigh.cli.common import AsJson, PolicyPath, app, say
+from checkweigh.cli.common import AcceptUnverified, AsJson, PolicyPath, StatedEvalset, app, say
 from checkweigh.cli.gate import Mlflow
 
 if TYPE_CHECKING:
@@ -32,16 +32,22 @@ def promote(
             "--key", metavar="K", envvar="CHECKWEIGH_PUBLIC_KEY", help="require attestation.json signed by it"
         ),
     ] = None,
+    evalset: StatedEvalset = None,
+    accept_unverified: AcceptUnverified = False,
     mlflow: Mlflow = None,
     as_json: AsJson = False,
 ) -> None:
     """Register the candidate and move the alias, on a pass against the champion. Exit 0 moved, 1 refused, 4 broken."""
     from checkweigh.sinks.mlflow_target import resolve_target
+    from checkweigh.usecases.release.policy_content import stated_evalsets
+    from checkweigh.usecases.release.registry import PromotionRequest, registry_target
     from checkweigh.usecases.release.registry import promote as move
-    from checkweigh.usecases.release.registry import registry_target
 
-    where = registry_target(resolve_target(mlflow), model, alias)
-    _show_move(move(run, policy, where, first=first, key=key), as_json)
+    request = PromotionRequest(
+        run=run, policy=policy, where=registry_target(resolve_target(mlflow), model, alias), first=first, key=key,
+        evalsets=stated_evalsets(evalset or [], [policy]), accept_unverified=accept_unverified,
+    )  # fmt: skip
+    _show_move(move(request), as_json)
 
 
 @app.command()

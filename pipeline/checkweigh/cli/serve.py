@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkweigh.cli.common import app, bars, duration, say
+from checkweigh.cli.common import AcceptUnverified, StatedEvalset, app, bars, duration, say
 
 if TYPE_CHECKING:
     from checkweigh.usecases.release.admit import Proof
@@ -49,6 +50,8 @@ def serve(
         list[str] | None,
         typer.Option(metavar="D", help="such as 12h or 30d (default), for that; one, or one a manifest"),
     ] = None,
+    evalset: StatedEvalset = None,
+    accept_unverified: AcceptUnverified = False,
 ) -> None:
     """Serve one manifest or two, guarded, until SIGTERM: then running requests are finished. Says where on stdout."""
     import json
@@ -59,9 +62,15 @@ def serve(
 
     if len(manifests) > 2:
         raise BadInput(f"serve: expected one manifest or two, found {len(manifests)}")
-    if not require_attestation and (policy or max_age):
-        raise BadInput("--policy and --max-age: expected --require-attestation with them, found none")
+    if not require_attestation and (policy or max_age or evalset or accept_unverified):
+        options = "--policy, --max-age, --evalset and --accept-unverified"
+        raise BadInput(f"{options}: expected --require-attestation with them, found none")
     proofs = _proofs(len(manifests), require_attestation or [], key, policy or [], max_age or ["30d"])
+    if proofs:
+        from checkweigh.usecases.release.policy_content import stated_evalsets
+
+        stated = stated_evalsets(evalset or [], policy or [])
+        proofs = tuple(replace(p, evalsets=stated, accept_unverified=accept_unverified) for p in proofs)
     request = ServeRequest(
         manifests=tuple(manifests), limits=limits, split=split, shadow=shadow, host=host, port=port, logs=logs,
         proofs=proofs,

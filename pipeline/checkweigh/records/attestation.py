@@ -15,7 +15,8 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 WAIVER = "urn:checkweigh:waiver:1"
 PAYLOAD = "application/vnd.in-toto+json"
-ATTESTED = "checkweigh/attestation@2"
+ATTESTED: Literal["checkweigh/attestation@2"] = "checkweigh/attestation@2"
+OLDER = ("checkweigh/attestation@1",)  # by versions that did not verify what was loaded
 # Digests of something else than a file's bytes have names of their own, so that nobody takes one for the other.
 TENSORS = "checkweighTensorsSha256"  # of sorted name, dtype, shape and bytes
 CONTENT = "checkweighContentSha256"  # of canonical JSON, or of a text as JSON
@@ -51,8 +52,8 @@ class AttestedArm(Record):
     identity: Digest | None = Field(
         description="of the engine that was measured, its effective configuration included"
     )
-    unsafe: tuple[str, ...] = ()
-    unverified: tuple[str, ...] = ()
+    unsafe: tuple[str, ...]
+    unverified: tuple[str, ...]
 
 
 class AttestedCheck(Record):
@@ -78,27 +79,34 @@ class Tool(Record):
 
 
 class Attested(Record):
-    """Our part of the predicate: every digest behind the verdict, and the numbers."""
+    """Our part of the predicate: every digest behind the verdict, and the numbers. No field may be left out."""
 
-    schema_: str = Field(default=ATTESTED, alias="schema")
+    schema_: Literal["checkweigh/attestation@2"] = Field(default=ATTESTED, alias="schema")
     verdict: Verdict
     decision: Digest
     baseline: AttestedArm
     candidate: AttestedArm
-    anchor: AttestedArm | None = None
-    no_effect: str = ""
+    anchor: AttestedArm | None
+    no_effect: str
     policy: Digest
     policy_name: str
-    evalsets: dict[str, Digest]
+    evalsets: dict[str, Digest] = Field(description="set -> digest of its items and scorer")
+    trace: Digest | None = Field(description="of the recorded traffic that was replayed")
     tool: Tool
     hardware: str
     started: str
     ended: str
     checks: tuple[AttestedCheck, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     weights_signature: Digest | None = Field(
-        default=None, description="the OpenSSF model signature of the weights' directory, if there is one"
+        description="the OpenSSF model signature of the weights' directory, if there is one"
     )
+
+    @property
+    def arms(self) -> dict[str, AttestedArm]:
+        """Role -> arm."""
+        arms = {"baseline": self.baseline, "candidate": self.candidate}
+        return arms if self.anchor is None else arms | {"anchor": self.anchor}
 
 
 class Resource(Record):
@@ -119,6 +127,24 @@ class TestResult(Record):
     warned: tuple[str, ...] = Field(default=(), alias="warnedTests")
     failed: tuple[str, ...] = Field(default=(), alias="failedTests")
     checkweigh: Attested
+
+    @classmethod
+    def of(cls, attested: Attested) -> TestResult:
+        """The whole predicate: what stands beside our part follows from it."""
+        outcomes = [(check.id, check.outcome) for check in attested.checks]
+        warned = tuple(name for name, outcome in outcomes if outcome == "warning")
+        passed: Literal["PASSED", "WARNED"] = "WARNED" if warned else "PASSED"
+        named = {"policy": attested.policy, "baseline": attested.baseline.pins}
+        named |= {} if attested.anchor is None else {"anchor": attested.anchor.pins}
+        named |= {f"evalset/{name}": digest for name, digest in sorted(attested.evalsets.items())}
+        return cls(
+            result=passed if attested.verdict is Verdict.PASS else "FAILED",
+            configuration=tuple(Resource(name=n, digest={"sha256": bare(d)}) for n, d in named.items()),
+            passed=tuple(name for name, outcome in outcomes if outcome == "passed"),
+            warned=warned,
+            failed=tuple(name for name, outcome in outcomes if outcome not in ("passed", "warning")),
+            checkweigh=attested,
+        )
 
 
 class Waiver(Record):

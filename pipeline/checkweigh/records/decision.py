@@ -247,7 +247,7 @@ class ManifestChange(Record):
 class Decision(GrownRecord):
     """The answer of one gate. ``decision.json``."""
 
-    YOUNGER: ClassVar[frozenset[str]] = frozenset({"effective_differences", "no_effect"})
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"effective_differences", "no_effect", "trace"})
 
     schema_: Literal["checkweigh/decision@1", "checkweigh/decision@2"] = Field(
         default="checkweigh/decision@2", alias="schema"
@@ -270,7 +270,10 @@ class Decision(GrownRecord):
     policy: Digest
     policy_name: str
     on_inconclusive: Literal["hold", "block"] = "hold"
-    evalsets: dict[str, Digest]
+    evalsets: dict[str, Digest] = Field(
+        description="set -> digest of its items and scorer (of its data in @1)"
+    )
+    trace: Digest | None = Field(default=None, description="of the recorded traffic that was replayed")
     guarantees: tuple[str, ...]
     looks: LookHistory | None = None
     budget: Budget | None = None
@@ -281,9 +284,6 @@ class Decision(GrownRecord):
     stages: tuple[Stage, ...] = ()
     provenance: Provenance
 
-    @property
-    def reached(self) -> str:
-        """Digest of the decision when its verdict was reached: what MLflow knows the gate by."""
     @property
     def outdated(self) -> str:
         """Why nothing may rest on the decision that an earlier version made; empty for one of this version."""
@@ -300,6 +300,9 @@ class Decision(GrownRecord):
             provenance=self.provenance,
         )  # fmt: skip
 
+    @property
+    def reached(self) -> str:
+        """Digest of the decision when its verdict was reached: what MLflow knows the gate by."""
         first = self.attempt.first if self.attempt else None
         return first or self.record_digest()
 
@@ -338,6 +341,7 @@ class LedgerEntry(Record):
     @property
     def words(self) -> str:
         """For people."""
+        older = " (of an older version)" if self.schema_ == "checkweigh/attempt@1" else ""
         if self.decision is None:
-            return f"attempt {self.number}, {self.begun}: not finished after look {self.looks[-1].number}"
-        return f"attempt {self.number}, {self.decision.provenance.ended}: {self.decision.verdict.value}"
+            return f"attempt {self.number}{older}, {self.begun}: not finished after look {self.looks[-1].number}"
+        return f"attempt {self.number}{older}, {self.decision.provenance.ended}: {self.decision.verdict.value}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from checkweigh import canonical
 from checkweigh.records.base import Digest, Name, Record
 from checkweigh.records.columns import Columns, misfits
 
@@ -253,3 +254,9 @@ class EvalSet(Record):
     card: Card
     items: tuple[Item, ...]
     folder: str | None = Field(default=None, description="where the card lies")
+
+    def content_digest(self) -> str:
+        """Of everything that is measured: kind, scorer and items in their order; not of names, files or wording."""
+        scorer = self.card.scorer.model_dump(mode="json")
+        items = [item.model_dump(mode="json") for item in self.items]
+        return canonical.digest({"kind": self.card.kind, "scorer": scorer, "items": items})

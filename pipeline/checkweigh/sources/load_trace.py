@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from checkweigh import canonical
 from checkweigh.errors import BadDocument, Problem
 from checkweigh.sources.documents import read_bytes
 
@@ -53,6 +54,13 @@ def read_trace(path: Path) -> tuple[TraceRequest, ...]:
     if not rows:
         raise BadDocument([_problem(path, None, "at least one request", "none")])
     return tuple(rows)
+
+
+def trace_digest(rows: Sequence[TraceRequest]) -> str | None:
+    """Digest of what is replayed; None where nothing is."""
+    return (
+        canonical.digest([[row.at, row.prompt_tokens, row.output_tokens] for row in rows]) if rows else None
+    )
 
 
 def _read_request(fields: Sequence[str]) -> tuple[datetime, int, int]:

@@ -23,10 +23,11 @@ SHOWN_IDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSetReport:
-    """The findings on one set. ``digest`` is the one its card should state."""
+    """The findings on one set. ``digest`` is the one its card should state, ``content`` the one that verdicts bind."""
 
     name: str
     digest: str
+    content: str
     pinned: bool
     items: int
     clusters: int
@@ -53,6 +54,8 @@ class EvalSetReport:
         if self.margin is not None:
             lines.append(f"smallest margin on a score of 0 or 1: about {100 * self.margin:.1f} points")
         lines.append(f"digest: {self.digest}" + ("" if self.pinned else "   <- put this into card.yaml"))
+        if self.exit_code is ExitCode.PASS:
+            lines.append(f"where it is not at hand: --evalset {self.name}={self.content}")
         return "\n".join(lines)
 
 
@@ -72,8 +75,9 @@ def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Ev
     """
     evalset = inspect_evalset(folder, progress)
     errors = [_error_finding(problem) for problem in evalset.problems]
+    loaded = EvalSet(card=evalset.card, items=evalset.items, folder=str(folder))
     try:
-        item_scorer(EvalSet(card=evalset.card, items=evalset.items, folder=str(folder)))
+        item_scorer(loaded)
     except BadInput as error:
         errors.append(AuditFinding(severity="error", rule="scorer", text=str(error)))
     scores, notes = _baseline_scores(evalset, baseline, progress)
@@ -81,7 +85,8 @@ def check_evalset(folder: Path, baseline: Path | None, progress: Progress) -> Ev
     sized = items if items and not isinstance(items[0], Text) else ()
     card = with_counts(evalset.card, items) if items else evalset.card
     return EvalSetReport(
-        name=card.name, digest=evalset.digest, pinned=evalset.digest == evalset.card.digest, items=len(items),
+        name=card.name, digest=evalset.digest, content=loaded.content_digest(),
+        pinned=evalset.digest == evalset.card.digest, items=len(items),
         clusters=len({item.cluster for item in items}), strata=dict(card.strata or {}) if items else {},
         margin=smallest_margin(sized) if sized else None,
         findings=(*errors, *audit_items(items, scores, card.scorer.name), *notes),

@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.builders import evalset
 from tests.signing import keys
 from tests.unit.report import sample
 
+from checkweigh import canonical
 from checkweigh.attest.envelope import seal
 from checkweigh.attest.keys import private_key
 from checkweigh.attest.statement import decision_statement
 from checkweigh.records.attestation import Statement
 from checkweigh.records.decision import Decision, Verdict
+from checkweigh.records.evalset import EvalSet
 from checkweigh.records.policy import Policy
 from checkweigh.report import write_all
 from checkweigh.sources.documents import read_policy
+from checkweigh.sources.evalsets.load_evalset import evalset_roots, find_evalset
 from checkweigh.sources.pin import pin, verify
 from checkweigh.usecases.release.admit import AdmissionDecision, Proof, admit
 from checkweigh.usecases.release.attest import attest
@@ -48,7 +52,7 @@ class Door:
         """A decision on this manifest by this policy, written and signed as a gate would."""
         decision = self.decision(verdict, **changes)
         write_all(decision, sample.pairs(), self.out)
-        attest(decision, verify(self.manifest), self.out, private_key(str(self.private)))
+        attest(decision, [verify(self.manifest)], self.out, private_key(str(self.private)))
         return decision
 
     def decision(self, verdict: Verdict = Verdict.PASS, **changes: Any) -> Decision:
@@ -57,15 +61,21 @@ class Door:
         arm = made.candidate.model_copy(
             update={
                 "name": resolved.manifest.name, "pins": resolved.pins.record_digest(),
-                "manifest": resolved.pins.manifest, "unsafe": resolved.manifest.unsafe,
+                "manifest": resolved.pins.manifest, "unsafe": resolved.manifest.unsafe, "unverified": (),
             }
         )  # fmt: skip
         now = datetime.now(UTC).isoformat()
         fields = {
-            "candidate": arm, "policy": policy.record_digest(), "policy_name": policy.name,
+            "candidate": arm, "baseline": made.baseline.model_copy(update={"unverified": ()}),
+            "policy": policy.record_digest(), "policy_name": policy.name,
+            "evalsets": {name: self.evalset(name).content_digest() for name in policy.evalsets()},
             "provenance": made.provenance.model_copy(update={"started": now, "ended": now}),
         }  # fmt: skip
         return made.model_copy(update=fields | changes)
+
+    def evalset(self, name: str) -> EvalSet:
+        """A set that the policy names, from beside it."""
+        return find_evalset(name, evalset_roots(self.policy))
 
     def sealed(self, change: Callable[[dict[str, Any]], None], key: Path | None = None) -> None:
         """Sign again, honestly, a statement that was changed: what a builder with the key could forge."""
@@ -87,11 +97,32 @@ class Door:
         fields = {"attestation": self.attestation, "key": self.public, "policy": self.policy}
         return Proof(**(fields | changes))
 
+    def measured_against(self, baseline: Path) -> None:
+        """Sign the same verdict again, on the same candidate against another baseline."""
+        resolved = verify(baseline)
+        arm = self.decision().baseline.model_copy(
+            update={"pins": resolved.pins.record_digest(), "manifest": resolved.pins.manifest}
+        )
+        self.decide(baseline=arm)
+
     def admit(self, now: datetime | None = None, **changes: Any) -> AdmissionDecision:
         return admit(self.manifest, self.proof(**changes), now=now)
 
     def codes(self, now: datetime | None = None, **changes: Any) -> set[str]:
         return {refusal.code for refusal in self.admit(now, **changes).refusals}
+
+
+def put_evalset(folder: Path, *, name: str = "sample-set", items: int = 3, **card: Any) -> Path:
+    """A small set of choices below ``folder``."""
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    source = evalset("choice", items, name=name)
+    rows = [json.dumps(item.model_dump(mode="json")) + "\n" for item in source.items]
+    data = "".join(rows).encode()
+    (target / "items.jsonl").write_bytes(data)
+    document = source.card.model_dump(mode="json") | {"digest": canonical.digest_bytes(data)} | card
+    (target / "card.yaml").write_text(yaml.safe_dump(document))
+    return target
 
 
 def policy_of(decision: Decision) -> dict[str, Any]:
@@ -115,8 +146,10 @@ def door(tmp_path: Path, tiny_model_dir: Path, checkweigh_home: Path) -> Door:
     }  # fmt: skip
     manifest.write_text(yaml.safe_dump(document))
     pin(manifest)
-    policy = tmp_path / "release.yaml"
+    policy = tmp_path / "gates" / "release.yaml"
+    policy.parent.mkdir()
     policy.write_text(yaml.safe_dump(policy_of(sample.decision())))
+    put_evalset(tmp_path / "evalsets")
     private, public = keys(tmp_path)
     found = Door(tmp_path, manifest, model, policy, private, public, tmp_path / "out")
     found.decide()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.signing import keys
 from tests.unit.attest.conftest import Door
 
 from checkweigh.cli import main
+from checkweigh.records.attestation import Attested, TestResult
 from checkweigh.records.decision import Verdict
 from checkweigh.sources.pin import pin
 
@@ -23,10 +25,17 @@ Tamper = Callable[[Door], set[str]]
 
 
 def predicate(change: Callable[[dict[str, Any]], None]) -> Tamper:
-    """A change of our part of the predicate, signed with the right key."""
+    """A change of our part of the predicate, and of what follows from it, signed with the right key."""
+
+    def changed(statement: dict[str, Any]) -> None:
+        ours = statement["predicate"]["checkweigh"]
+        change(ours)
+        with suppress(ValueError):  # nothing follows from what is no attestation
+            attested = Attested.model_validate_json(json.dumps(ours))
+            statement["predicate"] = TestResult.of(attested).model_dump(mode="json", by_alias=True)
 
     def tampered(door: Door) -> set[str]:
-        door.sealed(lambda s: change(s["predicate"]["checkweigh"]))
+        door.sealed(changed)
         return door.codes()
 
     return tampered
@@ -161,7 +170,8 @@ TAMPERINGS: dict[str, tuple[Tamper, set[str]]] = {
     "another predicate type": (
         statement(lambda s: s.update(predicateType="https://slsa.dev/provenance/v1")), {"predicate-type"},
     ),
-    "a later version": (predicate(lambda p: p.update(schema="checkweigh/attestation@2")), {"schema"}),
+    "a later version": (predicate(lambda p: p.update(schema="checkweigh/attestation@3")), {"schema"}),
+    "an older version": (predicate(lambda p: p.update(schema="checkweigh/attestation@1")), {"outdated"}),
     "without our part": (statement(lambda s: s["predicate"].pop("checkweigh")), {"schema"}),
     "an unknown field": (predicate(lambda p: p.update(override=True)), {"predicate"}),
     "a subject left out": (statement(lambda s: s["subject"].pop(0)), {"subject"}),
@@ -178,6 +188,18 @@ TAMPERINGS: dict[str, tuple[Tamper, set[str]]] = {
     "the policy loosened since": (files(looser), {"policy"}),
     "a set without digest": (predicate(lambda p: p.update(evalsets={})), {"evalsets"}),
     "the policy on other sets": (files(renamed_set), {"policy", "evalsets"}),
+    "a set that the policy does not name": (
+        predicate(lambda p: p["evalsets"].update(more=OTHER)), {"evalsets"},
+    ),
+    "a set twice": (
+        statement(lambda s: s["predicate"]["configuration"].append(s["predicate"]["configuration"][-1])), {"result"},
+    ),
+    "another baseline for other readers": (
+        statement(lambda s: s["predicate"]["configuration"][1]["digest"].update(sha256="0" * 64)), {"result"},
+    ),
+    "a failed check among the passed": (
+        statement(lambda s: s["predicate"]["passedTests"].append("memory")), {"result"},
+    ),
     "no digest of the tool": (predicate(lambda p: p["tool"].pop("digest")), {"predicate"}),
     "a check left out": (predicate(lambda p: p["checks"].pop(0)), {"checks"}),
     "the implicit check left out": (predicate(lambda p: p["checks"].pop()), {"checks"}),
@@ -201,7 +223,7 @@ TAMPERINGS: dict[str, tuple[Tamper, set[str]]] = {
     "another chat template": (files(lambda d: (d.model / "chat_template.jinja").write_text("{{ 1 }}")), {"files"}),
     "other weights, pinned anew": (files(repinned), {"subject", "candidate", "weights-signature"}),
     "one file more beside the weights": (
-        files(lambda d: (d.model / "notes.txt").write_text("hello")), {"weights-signature"},
+        files(lambda d: (d.model / "notes.txt").write_text("hello")), {"files"},
     ),
     "another model signature": (swapped_signature, {"weights-signature"}),
     "no model signature": (removed_signature, {"weights-signature"}),

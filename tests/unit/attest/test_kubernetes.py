@@ -42,7 +42,9 @@ def run(door: Door) -> subprocess.CompletedProcess[str]:
     container = pod()["spec"]["initContainers"][0]
     words = [*container["command"], *container["args"]]
     assert words[0] == "checkweigh"
+    stated = f"sample-set={door.evalset('sample-set').content_digest()}"
     words = [word.replace("/admission", str(door.folder / "admission")) for word in words]
+    words = [word.replace("SET=DIGEST", stated) for word in words]
     own = {entry["name"]: entry["value"] for entry in container["env"]}
     own = {name: value.replace("/scratch", str(door.folder / "scratch")) for name, value in own.items()}
     return subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tests.faults.test_serve_command import engine_of, served
 from tests.signing import keys
-from tests.unit.attest.conftest import Door
+from tests.unit.attest.conftest import Door, put_evalset
 from tests.unit.attest.test_admit import flip, looser, repinned
 
 from checkweigh.cli import main
@@ -77,6 +77,7 @@ REFUSED: dict[str, tuple[Callable[[Door], Any], tuple[str, ...]]] = {
     "other weights, pinned": (repinned, ("subject",)),
     "another policy": (looser, ("policy",)),
     "expired": (expired, ("age",)),
+    "another set": (lambda door: put_evalset(door.folder / "evalsets", items=5), ("evalsets",)),
     "another manifest": (another_manifest, ("subject",)),
     "another key": (forged, ("key",)),
     "no envelope": (lambda door: door.attestation.write_text("{}"), ("envelope",)),
@@ -111,6 +112,7 @@ def test_anything_else_starts_nothing(name: str, door: Door, capsys: pytest.Capt
         ("--key", ("--key", "/nowhere.pub"), "/nowhere.pub"),
         ("--policy", ("--policy", "/nowhere.yaml"), "/nowhere.yaml"),
         ("--require-attestation", ("--require-attestation", "/nowhere.json"), "/nowhere.json"),
+        ("", ("--evalset", "sample-set=12"), "--evalset: expected NAME=sha256:"),
         ("", ("CANDIDATE", "--split", "90/10"), "expected one a manifest, 2, found 1"),
     ],
 )
@@ -176,6 +178,7 @@ def test_the_deployment_serves_only_what_passed(
     (mounted / "guard.yaml").write_text("surface:\n  keys: {CHAT_KEY: interactive}\n")
     monkeypatch.setenv("CHAT_KEY", "k" * 32)
     places = {"/admission": str(mounted), "/scratch": str(scratch), "0.0.0.0": "127.0.0.1"}
+    places["SET=DIGEST"] = f"sample-set={door.evalset('sample-set').content_digest()}"
     command = [*guard["command"], *guard["args"]]
     for old, new in places.items():
         command = [word.replace(old, new) for word in command]

@@ -40,10 +40,17 @@ def evalset_roots(policy: Path) -> tuple[Path, ...]:
 
 
 def find_evalset(name: str, within: Sequence[Path], progress: Progress = no_progress) -> EvalSet:
-    """The set of that name below one of the folders. BadInput when there is none."""
-    for root in within:
-        if (root / name / "card.yaml").is_file():
-            return load_evalset(root / name, progress)
+    """The set of that name below one of the folders. BadInput when there is none, or more than one.
+
+    Two copies are refused even where they are equal: nobody would say so on the day when one of them is changed.
+    """
+    cards = [root / name / "card.yaml" for root in within]
+    places = {card.resolve(): card.parent for card in cards if card.is_file()}
+    if len(places) > 1:
+        both = " and ".join(map(str, places.values()))
+        raise BadInput(f"evalset '{name}': expected one place for it, found {both}; remove one of them")
+    for folder in places.values():
+        return load_evalset(folder, progress)
     known = sorted({card.parent.name for root in within for card in root.glob("*/card.yaml")})
     where = " or ".join(f"{root}/" for root in within) or "nowhere"
     raise BadInput(f"evalset '{name}': expected one of {', '.join(known) or 'no sets at all'} below {where}")

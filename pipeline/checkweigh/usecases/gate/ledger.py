@@ -4,6 +4,9 @@
 
     HOME/attempts/<candidate's pins>/<candidate, baseline, policy>/01.json ...   one sealed entry an attempt
 
+What an older version entered lies under the pins of then, which named places and fewer files. It is found there, is
+never written again, and what it spent is spent.
+
 1. The same digests return the stored verdict: nothing is measured, and no error is spent twice.
 2. An attempt that ended before its first look (killed, an error, out of time) spent nothing; it goes on, or is
    forgotten.
@@ -20,11 +23,12 @@ lies in: a job with a fresh home has no memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from checkweigh import canonical
@@ -38,6 +42,7 @@ from checkweigh.records.decision import AttemptRecord, Decision, LedgerEntry, Lo
 from checkweigh.records.measurement import PROTOCOL
 from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
+from checkweigh.sources.pin import Resolved
 from checkweigh.usecases.gate.arms.time_arms import TIMING_WAIT_S
 from checkweigh.usecases.gate.inputs import Inputs
 
@@ -104,12 +109,14 @@ class _GateIdentity:
 
     inputs: Inputs
 
+    @property
+    def arms(self) -> dict[str, Resolved]:
+        arms = {"baseline": self.inputs.baseline, "candidate": self.inputs.candidate}
+        return arms if self.inputs.anchor is None else arms | {"anchor": self.inputs.anchor}
+
     @cached_property
     def pins(self) -> dict[str, str]:
-        arms = {"baseline": self.inputs.baseline, "candidate": self.inputs.candidate}
-        if self.inputs.anchor is not None:
-            arms["anchor"] = self.inputs.anchor
-        return {role: arm.pins.record_digest() for role, arm in arms.items()}
+        return {role: arm.pins.record_digest() for role, arm in self.arms.items()}
 
     @cached_property
     def policy(self) -> str:
@@ -117,8 +124,14 @@ class _GateIdentity:
 
     @property
     def folder(self) -> Path:
-        gated = canonical.digest({**self.pins, "policy": self.policy})
-        return cache_root() / "attempts" / _hex(self.pins["candidate"]) / _hex(gated)
+        return _folder(self.pins, self.policy)
+
+    @cached_property
+    def former_folder(self) -> Path:
+        """Where the version before kept the attempts of this very gate."""
+        pins = {role: _former_pins(arm) for role, arm in self.arms.items()}
+        rules = self.inputs.policy.model_dump(mode="json", exclude={"no_effect"})
+        return _folder(pins, canonical.digest(_without_wording(rules)))
 
     @cached_property
     def data(self) -> str:
@@ -167,11 +180,27 @@ class _GateIdentity:
 
 def without_wording(policy: Policy) -> dict[str, object]:
     """The policy without its wording: what two policies have in common that decide the same."""
-    data = policy.model_dump(mode="json", exclude=WORDING)
+    return _without_wording(policy.settings())
+
+
+def _without_wording(settings: Mapping[str, Any]) -> dict[str, object]:
+    data = {name: value for name, value in settings.items() if name not in WORDING}
     return {
         **data,
         "checks": [{k: v for k, v in check.items() if k != "because"} for check in data["checks"]],
     }
+
+
+def _folder(pins: Mapping[str, str], policy: str) -> Path:
+    gated = canonical.digest({**pins, "policy": policy})
+    return cache_root() / "attempts" / _hex(pins["candidate"]) / _hex(gated)
+
+
+def _former_pins(arm: Resolved) -> str:
+    """The digest that the version before gave to the same pins: with places in the settings, without other files."""
+    absent = {name for name in ("draft", "parts", "environment") if not getattr(arm.pins, name)}
+    pins = arm.pins.model_dump(mode="json", exclude=absent | {"files"})
+    return canonical.digest(pins | {"manifest": canonical.digest(arm.manifest.declared())})
 
 
 @contextmanager
@@ -190,7 +219,8 @@ def hold_attempt(inputs: Inputs, progress: Progress, *, again: bool = False) -> 
             "another checkweigh is gating the same candidate; waiting for its verdict", 0, 0
         ),
     ):
-        attempt = _attempt_for(identity, _entries(identity.folder), again)
+        former = [entry for entry in _entries(identity.former_folder) if entry.spent]
+        attempt = _attempt_for(identity, former, _entries(identity.folder, after=len(former)), again)
         try:
             yield attempt
         except BadInput:
@@ -198,11 +228,13 @@ def hold_attempt(inputs: Inputs, progress: Progress, *, again: bool = False) -> 
             raise
 
 
-def _attempt_for(identity: _GateIdentity, entries: Sequence[LedgerEntry], again: bool) -> LedgerAttempt:
-    """Which attempt it is (1 to 6 above)."""
-    spent = [entry for entry in entries if entry.spent]
+def _attempt_for(
+    identity: _GateIdentity, former: Sequence[LedgerEntry], entries: Sequence[LedgerEntry], again: bool
+) -> LedgerAttempt:
+    """Which attempt it is (1 to 6 above). ``former``: what an older version spent."""
+    spent = [*former, *(entry for entry in entries if entry.spent)]
     same = next((e for e in reversed(entries) if e.data == identity.data), None)
-    others = _others(identity.folder)
+    others = _others(identity)
     if same is not None and same.spent and not again:
         path = identity.folder / f"{same.number:02d}.json"
         words = (*(e.words for e in spent if e.number < same.number), *others)
@@ -213,7 +245,7 @@ def _attempt_for(identity: _GateIdentity, entries: Sequence[LedgerEntry], again:
             return LedgerAttempt(path=path, entry=same, earlier=words, stored=same.decision)
         entry = same.model_copy(update={"judged": identity.judged, "decision": None})
         return LedgerAttempt(path=path, entry=entry, earlier=words, before=same.decision)
-    number = len(spent) + 1
+    number = 1 + max((entry.number for entry in spent), default=0)
     entry = LedgerEntry(
         number=number, of=identity.inputs.policy.attempts, plan=identity.plan(number),
         data=identity.data, judged=identity.judged, items=identity.items,
@@ -258,9 +290,10 @@ def highest_replicate(path: Path) -> int:
     return max((entry.replicate for folder in folders for entry in _entries(folder)), default=0)
 
 
-def _others(folder: Path) -> tuple[str, ...]:
+def _others(identity: _GateIdentity) -> tuple[str, ...]:
     """What to say of this candidate's attempts against other baselines or under other policies."""
-    tried = [path for path in folder.parent.glob("*/[0-9]*.json") if path.parent != folder]
+    own = (identity.folder, identity.former_folder)
+    tried = [path for folder in own for path in folder.parent.glob("*/[0-9]*.json") if path.parent not in own]
     if not tried:
         return ()
     count = f"{len(tried)} earlier tries" if len(tried) > 1 else "1 earlier try"
@@ -269,8 +302,11 @@ def _others(folder: Path) -> tuple[str, ...]:
     )
 
 
-def _entries(folder: Path) -> list[LedgerEntry]:
-    """The attempts so far. A damaged entry is an error: read as absent, it would give a candidate another one."""
+def _entries(folder: Path, *, after: int = 0) -> list[LedgerEntry]:
+    """The attempts in ``folder`` so far, which begin at most one ``after`` those of an older version.
+
+    A damaged entry is an error, and one that is missing: read as absent, it would give a candidate another attempt.
+    """
     entries = []
     for path in sorted(folder.glob("[0-9]*.json")):
         try:
@@ -283,7 +319,8 @@ def _entries(folder: Path) -> list[LedgerEntry]:
                 "candidate was tried"
             ) from error
         entries.append(entry)
-    if [entry.number for entry in entries] != list(range(1, len(entries) + 1)):
+    numbers = [entry.number for entry in entries]
+    if numbers and (numbers[0] > after + 1 or numbers != list(range(numbers[0], numbers[-1] + 1))):
         raise StoreError(f"{folder}: an entry of the ledger of attempts is missing")
     return entries
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from checkweigh import canonical
@@ -9,11 +10,11 @@ from checkweigh.attest import weights
 from checkweigh.attest.envelope import seal
 from checkweigh.attest.keys import PrivateKey, private_key
 from checkweigh.attest.statement import decision_statement
-from checkweigh.errors import Broken, SigningError
+from checkweigh.errors import BadInput, Broken, ExitCode, PinMismatch, Problem, SigningError
 from checkweigh.files import write_atomic
-from checkweigh.progress import Say
+from checkweigh.progress import Progress, Say, no_progress
 from checkweigh.records.decision import Decision
-from checkweigh.sources.pin import Resolved
+from checkweigh.sources.pin import Resolved, lock_path, verify_files
 
 ATTESTATION = "attestation.json"
 
@@ -23,25 +24,44 @@ def signing_key(where: str | None) -> PrivateKey | None:
     return None if where is None else private_key(where)
 
 
-def sign(decision: Decision, candidate: Resolved, out: Path, key: PrivateKey | None, say: Say) -> bool:
-    """Attest a decision if there is a key. False when a signature was asked for and failed; ``say`` gets why."""
-    if key is None:
-        return True
-    try:
-        for line in attest(decision, candidate, out, key):
-            say(line)
-    except Broken as error:
-        say(f"attestation: NOT SIGNED: {error}")
-        return False
-    return True
+def sign(
+    decision: Decision,
+    arms: Sequence[Resolved],
+    out: Path,
+    key: PrivateKey | None,
+    say: Say,
+    progress: Progress,
+) -> ExitCode:
+    """Attest a decision if there is a key. ``arms``: the candidate, then what it was compared with.
 
-
-def attest(decision: Decision, candidate: Resolved, out: Path, key: PrivateKey) -> tuple[str, ...]:
-    """Sign a finished gate into ``out``; returns the lines that say so. On SigningError nothing signed is left there.
-
-    1. The weights, where they are a directory of the user's own and the key can make a model signature.
-    2. The verdict, with the digest of that signature.
+    Not PASS when a signature was asked for and there is none: BAD_INPUT when a file is no longer what is pinned, else
+    BROKEN; ``say`` gets why.
     """
+    if key is None:
+        return ExitCode.PASS
+    try:
+        for line in attest(decision, arms, out, key, progress):
+            say(line)
+    except (BadInput, Broken) as error:
+        say(f"attestation: NOT SIGNED: {error}")
+        return error.exit_code
+    return ExitCode.PASS
+
+
+def attest(
+    decision: Decision, arms: Sequence[Resolved], out: Path, key: PrivateKey, progress: Progress = no_progress
+) -> tuple[str, ...]:
+    """Sign a finished gate into ``out``; returns the lines that say so. When it raises, nothing signed is left there.
+
+    1. Every file of every arm is read once more; PinMismatch for one that is not what is pinned.
+    2. The candidate's weights are signed, where they are a directory of the user's own and the key can make a model
+       signature.
+    3. The verdict is signed, with the digest of that signature.
+    """
+    candidate, *_ = arms
+    for arm in arms:
+        if verify_files(arm.path, progress).pins != arm.pins:
+            raise PinMismatch([_pinned_again(arm)])
     target = out / ATTESTATION
     signature, message = _sign_weights(candidate, out, key)
     try:
@@ -54,6 +74,13 @@ def attest(decision: Decision, candidate: Resolved, out: Path, key: PrivateKey) 
             raise SigningError(f"{out}: the signature cannot be written ({error.strerror})") from None
         raise
     return (f"attestation: {target}, key {key.keyid[:12]}", message)
+
+
+def _pinned_again(arm: Resolved) -> Problem:
+    return Problem(
+        file=str(lock_path(arm.path)), line=None, path="pins", expected="the pins that were gated",
+        found="others: it was pinned again meanwhile",
+    )  # fmt: skip
 
 
 def _sign_weights(candidate: Resolved, out: Path, key: PrivateKey) -> tuple[Path | None, str]:

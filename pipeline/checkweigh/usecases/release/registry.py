@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checkweigh import canonical
+from checkweigh.attest.bindings import content_refusals
 from checkweigh.attest.envelope import MAX_ENVELOPE_BYTES, unseal
 from checkweigh.attest.keys import public_key
 from checkweigh.attest.rules import signed_pass_refusals
-from checkweigh.errors import BadInput, CheckweighError, ExitCode, RegistryError
+from checkweigh.attest.statement import attested_part
+from checkweigh.errors import BadDocument, BadInput, CheckweighError, ExitCode, RegistryError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Say
 from checkweigh.records.attestation import Waiver
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.manifest import Lock, Manifest
-from checkweigh.records.yaml.document import parse, parse_json
+from checkweigh.records.yaml.document import load_json, parse, parse_json
 from checkweigh.report.safe import one_line
 from checkweigh.sinks.mlflow_target import INSTALL, Target, installed
 from checkweigh.sinks.sender_process import SenderResult, mlflow_limit_s, run_sender
 from checkweigh.sources.cache import cache_root
-from checkweigh.sources.documents import read_policy
 from checkweigh.sources.pin import read_pinned
 from checkweigh.usecases.read_decision import decision_folder, read_decision
 from checkweigh.usecases.release.attest import ATTESTATION
+from checkweigh.usecases.release.policy_content import read_policy_content
 
 MODULE = "checkweigh.sinks.registry"
 _ALIAS = "look where the alias is before you try again: the same command goes on, or says why not"
@@ -87,18 +89,38 @@ def registry_target(target: Target | None, model: str, alias: str) -> RegistryTa
     return RegistryTarget(target=target, model=model, alias=alias)
 
 
-def promote(
-    run: Path, policy: Path, where: RegistryTarget, *, first: bool = False, key: Path | None = None
-) -> AliasMove:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionRequest:
+    """What ``checkweigh promote`` was asked. ``run``: a gate's directory. ``first``: there is no champion yet.
+
+    ``key``: a public key, by which the decision must be signed. ``evalsets``: digests of sets that are not beside the
+    policy.
+    """
+
+    run: Path
+    policy: Path
+    where: RegistryTarget
+    first: bool = False
+    key: Path | None = None
+    evalsets: Mapping[str, str] = field(default_factory=dict)
+    accept_unverified: bool = False
+
+
+def promote(request: PromotionRequest) -> AliasMove:
     """Register a run's candidate and move the alias, only on a pass of that policy against the champion.
 
-    1. Here: the verdict, the policy, and with a key the signature of just this decision. All refusals at once.
+    1. Here: the verdict, what it was measured on, and with a key the signature of just this decision. All refusals at
+       once.
     2. In the registry: that the champion is the gate's baseline, one promotion at a time (sinks.registry).
     """
-    decision = read_decision(run)
+    decision, key, where = read_decision(request.run), request.key, request.where
+    content = read_policy_content(request.policy, request.evalsets)
+    if decision.outdated:
+        return AliasMove(refusals=(f"outdated: {decision.outdated}",))
     refusals = (
-        *_verdict_refusals(decision, policy),
-        *(_signature_refusals(run, decision, key) if key else ()),
+        *_verdict_refusals(decision),
+        *map(str, content_refusals(decision, content, accept_unverified=request.accept_unverified)),
+        *(_signature_refusals(request.run, decision, key) if key else ()),
     )
     if refusals:
         return AliasMove(refusals=refusals)
@@ -110,7 +132,7 @@ def promote(
     }  # fmt: skip
     text = f"{candidate.name}: {decision.verdict.value} against {decision.baseline.name} by {decision.policy_name}"
     return _alias_move(
-        _ask(where.target, "promote", model=where.model, alias=where.alias, first=first, tags=tags,
+        _ask(where.target, "promote", model=where.model, alias=where.alias, first=request.first, tags=tags,
              decision=decision.reached, baseline=decision.baseline.pins, description=one_line(text))
     )  # fmt: skip
 
@@ -132,6 +154,29 @@ def registered_baseline(source: Path, target: Target | None) -> tuple[Path, str]
     It is put below CHECKWEIGH_HOME with its lock; ``verify`` then holds both against the files. A manifest in
     ``manifests/`` with the very same pins is used in its place: its relative paths lead somewhere.
     """
+    found = registered_manifest(source, target)
+    pins = canonical.short(found.lock.pins.record_digest())
+    note = f"baseline {found.shown} was version {found.version}, {found.manifest.name}, pins {pins}"
+    return _manifest_path(found), note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredManifest:
+    """What a registry holds of a version: ``files`` are the texts of manifest and lock. ``shown``: as it was named."""
+
+    shown: str
+    version: str
+    manifest: Manifest
+    lock: Lock
+    files: dict[str, str]
+
+
+def registered_manifest(source: Path, target: Target | None) -> RegisteredManifest:
+    """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` stands for now.
+
+    Raises BadInput for a name that is none and for a version that an older Checkweigh registered, RegistryError where
+    the registry does not answer or holds no manifest with its lock.
+    """
     shown = str(source)
     named = MODELS.fullmatch(shown)
     if named is None:
@@ -143,9 +188,10 @@ def registered_baseline(source: Path, target: Target | None) -> tuple[Path, str]
         raise BadInput(f"{shown}: {one_line(answer['refused'], 500)}")
     try:
         version, pins, files = str(answer["version"]), str(answer["pins"]), answer["files"]
+        _refuse_old_lock(shown, version, files["manifest.lock.json"])
         lock = parse_json(Lock, files["manifest.lock.json"].encode(), f"{shown} (lock)")
         manifest = parse(Manifest, files["manifest.yaml"].encode(), f"{shown} (manifest)")
-    except (KeyError, TypeError, AttributeError, BadInput) as error:
+    except (KeyError, TypeError, AttributeError, BadDocument) as error:
         raise RegistryError(
             f"{shown}: what the registry holds is no manifest with its lock ({error})"
         ) from None
@@ -153,12 +199,21 @@ def registered_baseline(source: Path, target: Target | None) -> tuple[Path, str]
         raise RegistryError(
             f"{shown}: version {version} says pins {canonical.short(pins)}, its lock says others"
         )
-    note = f"baseline {shown} was version {version}, {manifest.name}, pins {canonical.short(pins)}"
-    return _manifest_path(shown, manifest, lock, files), note
+    return RegisteredManifest(shown=shown, version=version, manifest=manifest, lock=lock, files=dict(files))
 
 
-def _manifest_path(shown: str, manifest: Manifest, lock: Lock, files: dict[str, str]) -> Path:
+def _refuse_old_lock(shown: str, version: str, lock: str) -> None:
+    """BadInput for the lock of an older Checkweigh: its pins cannot be compared with those of today."""
+    if load_json(lock.encode(), shown).get("schema") == "checkweigh/lock@1":
+        raise BadInput(
+            f"{shown}: version {version} was registered by an older Checkweigh, whose pins are not those of today: pin "
+            "its manifest again, gate it, remove the alias and promote it with --first (docs/upgrading.md)"
+        )
+
+
+def _manifest_path(found: RegisteredManifest) -> Path:
     """Our own manifest of that name where it has the same pins, else the registry's, written below CHECKWEIGH_HOME."""
+    manifest, lock, files, shown = found.manifest, found.lock, found.files, found.shown
     local = Path("manifests") / f"{manifest.name}.yaml"
     try:
         if read_pinned(local)[1].pins == lock.pins:
@@ -204,13 +259,9 @@ def show_waiver(waiver: Waiver, target: Target, say: Say) -> None:
     )
 
 
-def _verdict_refusals(decision: Decision, policy: Path) -> Iterator[str]:
-    rules = read_policy(policy)
+def _verdict_refusals(decision: Decision) -> Iterator[str]:
     if decision.verdict is not Verdict.PASS:
         yield f"verdict: {decision.verdict.value}, not a pass (a waiver admits, it does not promote)"
-    if decision.policy != rules.record_digest():
-        judged, wanted = canonical.short(decision.policy), canonical.short(rules.record_digest())
-        yield f"policy: judged by {decision.policy_name} {judged}, required is {rules.name} {wanted}"
 
 
 def _signature_refusals(run: Path, decision: Decision, key: Path) -> Iterator[str]:
@@ -222,10 +273,7 @@ def _signature_refusals(run: Path, decision: Decision, key: Path) -> Iterator[st
     except OSError as error:
         yield f"attestation: {path} cannot be read ({error.strerror}); a signed pass is required"
         return
-    refusals = signed_pass_refusals(
-        envelope, decision.record_digest(), decision.candidate.pins, decision.policy
-    )
-    yield from map(str, refusals)
+    yield from map(str, signed_pass_refusals(envelope, attested_part(decision, None)))
 
 
 def _ask(target: Target, act: str, **request: Any) -> dict[str, Any]:

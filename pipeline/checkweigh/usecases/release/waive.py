@@ -89,6 +89,8 @@ def sign_waiver(
     decision = read_decision(run)
     out = decision_folder(run)
     _, lock = read_pinned(manifest)
+    if decision.outdated:
+        raise BadInput(f"{out}: {decision.outdated}")
     if decision.verdict in (Verdict.PASS, Verdict.ERROR):
         why = (
             "a pass needs no waiver"
