@@ -10,7 +10,7 @@ new, or unpinned before   a gate against the declared baseline, as it was at the
 the same pins             nothing: a rename, a comment, ``intends``
 the same pins, but a      ``verify``: the lock has to recognise the file
 file that it names
-differs
+differs, or its place
 gone                      nothing
 ========================  =============================================================================
 
@@ -148,7 +148,7 @@ def _manifest(
     if change is None and not via and not locked:
         return None
     status: FileStatus = change.status if change else "modified"
-    _, lock = read_pinned(trees.now / path)
+    manifest, lock = read_pinned(trees.now / path)
     was = path if change is None else change.was
     old = None if was is None else _pinned_before(trees, was)
     if was is None or old is None:
@@ -161,6 +161,10 @@ def _manifest(
         return _gate_against(path, status, why, was, pinned, lock)
     if via:
         why = f"{moved}the pins are the same, though {via} changed"
+        return ChangedDocument(path=path, status=status, need="verify", because=why)
+    # A place is no pin: only looking there says whether the pinned files are there too.
+    if before.declared() != manifest.declared() or PurePosixPath(was).parent != PurePosixPath(path).parent:
+        why = f"{moved}the pins are the same, though its files are looked for in another place"
         return ChangedDocument(path=path, status=status, need="verify", because=why)
     return ChangedDocument(path=path, status=status, need="nothing", because=f"{moved}the pins are the same")
 

@@ -216,7 +216,7 @@ def _manifest_path(found: RegisteredManifest) -> Path:
     manifest, lock, files, shown = found.manifest, found.lock, found.files, found.shown
     local = Path("manifests") / f"{manifest.name}.yaml"
     try:
-        if read_pinned(local)[1].pins == lock.pins:
+        if read_pinned(local)[1].pins.record_digest() == lock.pins.record_digest():
             return local
     except CheckweighError:
         pass  # none of that name, or another one: the registry's it is

@@ -88,6 +88,23 @@ def test_a_pure_rename_needs_nothing(scratch: Scratch) -> None:
     assert "renamed from manifests/served.yaml" in one["because"]
 
 
+def test_files_that_are_looked_for_in_another_place_are_verified_there(
+    scratch: Scratch, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A place is no pin, so that the lock is still current; whether the files are there is not."""
+    other = shutil.copytree(tiny_model_dir, tmp_path / "other-model")
+    scratch.edit(SERVED, model={"source": f"path:{other}"})
+    scratch.commit("another place")
+    one = only(found(scratch))
+    assert (one["need"], one["status"]) == ("verify", "modified")
+    assert "looked for in another place" in one["because"]
+    (scratch.root / "moved").mkdir()
+    for suffix in (".yaml", ".lock.json"):
+        scratch.git("mv", f"manifests/served{suffix}", f"moved/served{suffix}")
+    scratch.commit("another folder")
+    assert only(found(scratch))["need"] == "verify"
+
+
 def test_a_rename_that_changes_the_model_is_gated_against_the_old_name(scratch: Scratch) -> None:
     for suffix in (".yaml", ".lock.json"):
         scratch.git("mv", f"manifests/served{suffix}", f"manifests/renamed{suffix}")
