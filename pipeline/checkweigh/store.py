@@ -8,8 +8,9 @@
         observations.parquet     all observations
         record.json              the rest, with the Parquet file's digest and its own; written last
 
-A record without a sound ``record.json`` does not exist. A killed run leaves batches, and the next one goes on
-from them. One process at a time measures a key; others wait for it.
+A record without a sound ``record.json`` does not exist, and neither does one of an older version, whose files nobody
+read again after loading. A killed run leaves batches, and the next one goes on from those that were measured with the
+very files that it has (``witness``). One process at a time measures a key; others wait for it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from checkweigh.files import lock, read_sealed, write_atomic, write_sealed
 from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
+UNVERIFIED = "checkweigh/measurement@1"
+UNVERIFIED_WORDS = "of an older version, which did not read the model's files again: it counts as unverified"
 _OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
 
 
@@ -44,20 +47,27 @@ class Store:
         return self.root / key.record_digest().removeprefix("sha256:")
 
     def exists(self, key: MeasurementKey) -> bool:
-        """Whether a complete record is there."""
-        return (self._folder(key) / "record.json").is_file()
+        """Whether a complete record is there that counts."""
+        return self.exists_digest(key.record_digest())
 
     def read(self, key: MeasurementKey) -> MeasurementSet:
         """The record of a key. StoreError when it is damaged, or is not what its address says."""
         return self.read_digest(key.record_digest())
 
     def exists_digest(self, digest: str) -> bool:
-        """Whether a complete record has this key's digest."""
-        return (self.root / digest.removeprefix("sha256:") / "record.json").is_file()
+        """As ``exists``, by the digest of the key."""
+        folder = self.root / digest.removeprefix("sha256:")
+        return (folder / "record.json").is_file() and not is_unverified(folder)
+
+    def is_unverified_digest(self, digest: str) -> bool:
+        """Whether the record with this key's digest is of an older version."""
+        return is_unverified(self.root / digest.removeprefix("sha256:"))
 
     def read_digest(self, digest: str) -> MeasurementSet:
         """As ``read``, by the digest of the key."""
         folder = self.root / digest.removeprefix("sha256:")
+        if is_unverified(folder):
+            raise StoreError(f"{folder}: a record {UNVERIFIED_WORDS}")
         try:
             data, parquet = read_verified_fields(folder)
             data["observations"] = _from_parquet(parquet)
@@ -81,7 +91,8 @@ class Store:
                 key = MeasurementKey.model_validate_json(
                     canonical.dumps(json.loads(path.read_bytes())["key"])
                 )
-                if (key.pins, key.evalset, key.scorer) == (pins, evalset, scorer):
+                same = (key.pins, key.evalset, key.scorer) == (pins, evalset, scorer)
+                if same and not is_unverified(path.parent):
                     execution = key.model_copy(update={"batches": min(key.batches, FIRST_PART_PLAN)})
                     by_execution[execution.record_digest()].append(key)
         executions = sorted(
@@ -115,30 +126,41 @@ class Store:
         shutil.rmtree(folder / "batches", ignore_errors=True)
 
     def read_batch(
-        self, key: MeasurementKey, index: int, digest: str
+        self, key: MeasurementKey, index: int, digest: str, witness: str
     ) -> tuple[list[Observation], int, float] | None:
-        """Observations, tokens and seconds of a batch kept earlier; None if it is absent or not whole."""
+        """Observations, tokens and seconds of a batch kept earlier; None if it is absent or not whole.
+
+        None too for one that was measured with other files than those of ``witness``.
+        """
         path = self._folder(key) / "batches" / f"{index:04d}.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
             body = read_sealed(path)
-            if body["key"] == key.record_digest() and body["batch"] == digest:
+            if (body["key"], body["batch"], body["witness"]) == (key.record_digest(), digest, witness):
                 observations = _OBSERVATIONS.validate_json(json.dumps(body["observations"]))
                 return observations, int(body["tokens"]), float(body["seconds"])
         return None
 
     def write_batch(
-        self, key: MeasurementKey, index: int, digest: str, done: tuple[Sequence[Observation], int, float]
-    ) -> None:
-        """Keep one batch: (observations, tokens, seconds)."""
+        self, key: MeasurementKey, index: int, digest: str, witness: str, done: tuple[Sequence[Observation], int, float]
+    ) -> None:  # fmt: skip
+        """Keep one batch: (observations, tokens, seconds). ``witness``: of the files that it was measured with."""
         observations, tokens, seconds = done
         body = {
             "key": key.record_digest(),
             "batch": digest,
+            "witness": witness,
             "observations": [o.model_dump(mode="json") for o in observations],
             "tokens": tokens,
             "seconds": seconds,
         }
         write_sealed(self._folder(key) / "batches" / f"{index:04d}.json", body)
+
+    def drop_batch(self, key: MeasurementKey, index: int, witness: str) -> None:
+        """Remove a batch that was measured with these files; one that another process measured since stays."""
+        path = self._folder(key) / "batches" / f"{index:04d}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if read_sealed(path)["witness"] == witness:
+                path.unlink()
 
     @contextmanager
     def exchange_folder(self, key: MeasurementKey) -> Iterator[Path]:
@@ -169,6 +191,14 @@ class Store:
             self._folder(key).with_suffix(".lock"), timeout_s=wait_s, what="measures the same thing", waiting=waiting
         ):  # fmt: skip
             yield
+
+
+def is_unverified(folder: Path) -> bool:
+    """Whether a folder holds a record of an older version, whose files nobody read again after loading."""
+    try:
+        return bool(json.loads((folder / "record.json").read_bytes())["schema"] == UNVERIFIED)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # absent or damaged, which reading it says
 
 
 def read_verified_fields(folder: Path) -> tuple[dict[str, Any], bytes]:

@@ -15,9 +15,9 @@ from checkweigh import canonical
 from checkweigh.errors import HostBusy
 from checkweigh.files import lock
 from checkweigh.sources.cache import cache_root
-from checkweigh.store import read_verified_fields
+from checkweigh.store import UNVERIFIED_WORDS, is_unverified, read_verified_fields
 
-EntryState = Literal["complete", "incomplete", "damaged", "measuring"]
+EntryState = Literal["complete", "incomplete", "damaged", "measuring", "unverified"]
 DAY_S = 86_400.0
 
 
@@ -74,10 +74,12 @@ def _read_entry(folder: Path) -> StoreEntry:
         return StoreEntry(path=folder, state=state, bytes=size, changed=changed, batches=batches)
     try:
         data = _verified_fields(folder)
+        old = is_unverified(folder)
         return StoreEntry(
-            path=folder, state="complete", bytes=size, changed=changed, batches=batches,
+            path=folder, state="unverified" if old else "complete", bytes=size, changed=changed, batches=batches,
             schema=data["schema"], name=data["set_name"], items=data["planned"],
             replicate=data["key"]["replicate"], hardware=data["key"]["hardware"], made=data["provenance"]["ended"],
+            problem=f"{UNVERIFIED_WORDS}, and is measured again" if old else "",
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{error}; remove this folder, or run checkweigh store gc, to measure again"
@@ -118,8 +120,8 @@ def _is_measured(folder: Path) -> bool:
 def sweep(root: Path, *, older_than: float | None, incomplete: bool, dry_run: bool) -> list[SweptPath]:
     """Remove what nobody will read, and say what it was.
 
-    Always: damaged records, batches of complete ones, temporary files of writers that are gone. With ``incomplete``
-    interrupted measurements too, with ``older_than`` (days) whatever was last changed before.
+    Always: damaged records, those of an older version, batches of complete ones, temporary files of writers that are
+    gone. With ``incomplete`` interrupted measurements too, with ``older_than`` (days) whatever was last changed before.
     """
     done: list[SweptPath] = []
     for entry in list_entries(root):
@@ -140,6 +142,8 @@ def _leftovers(entry: StoreEntry, older_than: float | None, incomplete: bool) ->
     old = older_than is not None and time.time() - entry.changed > older_than * DAY_S
     if entry.state == "damaged":
         yield entry.path, f"damaged: {entry.problem.partition(';')[0]}"
+    elif entry.state == "unverified":
+        yield entry.path, entry.problem
     elif old:
         yield entry.path, f"not changed for {older_than:g} days"
     elif entry.state == "incomplete" and (incomplete or not entry.batches):

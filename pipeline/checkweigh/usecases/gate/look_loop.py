@@ -5,6 +5,7 @@
 3. Timing is measured once, whole: at the first look where everything else would pass, or at the last one. After it the
    gate stops, whatever it said: more items make no arm faster.
 4. Time that runs out in the middle of a slice leaves what the looks before it saw.
+5. Nothing is told of a look before the files of every arm were read in full again (``EngineSession.settle``).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from checkweigh.progress import Progress
 from checkweigh.records.decision import LookMade, Verdict
 from checkweigh.records.measurement import PairedRun, Stage
 from checkweigh.records.metrics import METRICS
-from checkweigh.sources.undeclared import comparable_metrics
 from checkweigh.sources.undeclared import LoadedArm, effective_differences
 from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement
+from checkweigh.usecases.gate.arms.engine_session import settle_all
 from checkweigh.usecases.gate.arms.measure_divergence import Divergences, measure_divergences
 from checkweigh.usecases.gate.arms.time_arms import TimingPrompts, answered_by_both, needs_timing, time_arms
 from checkweigh.usecases.gate.inputs import Inputs
@@ -82,6 +83,7 @@ class LookLoop:
             if stops and needs_timing(self.inputs.policy):
                 self._time()
                 judgement = self._judged(number)
+            self.settle()
             self._note(number, judgement, before)
             if blocked:
                 return self._untimed(judgement)
@@ -89,6 +91,10 @@ class LookLoop:
                 return judgement
             self.progress(f"look {number} of {self.of}: not settled; the sample grows", 0, 0)
         raise AssertionError("the last look stops")
+
+    def settle(self) -> None:
+        """Let count what was measured so far. Raises PinMismatch with every file of any arm that changed meanwhile."""
+        settle_all([arm.session for arm in self.arms.values()])
 
     def _grow(self, number: int) -> bool:
         """Measure the parts of a look; False when time ran out in a later look, whose parts are then left out."""
@@ -119,7 +125,10 @@ class LookLoop:
                     record = arm.measure(part)
                     if record is not None:
                         records[role][part.evalset.card.name] = record
-            arm.session.close()
+            if self._diverging(parts) and role in ARMS:
+                arm.session.close()  # its next start, for the divergence, settles it
+            else:
+                arm.session.settle()
 
     def _compare_loaded(self) -> None:
         """Refuse a candidate that loaded what nothing declared explains, before its minutes are spent.
@@ -143,22 +152,22 @@ class LookLoop:
         names = {n for c in self.inputs.policy.checks if c.against == "anchor" for n in c.evalset}
         return role != "anchor" or part.evalset.card.name in names
 
-    def _compare_states(self, parts: tuple[Part, ...], records: Mapping[str, Records]) -> Divergences:
-        """The divergences that checks ask for, where the two arms can be compared so."""
+    def _diverging(self, parts: tuple[Part, ...]) -> list[Part]:
+        """The parts whose divergence a check asks for, and can have."""
         names = {
             name
             for check in self.inputs.policy.checks
-            if METRICS[check.metric].estimator == "divergence"
+            if METRICS[check.metric].estimator == "divergence" and check.id not in self.inputs.inestimable
             for name in check.evalset
         }
-        arms = {str(role): self.arms[role] for role in ARMS}
-        if (
-            comparable_metrics(self.inputs.baseline.pins, self.inputs.candidate.pins)["kl"] != "yes"
-            or not names
-        ):
+        return [part for part in parts if part.evalset.card.name in names and part.evalset.items]
+
+    def _compare_states(self, parts: tuple[Part, ...], records: Mapping[str, Records]) -> Divergences:
+        """The divergences that checks ask for, where the two arms can be compared so."""
+        compared = self._diverging(parts)
+        if not compared:
             return Divergences()
-        compared = [p for p in parts if p.evalset.card.name in names and p.evalset.items]
-        return measure_divergences(compared, arms, records)
+        return measure_divergences(compared, {str(role): self.arms[role] for role in ARMS}, records)
 
     def _judged(self, number: int) -> Judgement:
         assert self.judge is not None

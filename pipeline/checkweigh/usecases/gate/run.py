@@ -7,7 +7,7 @@
 
 A failure of the baseline, the tool or the host is an ERROR, which spends nothing; a candidate whose engine fails
 twice where the baseline's did not is blocked as unservable. Bad input that only a running engine shows (a pin that is
-not what is served) is raised, and leaves no decision.
+not what is served, a file that changes meanwhile) is raised, and leaves no decision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from checkweigh import report
 from checkweigh.decision.verdict import Judgement
 from checkweigh.engines.spec import Timeouts
-from checkweigh.errors import BadInput, Broken, EngineError, StoreError
+from checkweigh.errors import BadInput, Broken, EngineError, PinMismatch, StoreError
 from checkweigh.files import disk_full
 from checkweigh.measure import host_facts
 from checkweigh.progress import Progress
@@ -160,9 +160,22 @@ def _decide(
         judgement = _engine_failed(error, arms)
     except (Broken, OSError) as error:
         judgement = _broken(error)
+    except BadInput as error:
+        raise _with_changed_files(error, loop) from None
+    loop.settle()  # a model that was exchanged is no engine that failed
     decision = compose_decision(loop, judgement, started, attempt)
     final = final and judgement.verdict is not Verdict.ERROR
     return GateResult(decision=decision, measured=loop.measured, final=final)
+
+
+def _with_changed_files(error: BadInput, loop: LookLoop) -> BadInput:
+    """The error, with every file that changed on any arm; what was measured on arms whose files did not is kept."""
+    try:
+        loop.settle()
+    except PinMismatch as more:
+        others = error.problems if isinstance(error, PinMismatch) else []
+        return PinMismatch(list(dict.fromkeys([*others, *more.problems])))
+    return error
 
 
 def _choose_executions(loop: LookLoop, attempt: LedgerAttempt) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from checkweigh import canonical
 from checkweigh.decision.slices import Part
 from checkweigh.errors import HostBusy
 from checkweigh.measure import host_facts
@@ -16,7 +18,7 @@ from checkweigh.records.evalset import EvalSet
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.scorers.score_items import ScoreItem, item_scorer
 from checkweigh.store import Store
-from checkweigh.usecases.gate.arms.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.engine_session import EngineSession, Provisional, hold
 
 MeasuredBatch = tuple[list[Observation], int, float]  # a batch's observations, tokens and seconds
 LOCK_WAIT_S = 5.0  # for a measurement's lock when no time is left: a stored record can still be read
@@ -105,10 +107,42 @@ class ArmMeasurement:
         self.stages.append(record.stage.model_copy(update={"stored": True, "arm": arm, "name": name}))
         return record
 
-    def write(self, record: MeasurementSet) -> None:
-        """Store a record that was measured now; its stage is kept."""
-        self.store.write(record)
+    def write(self, record: MeasurementSet, *others: EngineSession) -> None:
+        """Store a record that was measured now, once the files of this arm and of ``others`` were read again."""
+
+        def keep() -> None:
+            self.store.write(record.model_copy(update={"verified": self.session.verification}))
+
+        hold(Provisional(keep=keep), self.session, *others)
         self.stages.append(record.stage)
+
+    def read_batch(self, key: MeasurementKey, batch: Batch, *others: EngineSession) -> MeasuredBatch | None:
+        """A batch that an interrupted gate measured with the very files of this arm and of ``others``; else None."""
+        witness = self._witness(others)
+        measured = self.store.read_batch(key, batch.index, batch.digest, witness)
+        if measured is not None:
+            self._hold_batch(key, batch, witness, others)
+        return measured
+
+    def write_batch(
+        self, key: MeasurementKey, batch: Batch, measured: MeasuredBatch, *others: EngineSession
+    ) -> None:
+        """Keep a batch that was measured now. Raises PinMismatch when a file changed meanwhile."""
+        for session in (self.session, *others):
+            session.check_stats()
+        witness = self._witness(others)
+        self._hold_batch(key, batch, witness, others)
+        self.store.write_batch(key, batch.index, batch.digest, witness, measured)
+
+    def _witness(self, others: Sequence[EngineSession]) -> str:
+        return canonical.digest([session.files.witness for session in (self.session, *others)])
+
+    def _hold_batch(
+        self, key: MeasurementKey, batch: Batch, witness: str, others: Sequence[EngineSession]
+    ) -> None:
+        """Remove the batch again where the files turn out to be others."""
+        drop = partial(self.store.drop_batch, key, batch.index, witness)
+        hold(Provisional(drop=drop), self.session, *others)
 
     def _read_part(self, part: Part, key: MeasurementKey) -> MeasurementSet:
         record = self.read(key, arm=self.role, name=part.label)
@@ -124,12 +158,12 @@ class ArmMeasurement:
         tokens, seconds = 0, 0.0
         for batch in batches:
             session.progress(label, len(observations), len(evalset.items))
-            measured = self.store.read_batch(key, batch.index, batch.digest)
+            measured = self.read_batch(key, batch)
             if measured is None:
                 if time.monotonic() > self.deadline:
                     return None
                 measured = session.survive(lambda arm, batch=batch: self._run(arm, batch, score))  # type: ignore[misc]
-                self.store.write_batch(key, batch.index, batch.digest, measured)
+                self.write_batch(key, batch, measured)
             observations += measured[0]
             tokens += measured[1]
             seconds += measured[2]

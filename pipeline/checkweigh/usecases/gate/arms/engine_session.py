@@ -1,27 +1,73 @@
-"""The engine of one arm: started, held against its pins, used, and started again once when it fails."""
+"""The engine of one arm: started, held against its pins, used, and started again once when it fails.
+
+What an engine measures is provisional until its files were read in full after its end, or after its next start:
+``settle``. What has changed by then is bad input, and nothing that was measured since the last reading is kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from checkweigh.engines import host_memory
 from checkweigh.engines.protocol import Engine, Telemetry
 from checkweigh.engines.spec import Timeouts
-from checkweigh.errors import Broken, EngineError, EngineOutOfMemory, PinMismatch, Problem
+from checkweigh.errors import (
+    BadDocument,
+    BadInput,
+    Broken,
+    CheckweighError,
+    EngineError,
+    EngineOutOfMemory,
+    PinMismatch,
+    Problem,
+)
 from checkweigh.measure.served_arm import ServedArm, check_identity
-from checkweigh.progress import Progress
+from checkweigh.progress import Progress, no_progress
 from checkweigh.records.manifest import SERVER_KINDS
 from checkweigh.records.measurement import EngineIdentity, Verification
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
 from checkweigh.sources.pin import Resolved
+from checkweigh.sources.pinned_files import PinnedFiles
+from checkweigh.sources.private_copy import PrivateCopy, private_copy
 from checkweigh.usecases.gate.arms.open_engine import engine_spec, open_protected
 
 T = TypeVar("T")
 MOST_FAILURES = 2  # the second one is raised
+LONG = 2 << 30  # bytes that take seconds to read: their reading is told of
+
+
+def _nothing() -> None:
+    """There is nothing to do."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Provisional:
+    """What was measured and does not count yet: ``keep`` publishes it, ``drop`` removes what is left of it.
+
+    ``waits_for``: roles of the arms whose files have to be read in full before.
+    """
+
+    keep: Callable[[], None] = _nothing
+    drop: Callable[[], None] = _nothing
+    waits_for: set[str] = field(default_factory=set)
+
+    def settled(self, role: str) -> None:
+        """The files of an arm are what they were; the last one that was waited for publishes."""
+        if role in self.waits_for:
+            self.waits_for.remove(role)
+            if not self.waits_for:
+                self.keep()
+
+    def spoilt(self) -> None:
+        """The files of an arm are not what they were."""
+        if self.waits_for:
+            self.waits_for.clear()
+            self.drop()
 
 
 @dataclass(kw_only=True)
@@ -30,7 +76,8 @@ class EngineSession:
 
     ``role`` is baseline, candidate or anchor. ``failures`` counts engines that died; ``unfit``: one was refused for the
     host's memory before it answered anything. ``telemetry``: what each server had counted when it was stopped.
-    ``swapped``: bytes that the host moved to and from swap while an engine of this arm ran.
+    ``swapped``: bytes that the host moved to and from swap while an engine of this arm ran. ``verification``: the last
+    readings of the pinned files after an engine's start and after its end.
     """
 
     role: str
@@ -44,8 +91,15 @@ class EngineSession:
     telemetry: list[Telemetry] = field(default_factory=list, init=False)
     swapped: int = field(default=0, init=False)
     _swap_at_start: int = field(default=0, init=False)
+    verification: Verification = field(init=False)
+    unsettled: bool = field(default=False, init=False)
+    _readings: list[float] = field(default_factory=list, init=False)
     _identity: EngineIdentity | None = field(default=None, init=False)
     _arm: ServedArm | None = field(default=None, init=False)
+    _files: PinnedFiles | None = field(default=None, init=False)
+    _copy: PrivateCopy | None = field(default=None, init=False)
+    _held: ExitStack = field(default_factory=ExitStack, init=False)
+    provisional: list[Provisional] = field(default_factory=list, init=False)
 
     @property
     def pins(self) -> str:
@@ -53,9 +107,11 @@ class EngineSession:
         return self.resolved.pins.record_digest()
 
     @property
-    def verification(self) -> Verification:
-        """What was found when the pinned files were read again."""
-        return Verification(files=self.pins, bytes=0, seconds=0.0)  # TODO: nothing is read again yet
+    def files(self) -> PinnedFiles:
+        """The pinned files as they were before the first engine was launched."""
+        if self._files is None:
+            self._files = PinnedFiles.of(self.resolved)
+        return self._files
 
     def identify(self) -> EngineIdentity:
         """What the arm's engine says of itself; it is started for that once."""
@@ -71,7 +127,7 @@ class EngineSession:
         return self._arm
 
     def close(self) -> None:
-        """Stop the engine, if one runs; its next use starts a new one."""
+        """Stop the engine, if one runs; its next use starts a new one. What it measured stays provisional."""
         if self._arm is None:
             return
         engine, self._arm = self._arm.engine, None
@@ -82,7 +138,30 @@ class EngineSession:
         except EngineError:
             pass  # its failure was told when it failed; its counters are gone
         finally:
-            engine.__exit__(None, None, None)
+            self._end(engine)
+
+    def settle(self) -> None:
+        """Stop the engine, read its files in full once more, and let count what was measured since the last reading.
+
+        Raises PinMismatch when a file changed meanwhile: nothing of that is kept.
+        """
+        self.close()
+        if self.unsettled:
+            self._read_files()
+            self.unsettled = False
+
+    def require_settled(self) -> None:
+        """Raise Broken when an engine has run whose files were not read in full since."""
+        if self.unsettled:
+            raise Broken(f"the {self.role}'s files were not read again after its engine had measured")
+
+    def check_stats(self) -> None:
+        """Raise PinMismatch when a file has changed since the engine was launched; then nothing measured is kept."""
+        try:
+            self.files.check_stats()
+        except BadInput:
+            self._drop()
+            raise
 
     def survive(self, work: Callable[[ServedArm], T]) -> T:
         """``work`` on the running arm, tried again on a new engine when the first one fails.
@@ -96,6 +175,9 @@ class EngineSession:
                 return work(self.running())
             except EngineError as error:
                 self.count_failure(error, starting=starting and self._arm is None)
+            except CheckweighError as error:
+                self._name_own_files(error)
+                raise
 
     def survive_unblamed(self, work: Callable[[ServedArm], T]) -> T:
         """As ``survive``, for work that is not the engine's service: where it fails for good, no failure is counted."""
@@ -111,6 +193,7 @@ class EngineSession:
 
         ``starting`` says that it failed before it was up.
         """
+        self._name_own_files(error)
         self.close()
         error.arm = self.role
         self.failures += 1
@@ -127,22 +210,70 @@ class EngineSession:
             self.failures -= 1
 
     def _start(self) -> ServedArm:
+        """An engine on private copies of the files, which are read in full once it is up."""
         self.progress(f"{self.role}: starting the engine", 0, 1)
         self._swap_at_start = host_memory.swap_activity()
         resolved = self.resolved
-        renderer = Renderer(resolved.tokenizer_dir, resolved.chat_template)
-        log = self.logs / f"{self.role}.log"
-        engine = self.launch(engine_spec(resolved), log=log, timeouts=self.timeouts).__enter__()
-        arm = ServedArm(resolved.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
+        self.check_stats()
+        copy = self._copy = self._held.enter_context(private_copy(self.files))
+        spec = engine_spec(resolved, copy)
+        engine = None
         try:
+            renderer = Renderer(spec.tokenizer_dir, spec.chat_template)
+            log = self.logs / f"{self.role}.log"
+            engine = self.launch(spec, log=log, timeouts=self.timeouts).__enter__()
+            arm = ServedArm(resolved.manifest, engine, renderer.render, renderer.encode, renderer.prefix_id)
             check_identity(arm)
             _check_probes(arm, resolved)
             self._check_unchanged(engine.identity)
-        except BaseException:
-            engine.__exit__(None, None, None)
+            self._read_files()
+        except BaseException as error:
+            self._name_own_files(error)
+            self._end(engine)
             raise
+        self.unsettled = True
         self.progress(f"{self.role}: starting the engine", 1, 1)
         return arm
+
+    def _end(self, engine: Engine | None) -> None:
+        """Stop an engine; its private copies go with it."""
+        held, self._held, self._copy = self._held, ExitStack(), None
+        with held:
+            if engine is not None:
+                engine.__exit__(None, None, None)
+
+    def _read_files(self) -> None:
+        """Read every file in full: what was measured since the last reading counts now, or is dropped (PinMismatch)."""
+        told = self.progress if self.files.bytes > LONG else no_progress
+        try:
+            found = self.files.check_digests(told, f"{self.role}: reading its files again (MB)")
+        except BadInput:
+            self._drop()
+            raise
+        self._readings = [*self._readings[-1:], found.seconds]
+        self.verification = found.model_copy(update={"seconds": sum(self._readings)})
+        provisional, self.provisional = self.provisional, []
+        for measured in provisional:
+            measured.settled(self.role)
+
+    def _drop(self) -> None:
+        provisional, self.provisional = self.provisional, []
+        for measured in provisional:
+            measured.spoilt()
+
+    def _name_own_files(self, error: BaseException) -> None:
+        """Put the user's folders in the place of the private ones in an engine's words."""
+        if self._copy is None:
+            return
+        own = self._copy.with_own_names
+        error.args = tuple(own(arg) if isinstance(arg, str) else arg for arg in error.args)
+        if isinstance(error, EngineError):
+            error.cause, error.log_tail = own(error.cause), own(error.log_tail)
+        if isinstance(error, BadDocument | PinMismatch):
+            error.problems = [
+                replace(p, file=own(p.file), expected=own(p.expected), found=own(p.found))
+                for p in error.problems
+            ]
 
     def _check_unchanged(self, identity: EngineIdentity) -> None:
         """An engine that was started again must be the one that measured before. Raises Broken."""
@@ -151,6 +282,25 @@ class EngineSession:
                 f"the {self.role}'s engine changed while the gate ran: it reports another identity than before"
             )
         self._identity = identity
+
+
+def hold(measured: Provisional, *sessions: EngineSession) -> None:
+    """Hold what was measured on the engines of these sessions until all of them are settled."""
+    measured.waits_for = {session.role for session in sessions}
+    for session in sessions:
+        session.provisional.append(measured)
+
+
+def settle_all(sessions: Iterable[EngineSession]) -> None:
+    """Settle every session, whatever becomes of the others. Raises PinMismatch with all that changed on any arm."""
+    problems: list[Problem] = []
+    for session in sessions:
+        try:
+            session.settle()
+        except PinMismatch as error:
+            problems += error.problems
+    if problems:
+        raise PinMismatch(list(dict.fromkeys(problems)))
 
 
 def start_together(sessions: Collection[EngineSession]) -> bool:

@@ -14,6 +14,7 @@ from checkweigh.measure.batching import Batch, plan_batches
 from checkweigh.measure.divergence import SCORER, compare_states, write_states
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation, Stage
 from checkweigh.usecases.gate.arms.arm_measurement import ArmMeasurement, MeasuredBatch
+from checkweigh.usecases.gate.arms.engine_session import EngineSession
 
 
 @dataclass
@@ -98,7 +99,7 @@ def _measure(part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]
     batches = plan_batches(evalset, candidate.session.resolved.manifest.engine)
     compared: dict[int, MeasuredBatch] = {}
     for batch in batches:
-        stored = store.read_batch(key, batch.index, batch.digest)
+        stored = candidate.read_batch(key, batch, baseline.session)
         if stored is not None:
             compared[batch.index] = stored
     missing = [batch for batch in batches if batch.index not in compared]
@@ -107,7 +108,9 @@ def _measure(part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]
         if not _write_states(baseline, part, missing, theirs):
             return None
         baseline.session.close()
-        comparison = _Comparison(key=key, theirs=theirs, ours=ours, compared=compared)
+        comparison = _Comparison(
+            key=key, baseline=baseline.session, theirs=theirs, ours=ours, compared=compared
+        )
         if not _write_states(candidate, part, missing, ours, comparison):
             return None
     in_order = [compared[batch.index] for batch in batches]
@@ -121,15 +124,16 @@ def _measure(part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]
         stage=stage, provenance=host_facts.provenance(started),
         verified=candidate.session.verification, observations=observations,
     )  # fmt: skip
-    candidate.write(record)
+    candidate.write(record, baseline.session)
     return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
-    """What the candidate's engine compares: its states (``ours``) with the baseline's; filled is ``compared``."""
+    """What the candidate's engine compares: its states (``ours``) with the ``baseline``'s; filled is ``compared``."""
 
     key: MeasurementKey
+    baseline: EngineSession
     theirs: Path
     ours: Path
     compared: dict[int, MeasuredBatch]
@@ -155,7 +159,7 @@ def _write_states(
             observations, tokens = _compare(arm, batch, comparison)
             compared = observations, tokens, time.monotonic() - before
             comparison.compared[batch.index] = compared
-            arm.store.write_batch(comparison.key, batch.index, batch.digest, compared)
+            arm.write_batch(comparison.key, batch, compared, comparison.baseline)
     session.progress(label, len(batches), len(batches))
     return True
 

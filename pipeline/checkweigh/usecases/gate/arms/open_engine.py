@@ -9,16 +9,23 @@ from checkweigh.engines.protocol import Engine
 from checkweigh.engines.spec import EngineSpec, Timeouts
 from checkweigh.guard.admission.guarded_engine import GuardedEngine
 from checkweigh.sources.pin import Resolved
+from checkweigh.sources.private_copy import PrivateCopy
 
 SCORING = 8  # scored together: prompt_logprobs of long prompts are what kills a server
 
 
-def engine_spec(resolved: Resolved) -> EngineSpec:
-    """What the engine of a verified manifest is started with."""
+def engine_spec(resolved: Resolved, copy: PrivateCopy | None = None) -> EngineSpec:
+    """What the engine of a verified manifest is started with, on a private ``copy`` of its files where there is one.
+
+    A container does not see where the links of a copy lead: it gets the user's own folders.
+    """
     packages = resolved.packages
+    if copy is None or (packages is not None and packages.image is not None):
+        copy = PrivateCopy({})
     return EngineSpec(
-        manifest=resolved.manifest, model_dir=resolved.model_dir, tokenizer_dir=resolved.tokenizer_dir,
-        chat_template=resolved.chat_template, draft_dir=resolved.draft_dir,
+        manifest=resolved.manifest, model_dir=copy.of(resolved.model_dir),
+        tokenizer_dir=copy.of(resolved.tokenizer_dir), chat_template=resolved.chat_template,
+        draft_dir=None if resolved.draft_dir is None else copy.of(resolved.draft_dir),
         lock=None if packages is None else packages.lock, python=None if packages is None else packages.python,
         image=None if packages is None else packages.image,
         packages={} if packages is None else packages.computing,
