@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from checkweigh.engines.backend import states_file, too_long
+from checkweigh.engines.effective import Rotary, neutral
 from checkweigh.engines.fake.faults import lie_in_replies, lie_in_scores, misbehave
 from checkweigh.engines.fake.knobs import FakeKnobs, read_knobs
 from checkweigh.engines.host_memory import process_memory
@@ -104,7 +105,17 @@ class FakeBackend:
             vocabulary_size=self.vocabulary_size,
             eos=self.eos,
             packages={"numpy": np.__version__, "tokenizers": version("tokenizers")},
+            effective=self._effective(),
         )
+
+    def _effective(self) -> dict[str, str]:
+        """A small configuration: one layer without a window, and rotary positions of a head of twelve dimensions."""
+        scaling = 1.0 + os.getpid() % 99_991 * self.knobs.effective_drifts
+        rotary = {"all": Rotary(inv_freq=[10.0**-i for i in range(6)], dim=12, scaling=scaling)}
+        found = neutral(rotary=rotary, windows=[None], tied_head=False, eos=self.eos)
+        found |= {"attention": "fake", "generation_defaults": "none"}
+        found |= json.loads(self.knobs.effective or "{}")
+        return found
 
     def render(self, conversations: Sequence[Messages]) -> list[tuple[int, ...]]:
         """Prompt ids; the last is doubled under ``wrong_template``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -53,6 +54,8 @@ class FakeKnobs:
     lie: str = "count"  # count, ids, lengths, positive, garbage
     wrong_template: bool = False  # renders other prompt ids than the pinned template gives
     claim_version: str = ""  # the version it reports; empty: the manifest's
+    effective: str = ""  # a JSON object whose fields replace those of the effective configuration it reports
+    effective_drifts: bool = False  # every process reports another rotary embedding
     ballast_mib: int = 0  # memory it holds
     prints: bool = False  # writes to stdout in every call
     diary: str = ""  # a file that gets a line for every call: the call, and the ids of its items
@@ -105,6 +108,18 @@ def _wrong_values(knobs: FakeKnobs) -> list[str]:
     ):
         if not getattr(knobs, name) >= 0:
             problems.append(f"engine.options.{name}: expected 0 or more, found {getattr(knobs, name)!r}")
+    if not _is_text_table(knobs.effective or "{}"):
+        problems.append(
+            f"engine.options.effective: expected a JSON object of texts, found {knobs.effective!r}"
+        )
     if knobs.lie not in LIES:
         problems.append(f"engine.options.lie: expected one of {', '.join(LIES)}, found {knobs.lie!r}")
     return problems
+
+
+def _is_text_table(text: str) -> bool:
+    try:
+        table = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(table, dict) and all(isinstance(value, str) for value in table.values())

@@ -15,6 +15,7 @@ from checkweigh.engines.hf import (
     continuous_batching,
     draft_model,
     exact_kl,
+    library_warnings,
     load_model,
     speculative,
 )
@@ -56,9 +57,10 @@ class TransformersBackend:
         self.limit = spec.manifest.limits.max_sequence
         if self.manifest.engine.device == "cuda" and torch.cuda.is_available():
             require_room(self.manifest, spec.model_dir, int(torch.cuda.mem_get_info()[0]), spec.draft_dir)
-        self.loaded = load_model.load(spec)
-        self.speculator = draft_model.load_draft(spec, self.loaded)
-        self._warm_up()
+        with library_warnings.judged(spec.manifest.name):
+            self.loaded = load_model.load(spec)
+            self.speculator = draft_model.load_draft(spec, self.loaded)
+            self._warm_up()
 
     @property
     def identity(self) -> EngineIdentity:

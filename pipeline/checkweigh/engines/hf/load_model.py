@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from checkweigh.engines.hf.file_mappings import leave_files
+from checkweigh.engines.hf.found_configuration import effective_configuration, found_dtype, found_quantization
+from checkweigh.engines.hf.library_warnings import listen
+from checkweigh.engines.hf.tensor_account import require_expected, require_whole
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.errors import BadInput, EngineError
-from checkweigh.records.manifest import Manifest
+from checkweigh.records.manifest import Manifest, Quantization
 from checkweigh.records.measurement import EngineIdentity
 
 Tensor = Any  # torch is not type-checked here
@@ -43,40 +45,35 @@ class LoadedModel:
 
 
 def load(spec: EngineSpec) -> LoadedModel:
-    """Load ``spec`` from its local directories.
+    """Load ``spec`` from its local directories, of which nothing is read or used afterwards.
 
-    Raises BadInput (adapters, no such device) and EngineError (what was loaded is not what was asked for).
+    Raises BadInput (adapters, no such device; what was loaded is not what was asked for or what the files hold) and
+    EngineError (logits that this engine does not understand; a file that is still mapped).
     """
     manifest = spec.manifest
     _check_supported(manifest)
-    _quiet()
     torch.set_num_threads(manifest.engine.threads)
     tokenizer = AutoTokenizer.from_pretrained(
         str(spec.tokenizer_dir), local_files_only=True, trust_remote_code=False
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        str(spec.model_dir),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=DTYPES[manifest.engine.dtype],
-        quantization_config=_quantization(manifest),
-        device_map={"": manifest.engine.device},
-    ).eval()
+    model = load_weights(f"{manifest.name}: model", spec.model_dir, manifest, manifest.quantization)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and manifest.limits.max_sequence > longest:
         raise BadInput(
             f"limits.max_sequence: expected at most the model's {longest}, found {manifest.limits.max_sequence}"
         )
     eos = _eos(model, tokenizer)
+    # transformers fills what a call leaves open from it.
+    model.generation_config = GenerationConfig()
     # Before anything runs: bitsandbytes repacks its weights when first used.
-    identity = _identity(manifest, model, eos)
+    quantization = found_quantization(model)
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else (eos[0] if eos else None)
     if prefix is None:
         raise BadInput("the tokenizer has neither a BOS nor an EOS token; raw text cannot be scored")
     device = next(model.parameters()).device
     base = model.base_model
     head, scale, softcap = _head(model, base, device)
+    effective = effective_configuration(model, eos, scale, softcap)
     return LoadedModel(
         model=model,
         base=base,
@@ -89,8 +86,38 @@ def load(spec: EngineSpec) -> LoadedModel:
         eos=eos,
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else prefix,
         shares=shares_context(model.config),
-        identity=identity,
+        identity=_identity(manifest, model, eos, quantization, effective),
     )
+
+
+def load_weights(where: str, folder: Path, manifest: Manifest, wanted: Quantization) -> Any:
+    """The model in ``folder``, quantized as ``wanted``, with an account of every tensor and off its files.
+
+    ``where`` names it in errors. BadInput: its files are not exactly the tensors of its architecture, or what was
+    loaded is not what was asked for. EngineError: a file is still mapped.
+    """
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    stated = _stated_quantization(where, config, wanted)
+    require_expected(where, folder, config)
+    listen()  # building an architecture is no news
+    if stated is not None:  # computed in the manifest's dtype, whatever was written down when it was saved
+        config.quantization_config = stated | {"bnb_4bit_compute_dtype": manifest.engine.dtype}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        config=config,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=DTYPES[manifest.engine.dtype],
+        quantization_config=_quantization(manifest, wanted) if stated is None else None,
+        device_map={"": manifest.engine.device},
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        output_loading_info=True,
+    )
+    require_whole(where, folder, model, info)
+    _require_wanted(where, manifest, model, wanted)
+    leave_files([folder])
+    return model.eval()
 
 
 def _check_supported(manifest: Manifest) -> None:
@@ -103,16 +130,44 @@ def _check_supported(manifest: Manifest) -> None:
         raise BadInput("engine.device: mps, but torch finds no Apple GPU here")
 
 
-def _quiet() -> None:
-    """Silence what libraries say for every layer and call; errors still reach the log."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"(bitsandbytes|torch|transformers)(\.|$)")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+def _stated_quantization(where: str, config: Any, wanted: Quantization) -> dict[str, Any] | None:
+    """How the checkpoint says that it was saved; None: not quantized. BadInput: not as the manifest says."""
+    stated = getattr(config, "quantization_config", None)
+    stated = stated or getattr(config.get_text_config(), "quantization_config", None)
+    if stated is None:
+        return None
+    stated = dict(stated if isinstance(stated, dict) else stated.to_dict())
+    four = bool(stated.get("load_in_4bit") or stated.get("_load_in_4bit"))
+    eight = bool(stated.get("load_in_8bit") or stated.get("_load_in_8bit"))
+    method = "bitsandbytes" if four or eight else str(stated.get("quant_method"))
+    kind = str(stated.get("bnb_4bit_quant_type", "fp4")) if four else "int8" if eight else None
+    found = _words(method, kind, four and bool(stated.get("bnb_4bit_use_double_quant")))
+    expected = _words(wanted.method, wanted.type, wanted.double)
+    if found != expected:
+        raise BadInput(
+            f"{where}: expected quantization {expected}, as the manifest says, found {found} in its configuration"
+        )
+    return stated
 
 
-def _quantization(manifest: Manifest) -> BitsAndBytesConfig | None:
-    wanted = manifest.quantization
+def _words(method: str, kind: str | None, double: bool) -> str:
+    return " ".join(filter(None, (method, kind, "with doubly quantized constants" * double)))
+
+
+def _require_wanted(where: str, manifest: Manifest, model: Any, wanted: Quantization) -> None:
+    """BadInput: what the loaded modules are is not what was asked for."""
+    found = found_quantization(model)
+    if (
+        found.partition(":")[0] != _words(wanted.method, wanted.type, False)
+        or found.endswith(", constants too") != wanted.double
+    ):
+        asked = _words(wanted.method, wanted.type, wanted.double)
+        raise BadInput(f"{where}: quantization {asked} was asked for, but loaded is: {found}")
+    if (dtype := found_dtype(model)) != manifest.engine.dtype:
+        raise BadInput(f"{where}: dtype {manifest.engine.dtype} was asked for, but loaded is: {dtype}")
+
+
+def _quantization(manifest: Manifest, wanted: Quantization) -> BitsAndBytesConfig | None:
     if wanted.method == "none":
         return None
     if wanted.bits == 8:
@@ -187,57 +242,16 @@ def head_of(layer: Head, scale: float, softcap: float | None) -> Head:
     return head
 
 
-def found_dtype(model: Any) -> str:
-    """The dtype most floating-point weights have (some models keep a few small ones in float32)."""
-    sizes: Counter[str] = Counter()
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
-    return sizes.most_common(1)[0][0]
-
-
-def found_quantization(model: Any) -> str:
-    """What the modules are, whatever the config says: such as 'bitsandbytes int8: 210/211 linear layers'.
-
-    The head counts as a layer; a tied one is not quantized.
-    """
-    kinds: Counter[tuple[str, str]] = Counter()
-    for module in model.modules():
-        name = type(module).__name__
-        if name == "Linear8bitLt":
-            kinds["int8", ""] += 1
-        elif name == "Linear4bit":
-            double = ", constants too" if getattr(module.weight.quant_state, "nested", False) else ""
-            kinds[f"{module.weight.quant_type}", double] += 1
-        elif isinstance(module, torch.nn.Linear):
-            kinds["none", ""] += 1
-    whole = sum(kinds.values())
-    plain = kinds.pop(("none", ""), 0)
-    if not kinds:
-        return "none"
-    if len(kinds) > 1:
-        raise EngineError(f"layers of several quantizations: {dict(kinds)}")
-    ((kind, double),) = kinds
-    return f"bitsandbytes {kind}: {whole - plain}/{whole} linear layers{double}"
-
-
-def _identity(manifest: Manifest, model: Any, eos: tuple[int, ...]) -> EngineIdentity:
-    """What was found, never what was asked for. EngineError: the two contradict each other."""
-    quantization = found_quantization(model)
-    wanted = manifest.quantization
-    if not quantization.startswith("none" if wanted.type is None else f"bitsandbytes {wanted.type}"):
-        raise EngineError(
-            f"quantization {wanted.type or 'none'} was asked for, but loaded is: {quantization}"
-        )
-    dtype = found_dtype(model)
-    if dtype != manifest.engine.dtype:
-        raise EngineError(f"dtype {manifest.engine.dtype} was asked for, but loaded is: {dtype}")
+def _identity(
+    manifest: Manifest, model: Any, eos: tuple[int, ...], quantization: str, effective: dict[str, str]
+) -> EngineIdentity:
+    """What was found, never what was asked for."""
     packages = ["torch", "transformers", "tokenizers", "safetensors"]
-    packages += ["bitsandbytes"] if wanted.method == "bitsandbytes" else []
+    packages += ["bitsandbytes"] if manifest.quantization.method == "bitsandbytes" else []
     return EngineIdentity(
         kind="transformers",
         version=transformers.__version__,
-        dtype=dtype,
+        dtype=found_dtype(model),
         device=next(model.parameters()).device.type,
         quantization=quantization,
         threads=torch.get_num_threads(),
@@ -245,4 +259,5 @@ def _identity(manifest: Manifest, model: Any, eos: tuple[int, ...]) -> EngineIde
         vocabulary_size=model.get_input_embeddings().weight.shape[0],
         eos=eos,
         packages={name: version(name) for name in sorted(packages)},
+        effective=effective,
     )

@@ -19,6 +19,7 @@ from checkweigh.progress import Progress
 from checkweigh.records.manifest import Derive, Model
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
+from checkweigh.sources.model.loading_info import listed, loading_problems
 from checkweigh.sources.sealed_cache import build_sealed, changed_files
 
 TIMEOUT_S = 1800
@@ -81,17 +82,15 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def refuse_missing_tensors(loading_info: Mapping[str, Any]) -> None:
-    """SystemExit for a file without all of its model's tensors, by transformers' loading info.
+def refuse_other_tensors(loading_info: Mapping[str, Any]) -> None:
+    """SystemExit for a file whose tensors are not exactly those of its model, by transformers' loading info.
 
-    transformers fills such a model with random numbers and a warning.
+    transformers fills such a model with random numbers, or drops what it does not know, and a warning.
     """
-    for kind in ("missing_keys", "mismatched_keys"):
-        if loading_info[kind]:
-            first = min(map(str, loading_info[kind]))
-            raise SystemExit(
-                f"{len(loading_info[kind])} tensors of the model are not in the file ({kind}), such as {first}"
-            )
+    if problems := loading_problems(loading_info):
+        raise SystemExit(
+            f"the file does not hold exactly the tensors of its model, found otherwise {listed(problems)}"
+        )
 
 
 def _gguf_to_safetensors(source: Path, folder: Path) -> None:
@@ -106,7 +105,7 @@ def _gguf_to_safetensors(source: Path, folder: Path) -> None:
     loaded, loading_info = AutoModelForCausalLM.from_pretrained(
         **where, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
     )
-    refuse_missing_tensors(loading_info)
+    refuse_other_tensors(loading_info)
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -173,6 +173,21 @@ def test_claims(fake: MakeSpec) -> None:
     assert right != wrong
 
 
+def test_what_it_says_of_its_configuration(fake: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = backend(fake).identity.effective
+    assert plain | {"rotary": ""} == {
+        "rotary": "", "window": '[["none",1]]', "tied_head": "false", "eos": "2", "attention": "fake",
+        "generation_defaults": "none",
+    }  # fmt: skip
+    assert backend(fake, effective='{"window": "[[8,1]]"}').identity.effective == plain | {
+        "window": "[[8,1]]"
+    }
+    drifting = backend(fake, effective_drifts=True)
+    rotary = drifting.identity.effective["rotary"]
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    assert drifting.identity.effective["rotary"] not in (rotary, plain["rotary"])
+
+
 def test_ballast(fake: MakeSpec) -> None:
     engine = backend(fake, ballast_mib=64)
     assert len(engine.ballast) == 64 << 20
@@ -188,6 +203,8 @@ def test_ballast(fake: MakeSpec) -> None:
         ({"seed": True}, "expected int, found True"),
         ({"crash_at": 1.5}, "expected int"),
         ({"lie": "white"}, "expected one of count"),
+        ({"effective": '{"window": 8}'}, "expected a JSON object of texts"),
+        ({"effective": "window"}, "expected a JSON object of texts"),
     ],
 )
 def test_bad_knobs(options: dict[str, Any], message: str) -> None:

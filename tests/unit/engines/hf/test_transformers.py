@@ -332,13 +332,15 @@ def test_memory_is_reported(backend: TransformersBackend) -> None:
 def test_dtype_that_is_not_what_was_asked_for_is_refused(
     backend: TransformersBackend, tiny_dir: Path
 ) -> None:
-    spec = make_spec(tiny_dir, "transformers", engine={"dtype": "bfloat16"})
-    with pytest.raises(EngineError, match="dtype bfloat16 was asked for, but loaded is: float32"):
-        load_model._identity(spec.manifest, backend.loaded.model, (2,))
-    quantized = {"method": "bitsandbytes", "bits": 8, "type": "int8"}
-    spec = make_spec(tiny_dir, "transformers", quantization=quantized)
-    with pytest.raises(EngineError, match="quantization int8 was asked for, but loaded is: none"):
-        load_model._identity(spec.manifest, backend.loaded.model, (2,))
+    def require(**sections: Any) -> None:
+        manifest = make_spec(tiny_dir, "transformers", **sections).manifest
+        load_model._require_wanted("tiny", manifest, backend.loaded.model, manifest.quantization)
+
+    require()
+    with pytest.raises(BadInput, match="tiny: dtype bfloat16 was asked for, but loaded is: float32"):
+        require(engine={"dtype": "bfloat16"})
+    with pytest.raises(BadInput, match="quantization bitsandbytes int8 was asked for, but loaded is: none"):
+        require(quantization={"method": "bitsandbytes", "bits": 8, "type": "int8"})
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,7 @@ def test_refusals(tiny_dir: Path, tmp_path: Path) -> None:
         if file.suffix == ".json":
             (pickled / file.name).write_bytes(file.read_bytes())
     torch.save({}, pickled / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(BadInput, match="expected safetensors files, found none"):
         load_model.load(make_spec(pickled, "transformers"))
 
 

@@ -122,8 +122,8 @@ def test_a_file_that_is_no_gguf(gguf: Path, checkweigh_home: Path) -> None:
     assert [p for p in (checkweigh_home / "derived").iterdir() if p.is_dir()] == []
 
 
-def test_a_file_without_all_tensors_is_not_filled_up(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """By what transformers itself says of a model that lacks a tensor."""
+def test_a_file_with_other_tensors_than_its_models_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """By what transformers itself says of a model that lacks a tensor and has one that no layer takes."""
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
@@ -133,11 +133,11 @@ def test_a_file_without_all_tensors_is_not_filled_up(tiny_model_dir: Path, tmp_p
         _, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         return dict(found)
 
-    derive.refuse_missing_tensors(loading())
+    derive.refuse_other_tensors(loading())
     tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.1.mlp.gate.weight"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        SystemExit, match=r"1 tensors of the model are not in the file .*layers\.1\.mlp\.up_proj"
+        SystemExit, match=r"otherwise 2: .*gate\.weight \(unexpected .*up_proj\.weight \(missing"
     ):
-        derive.refuse_missing_tensors(loading())
+        derive.refuse_other_tensors(loading())
