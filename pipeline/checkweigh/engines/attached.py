@@ -39,7 +39,7 @@ from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.model.render import Renderer
 
 T = TypeVar("T")
-ALWAYS = ("weights", "quantization", "dtype", "device", "threads", "packages", "memory")
+ALWAYS = ("weights", "configuration", "quantization", "dtype", "device", "threads", "packages", "memory")
 WITHOUT_IDS = ("version", "prompt token ids", "reply token ids", "limits.max_sequence")
 _TIMEOUTS = Timeouts()
 

@@ -69,7 +69,7 @@ def test_a_vllm_of_others_is_asked_like_ours(server: VllmEngine, key: str, tmp_p
         assert (identity.kind, identity.version, identity.max_sequence) == ("openai", "9.9.0", 512)
         assert (
             identity.settings["unverified"]
-            == "weights, quantization, dtype, device, threads, packages, memory"
+            == "weights, configuration, quantization, dtype, device, threads, packages, memory"
         )
         assert identity.settings["root"] == str(server.spec.model_dir), (
             "another one after a restart is refused"
@@ -156,7 +156,9 @@ def chatting(slow: float = 0.0) -> Iterator[str]:
 def test_a_server_that_only_chats_is_believed_in_little(server: VllmEngine) -> None:
     with chatting() as url, AttachedEngine(attach(server.spec, url, "gpt")) as engine:
         unverified = engine.identity.settings["unverified"]
-        assert {"version", "prompt token ids", "reply token ids", "weights"} <= set(unverified.split(", "))
+        assert {"version", "prompt token ids", "reply token ids", "weights", "configuration"} <= set(
+            unverified.split(", ")
+        )
         (reply,) = engine.generate([GenerateRequest(id="x", messages=HELLO)])
         assert isinstance(reply, GenerateResult)
         assert (reply.text, reply.finish) == ("red blue green", "stop")

@@ -1,7 +1,8 @@
 """A server inside a container, by docker or podman: the command around the server's own.
 
 The image is named by digest, must be on this host already and is never pulled. The container sees the model, the
-tokenizer and the chat template, read-only, and the variables of the manifest. Its port is published on loopback only.
+tokenizer, the chat template and our module for its import path, read-only, and the variables of the manifest. Its port
+is published on loopback only.
 A container outlives its client, so ``ending`` is run after the client's end.
 """
 
@@ -46,13 +47,13 @@ def around(
     """The command that runs ``inner``, which is ``python -m ...``, in a container called ``name``."""
     assert spec.image is not None
     port = inner[list(inner).index("--port") + 1]
-    folders = {
+    folders = [
         spec.model_dir,
         spec.tokenizer_dir,
         template.parent,
         *([spec.draft_dir] if spec.draft_dir else []),
-    }
-    mounts = [word for folder in sorted(folders) for word in ("--volume", f"{folder}:{folder}:ro")]
+        *([Path(variables["PYTHONPATH"])] if "PYTHONPATH" in variables else []),
+    ]
     passed = [
         word for variable in sorted(variables) for word in ("--env", variable)
     ]  # values stay off the command line
@@ -61,8 +62,26 @@ def around(
     arguments[arguments.index("--host") + 1] = "0.0.0.0"  # inside; outside only loopback reaches it
     return [
         runtime(), "run", "--rm", "--init", "--pull", "never", "--name", name, "--ipc", "host", *devices,
-        "--publish", f"127.0.0.1:{port}:{port}", *mounts, *passed, "--entrypoint", "python3", spec.image, *arguments,
+        "--publish", f"127.0.0.1:{port}:{port}", *_mounts(folders), *passed,
+        "--entrypoint", "python3", spec.image, *arguments,
     ]  # fmt: skip
+
+
+def once(image: str, arguments: Sequence[str], folders: Sequence[Path], name: str) -> list[str]:
+    """The command that runs ``python3 arguments`` in a container called ``name`` to its end, without a network."""
+    return [
+        runtime(), "run", "--rm", "--init", "--pull", "never", "--name", name, "--network", "none", *_mounts(folders),
+        "--entrypoint", "python3", image, *arguments,
+    ]  # fmt: skip
+
+
+def _mounts(folders: Sequence[Path]) -> list[str]:
+    """Options that show these folders read-only, and those that links in them lead to, each at its own path."""
+    seen = set(folders)
+    for folder in folders:
+        if folder.is_dir():
+            seen |= {path.resolve().parent for path in folder.iterdir() if path.is_symlink()}
+    return [word for folder in sorted(seen) for word in ("--volume", f"{folder}:{folder}:ro")]
 
 
 def ending(name: str) -> list[str]:

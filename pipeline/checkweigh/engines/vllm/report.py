@@ -1,16 +1,19 @@
 """What a vLLM server reports of itself, and where it differs from its manifest. Pure.
 
-The server reports its version and longest sequence over HTTP, and its cache in a metric. Everything else is in one line
-of its log, written by the engine's own process: "Initializing a V1 LLM engine (v0.32.0) with config: ...".
+The server reports its version and longest sequence over HTTP, and its cache in a metric. Its settings are in one line
+of its log, written by the engine's own process: "Initializing a V1 LLM engine (v0.32.0) with config: ...". What it
+loaded is in its workers' accounts (``account``), in the log too.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from checkweigh.engines.vllm.account import eos_of, goes_on, loaded, read_accounts
 from checkweigh.engines.vllm.server_metrics import read_cache_settings
 from checkweigh.errors import EngineError, Problem
 from checkweigh.records.manifest import Draft, Eagle3, Manifest, VllmArgs
@@ -35,14 +38,17 @@ class ServerReport:
     kv_tokens: int | None
     cores: tuple[int, ...]
     defaults: str  # sampling defaults that it took from the model, in words; empty when none
+    eos: tuple[int, ...]
+    effective: dict[str, str]
+    goes_on: tuple[str, ...]  # what it warned of and went on
 
 
 def read_report(
-    version: Mapping[str, Any], models: Mapping[str, Any], metrics: str, log: str
+    version: Mapping[str, Any], models: Mapping[str, Any], metrics: str, log: str, key: str
 ) -> ServerReport:
-    """A server's report, from its answers to /version, /v1/models and /metrics and from its log.
+    """A server's report, from its answers to /version, /v1/models and /metrics and from its log; ``key`` is its own.
 
-    Raises EngineError where the server does not report what it must.
+    Raises EngineError where the server does not report what it must, Unaccounted where it does not say what it loaded.
     """
     line = CONFIG.search(log)
     if line is None:
@@ -69,6 +75,7 @@ def read_report(
     tokens = cache.get("kv_cache_size_tokens", logged.group(1).replace(",", "") if logged else "")
     bound = CORES.search(log)
     overridden = OVERRIDDEN.search(log)
+    accounts = read_accounts(log, key)
     return ServerReport(
         version=number.partition("+")[0], model=name, max_sequence=longest,
         dtype=_field(config, "dtype").removeprefix("torch."), device=_field(config, "device_config"),
@@ -76,6 +83,7 @@ def read_report(
         kv_tokens=int(tokens) if tokens.isdigit() else None,
         cores=tuple(int(core) for core in bound.group(1).split(",") if core.strip()) if bound else (),
         defaults=overridden.group(0) if overridden else "",
+        eos=eos_of(accounts), effective=loaded(accounts), goes_on=goes_on(log),
     )  # fmt: skip
 
 
@@ -90,6 +98,16 @@ def mismatches(manifest: Manifest, report: ServerReport) -> list[Problem]:
         "engine.args.pipeline_parallel": (str(args.pipeline_parallel), report.settings["pipeline_parallel"]),
         "engine.speculative": (_declared_speculative(manifest), report.settings["speculative"]),
     }
+    if (manifest.draft is not None) != ("draft" in report.effective):
+        compared["engine.speculative.model"] = (
+            "none" if manifest.draft is None else "a drafting model",
+            report.effective.get("draft", "none was loaded"),
+        )
+    if not _computes(manifest.quantization.method, json.loads(report.effective["modules"])):
+        compared["quantization.method"] = (
+            manifest.quantization.method,
+            f"modules {report.effective['modules']}",
+        )
     for name in ("prefix_caching", "chunked_prefill", "block_size"):
         value = getattr(args, name)
         if value is not None:
@@ -114,6 +132,13 @@ def mismatches(manifest: Manifest, report: ServerReport) -> list[Problem]:
                 file=manifest.name, line=None, path="sampling", expected=expected, found=report.defaults[:300]
             )
         )
+    problems += [
+        Problem(
+            file=manifest.name, line=None, path="model", expected="all of the checkpoint, and nothing else",
+            found=f"{line} (the server warns)",
+        )
+        for line in report.goes_on
+    ]  # fmt: skip
     if report.kv_tokens is not None and report.kv_tokens < manifest.limits.max_sequence:
         expected = (
             f"a cache of at least one sequence of limits.max_sequence = {manifest.limits.max_sequence} tokens"
@@ -126,6 +151,12 @@ def mismatches(manifest: Manifest, report: ServerReport) -> list[Problem]:
 def _method(quantization: str) -> str:
     """The method of a quantization. vLLM adds to its name the kernels that it chose, which stay in the settings."""
     return "none" if quantization == "None" else quantization.removeprefix("auto_").removesuffix("_marlin")
+
+
+def _computes(method: str, modules: Mapping[str, int]) -> bool:
+    """Whether modules compute as a manifest's method says, by the names of vLLM's classes."""
+    found = [kind.lower() for kind in modules if kind != "none"]
+    return not found if method == "none" else any(method.replace("-", "") in kind for kind in found)
 
 
 def _field(config: str, name: str) -> str:

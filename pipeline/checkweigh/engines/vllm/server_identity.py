@@ -10,21 +10,29 @@ import json
 from checkweigh.engines.http.client import Client
 from checkweigh.engines.identity import identity_problems
 from checkweigh.engines.spec import EngineSpec
+from checkweigh.engines.vllm.account import Unaccounted
 from checkweigh.engines.vllm.report import ServerReport, mismatches, read_report
-from checkweigh.errors import PinMismatch
+from checkweigh.errors import PinMismatch, Problem
 from checkweigh.records.measurement import EngineIdentity
 
 
 async def identify(client: Client, spec: EngineSpec, log: str) -> tuple[ServerReport, EngineIdentity]:
     """What the server at ``client`` reports of itself. ``log``: all that it has logged since its start.
 
-    Raises PinMismatch where it is not what the manifest says, EngineError where it does not say what it is.
+    Raises PinMismatch where it is not what the manifest says or does not account for what it loaded, EngineError where
+    it does not say what it is.
     """
     endpoint = client.endpoint
     version = await client.get(f"{endpoint.root}/version")
     models = await client.get(f"{endpoint.url}/models")
     metrics = await client.get_text(f"{endpoint.root}/metrics")
-    report = read_report(version, models, metrics, log)
+    try:
+        report = read_report(version, models, metrics, log, endpoint.key or "")
+    except Unaccounted as error:
+        expected = "the account of what it loaded from each of its workers"
+        raise PinMismatch(
+            [Problem(file=spec.manifest.name, line=None, path="engine", expected=expected, found=str(error))]
+        ) from error
     identity = identity_of(spec, report)
     if problems := mismatches(spec.manifest, report) or identity_problems(spec.manifest, identity):
         raise PinMismatch(problems)
@@ -36,8 +44,8 @@ def identity_of(spec: EngineSpec, report: ServerReport) -> EngineIdentity:
     return EngineIdentity(
         kind="vllm", version=report.version, dtype=report.dtype, device=report.device,
         quantization=report.quantization, threads=len(report.cores) or spec.manifest.engine.threads,
-        max_sequence=report.max_sequence, vocabulary_size=vocabulary_size(spec), eos=end_ids(spec),
-        packages=dict(spec.packages), settings=report.settings,
+        max_sequence=report.max_sequence, vocabulary_size=vocabulary_size(spec), eos=report.eos,
+        packages=dict(spec.packages), settings=report.settings, effective=report.effective,
     )  # fmt: skip
 
 

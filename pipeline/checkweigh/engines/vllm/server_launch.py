@@ -1,6 +1,6 @@
 """From a manifest to the start of a vLLM server, the same for the gate and for the guard.
 
-1. ``preflight``: is the environment there, and can it do what is set?
+1. ``preflight``: is the environment there, can it do what is set, and has the model the tensors of its architecture?
 2. ``plan_server``: a free port, a random key, the command and its environment, in a container where the manifest
    names an image.
 3. The caller starts the plan behind the keeper: the gate in ``server_process``, the guard in its ``engine_process``.
@@ -21,6 +21,7 @@ from checkweigh.engines.processes import container
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.command import command, unable, variables
 from checkweigh.engines.vllm.server_identity import identify
+from checkweigh.engines.vllm.tensor_check import require_tensors
 from checkweigh.engines.worker.process import PASSED
 from checkweigh.envs.capabilities import probe_capabilities
 from checkweigh.envs.locations import installed_interpreter
@@ -51,10 +52,14 @@ class LaunchPlan:
 
 
 def preflight(spec: EngineSpec) -> Path:
-    """The interpreter that will serve. BadInput, before anything starts: there is none, or it cannot do a setting."""
+    """The interpreter that will serve.
+
+    BadInput, before anything starts: there is none, it cannot do a setting, or a tensor is missing or unexpected.
+    """
     manifest = spec.manifest
     if spec.image is not None:
         container.require_image(spec.image)
+        require_tensors(spec, Path("python3"))
         return Path("python3")
     if spec.python is not None:
         python = spec.python
@@ -65,6 +70,7 @@ def preflight(spec: EngineSpec) -> Path:
         python, abilities = installed_interpreter(read_engine_lock(spec.lock), spec.lock)
     if abilities is not None and (problems := unable(manifest, abilities)):
         raise BadDocument(problems)
+    require_tensors(spec, python)
     return python
 
 

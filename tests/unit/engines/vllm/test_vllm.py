@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from tests.conftest import TEMPLATE
-from tests.unit.engines.vllm.fake_vllm import write_environment, write_script
+from tests.unit.engines.vllm.fake_vllm import ACCOUNT, KIND, write_environment, write_script
 from tests.waiting import until
 
 from checkweigh.engines import validation
@@ -204,12 +206,48 @@ def test_speculation_is_counted(start: Start) -> None:
         ({"speculative": "SpeculativeConfig(method='ngram', model=None, num_spec_tokens=2)"}, "engine.speculative"),
         ({"cores": [0]}, "engine.threads"), ({"kv_tokens": 100}, "a cache of at least one sequence"),
         ({"defaults": True}, "overridden by the model"),
+        ({"accounts": []}, "found accounts of 0"), ({"broken": True}, "found a broken line"),
+        ({"sealed_by": "somebody"}, "not sealed"),
+        ({"accounts": [ACCOUNT | {"model": KIND | {"modules": {"AutoGPTQLinearMethod": 9}}}]}, "quantization.method"),
+        ({"warns": "WARNING Skipping unknown checkpoint weight: a.weight"}, "expected all of the checkpoint"),
     ],
 )  # fmt: skip
 def test_what_it_reports_must_be_what_is_pinned(start: Start, script: dict[str, Any], path: str) -> None:
     engine = start(sections={"engine": {"args": {"prefix_caching": True}}}, **script)
     with pytest.raises(PinMismatch, match=path), engine:
         pass
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "ValueError: Following weights were not initialized from checkpoint: {'model.norm.weight'}",
+        "ValueError: There is no module or parameter named 'layers.7' in LlamaModel. The available parameters",
+        "KeyError: 'model.layers.7.self_attn.qkv_proj.weight'",
+        "safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata",
+    ],
+)
+def test_a_checkpoint_that_it_refuses_is_bad_input(start: Start, says: str) -> None:
+    named = says.partition(": ")[2][:40]
+    with pytest.raises(BadInput, match=f"refuses the checkpoint: .*{re.escape(named)}"), start(
+        die="start", code=1, says=says
+    ):  # fmt: skip
+        pass
+
+
+def test_identity_is_content_and_not_where_it_lies(
+    environment: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    write_script(environment)
+    found = []
+    for name in ("a", "elsewhere/b"):
+        shutil.copytree(tiny_model_dir, tmp_path / name)
+        spec = make(environment, tmp_path / name)
+        with VllmEngine(spec, log=tmp_path / f"{name}.log", timeouts=QUICK) as engine:
+            found.append(engine.identity)
+    assert found[0] == found[1]
+    assert str(tmp_path) not in found[0].model_dump_json()
+    assert found[0].effective["eos"] == "2,5"
 
 
 def test_a_setting_that_it_does_not_know_is_bad_input(start: Start) -> None:

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.engines.vllm.fake_vllm import ACCOUNT, KIND
 from tests.unit.engines.vllm.test_server_metrics import METRICS
 from tests.unit.engines.vllm.test_vllm import make
 
 from checkweigh.engines.vllm.command import command, unable, variables
+from checkweigh.engines.vllm.in_server.checkweigh_account import sealed
 from checkweigh.engines.vllm.memory import cache_bytes
 from checkweigh.engines.vllm.report import mismatches, read_report
 from checkweigh.envs.capabilities import Capabilities
 from checkweigh.errors import EngineError
 
-LOG = (
+KEY = "the server's own key"
+SETTINGS = (
     "(EngineCore pid=16034) INFO 11-25 07:32:18 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
     "model='/m', speculative_config=SpeculativeConfig(method='ngram', model=None, num_spec_tokens=4), tokenizer='/m', "
     "trust_remote_code=False, dtype=torch.bfloat16, max_seq_len=2048, load_format=auto, tensor_parallel_size=1, "
@@ -26,6 +29,7 @@ LOG = (
     "seed=0, enable_prefix_caching=True, enable_chunked_prefill=True, pooler_config=None\n"
     "(EngineCore pid=16034) INFO 11-25 07:32:18 [ompmultiprocessing.py:185] \tlocal_rank=0, core ids=[0, 1]\n"
 )
+LOG = SETTINGS + sealed(ACCOUNT, KEY).decode()
 VERSION, MODELS = {"version": "0.32.0+cpu"}, {"data": [{"id": "tiny", "max_model_len": 2048}]}
 ABILITIES = Capabilities(
     version="9.9.0", quantizations=("awq", "fp8"), options=("watermark",), speculative=("ngram", "eagle3")
@@ -34,16 +38,16 @@ ABILITIES = Capabilities(
 
 def test_the_cache_of_a_version_without_the_metric_is_read_from_its_log() -> None:
     metrics = METRICS.replace('kv_cache_size_tokens="46592",', "")
-    assert read_report(VERSION, MODELS, metrics, LOG).kv_tokens is None
+    assert read_report(VERSION, MODELS, metrics, LOG, KEY).kv_tokens is None
     log = (
         LOG
         + "\n(EngineCore pid=1) INFO 11-27 17:48:13 [kv_cache_utils.py:1733] GPU KV cache size: 1,070,576 tokens"
     )
-    assert read_report(VERSION, MODELS, metrics, log).kv_tokens == 1070576
+    assert read_report(VERSION, MODELS, metrics, log, KEY).kv_tokens == 1070576
 
 
 def test_a_report_is_read() -> None:
-    report = read_report(VERSION, MODELS, METRICS, LOG)
+    report = read_report(VERSION, MODELS, METRICS, LOG, KEY)
     assert (report.version, report.model, report.max_sequence) == ("0.32.0", "tiny", 2048)
     assert (report.dtype, report.device, report.quantization) == ("bfloat16", "cpu", "none")
     assert (report.kv_tokens, report.cores, report.defaults) == (46592, (0, 1), "")
@@ -58,7 +62,9 @@ def test_a_report_is_read() -> None:
     ("said", "method"), [("None", "none"), ("fp8", "fp8"), ("awq_marlin", "awq"), ("auto_gptq", "gptq")]
 )
 def test_a_method_is_known_under_its_kernels_names(said: str, method: str) -> None:
-    report = read_report(VERSION, MODELS, METRICS, LOG.replace("quantization=None", f"quantization={said}"))
+    report = read_report(
+        VERSION, MODELS, METRICS, LOG.replace("quantization=None", f"quantization={said}"), KEY
+    )
     assert (report.quantization, report.settings["quantization"]) == (method, said)
 
 
@@ -73,18 +79,62 @@ def test_a_method_is_known_under_its_kernels_names(said: str, method: str) -> No
 )  # fmt: skip
 def test_a_server_that_does_not_say_what_it_is(version: Any, models: Any, log: str, what: str) -> None:
     with pytest.raises(EngineError, match=what):
-        read_report(version, models, METRICS, log)
+        read_report(version, models, METRICS, log, KEY)
 
 
 def test_all_differences_at_once(tmp_path: Path) -> None:
     manifest = make(tmp_path, tmp_path, engine={"threads": 3, "args": {"block_size": 16}}).manifest
-    paths = {problem.path for problem in mismatches(manifest, read_report(VERSION, MODELS, METRICS, LOG))}
+    paths = {
+        problem.path for problem in mismatches(manifest, read_report(VERSION, MODELS, METRICS, LOG, KEY))
+    }
     assert paths == {
         "engine.args.enforce_eager",
         "engine.args.block_size",
         "engine.speculative",
         "engine.threads",
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "modules", "agrees"),
+    [
+        ("none", {"none": 12}, True), ("none", {"none": 2, "AutoGPTQLinearMethod": 10}, False),
+        ("gptq", {"none": 2, "AutoGPTQLinearMethod": 10}, True), ("gptq", {"none": 12}, False),
+        ("awq", {"AutoGPTQLinearMethod": 12}, False), ("compressed-tensors", {"CompressedTensorsW8A8Int8": 4}, True),
+        ("fp8", {"Fp8OnlineLinearMethod": 12}, True),
+    ],
+)  # fmt: skip
+def test_modules_compute_as_the_manifest_says(
+    tmp_path: Path, method: str, modules: dict[str, int], agrees: bool
+) -> None:
+    manifest = make(tmp_path, tmp_path, quantization={"method": method}).manifest
+    account = ACCOUNT | {"model": KIND | {"modules": modules}}
+    report = read_report(VERSION, MODELS, METRICS, SETTINGS + sealed(account, KEY).decode(), KEY)
+    paths = {problem.path for problem in mismatches(manifest, report)}
+    assert ("quantization.method" not in paths) == agrees
+
+
+def test_a_warning_that_it_goes_on_with_something_else_is_a_difference(tmp_path: Path) -> None:
+    warning = (
+        "the checkpoint contains a different lm_head.weight, which has been used instead of tying. Set ..."
+    )
+    report = read_report(
+        VERSION, MODELS, METRICS, f"{LOG}WARNING 11-30 [weight_tying.py:89] {warning}\n", KEY
+    )
+    found = [p.found for p in mismatches(make(tmp_path, tmp_path).manifest, report) if p.path == "model"]
+    assert len(found) == 1
+    assert "instead of tying" in found[0]
+    assert read_report(VERSION, MODELS, METRICS, LOG, KEY).goes_on == ()
+
+
+def test_a_drafting_model_must_be_accounted_for(tmp_path: Path) -> None:
+    setting = {"method": "draft", "num_tokens": 4, "model": {"source": "path:d"}}
+    manifest = make(tmp_path, tmp_path, engine={"speculative": setting}).manifest
+    without = read_report(VERSION, MODELS, METRICS, LOG, KEY)
+    assert "engine.speculative.model" in {p.path for p in mismatches(manifest, without)}
+    log = SETTINGS + sealed(ACCOUNT | {"draft": KIND}, KEY).decode()
+    paths = {p.path for p in mismatches(manifest, read_report(VERSION, MODELS, METRICS, log, KEY))}
+    assert "engine.speculative.model" not in paths
 
 
 def test_every_setting_reaches_the_command_line(tmp_path: Path) -> None:
@@ -103,6 +153,8 @@ def test_every_setting_reaches_the_command_line(tmp_path: Path) -> None:
         "--no-enable-prefix-caching", "--enable-chunked-prefill", "--max-num-seqs 3", "--max-num-batched-tokens 64",
         "--block-size 16", "--gpu-memory-utilization 0.5", "--kv-cache-memory-bytes 1073741824",
         "--tensor-parallel-size 2", "--pipeline-parallel-size 3", "--scheduling-policy priority", "--watermark 0.1",
+        "--worker-extension-cls checkweigh_account.Account",
+        '--model-loader-extra-config {"enable_weights_track": true}',
         "--async-scheduling", "--generation-config vllm", "--host 127.0.0.1", "--port 7",
     ):  # fmt: skip
         assert part in line
@@ -114,7 +166,13 @@ def test_every_setting_reaches_the_command_line(tmp_path: Path) -> None:
     }  # fmt: skip
     assert cache_bytes(spec) == 1 << 30
     assert "key" not in line
-    assert variables(spec.manifest, "the key")["VLLM_API_KEY"] == "the key"
+    passed = variables(spec.manifest, "the key")
+    assert passed["VLLM_API_KEY"] == "the key"
+    assert passed["PYTHONSAFEPATH"] == passed["PYTHONNOUSERSITE"] == "1"
+    assert {path.name for path in Path(passed["PYTHONPATH"]).glob("*.py")} == {
+        "__init__.py",
+        "checkweigh_account.py",
+    }
 
 
 @pytest.mark.parametrize(("method", "theirs"), [("draft", "draft_model"), ("eagle3", "eagle3")])
