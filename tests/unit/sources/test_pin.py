@@ -75,7 +75,7 @@ def test_round_trip(write: Write, model: Path) -> None:
 def test_pins_are_reproducible(write: Write, checkweigh_home: Path) -> None:
     path = write()
     first = lock_path(path).read_bytes()
-    shutil.rmtree(checkweigh_home)
+    shutil.rmtree(checkweigh_home, ignore_errors=True)
     pin(path)
     assert lock_path(path).read_bytes() == first
 
@@ -219,8 +219,10 @@ def test_a_refused_pin_writes_nothing(write: Write, model: Path) -> None:
 def test_pickles_are_refused_unless_allowed(write: Write, model: Path, name: str) -> None:
     path = write()
     (model / name).write_bytes(b"\x80\x04.")
+    assert f"pins.weights.{name}: expected no such file" in mismatches(path)[0]
     with pytest.raises(SourceError, match=rf"found {name}: pickles are refused"):
-        verify(path)
+        pin(path)
+    (model / "model.safetensors").unlink()
     unsafe = write("unsafe", model={"unsafe_pickle": True})
     assert name in verify(unsafe).pins.weights
     flip(model / name, 0)
@@ -230,8 +232,9 @@ def test_pickles_are_refused_unless_allowed(write: Write, model: Path, name: str
 def test_remote_code_is_refused_unless_allowed(write: Write, model: Path) -> None:
     path = write()
     (model / "modeling_tiny.py").write_text("print('hello')")
+    assert "pins.weights.modeling_tiny.py: expected no such file" in mismatches(path)[0]
     with pytest.raises(SourceError, match=r"remote code \(modeling_tiny\.py\), which is refused"):
-        verify(path)
+        pin(path)
     unsafe = write("unsafe", model={"unsafe_remote_code": True})
     assert "modeling_tiny.py" in verify(unsafe).pins.weights
 
@@ -241,7 +244,7 @@ def test_auto_map_is_refused(write: Write, model: Path, name: str) -> None:
     path = write(pinned=False)
     value = json.loads((model / name).read_text())
     (model / name).write_text(json.dumps(value | {"auto_map": {"AutoModel": "modeling_tiny.Tiny"}}))
-    with pytest.raises(SourceError, match=rf"auto_map in {name}"):
+    with pytest.raises(SourceError, match=rf"{name}: auto_map: expected no auto_map, found remote code"):
         pin(path)
 
 
@@ -250,33 +253,32 @@ def test_auto_map_of_another_tokenizer_is_refused(write: Write, model: Path, tmp
     path = write(pinned=False, tokenizer={"source": "path:other"})
     pin(path)
     (other / "tokenizer_config.json").write_text('{"auto_map": {}}')
-    with pytest.raises(SourceError, match=r"auto_map in tokenizer_config\.json"):
+    with pytest.raises(SourceError, match=r"other/tokenizer_config\.json: auto_map: expected no auto_map"):
         pin(path)
 
 
-def test_an_adapter_beside_the_weights_is_refused(write: Write, model: Path) -> None:
-    path = write()
-    (model / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match=r"adapter_config\.json, an adapter that would be loaded unasked"):
-        verify(path)
-
-
 def test_a_shard_index_is_pinned(write: Write, model: Path) -> None:
-    index = model / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {}}')
+    index = shards(model)
     path = write()
-    index.write_text('{"weight_map": {"a": "b"}}')
+    index.write_text(index.read_text().replace("model-00002", "model-00003", 1))
     assert index.name in mismatches(path)[0]
 
 
 def test_a_pinned_tokenizer_of_its_own(write: Write, model: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(model, tmp_path / "other"))
     path = write(tokenizer={"source": "path:other"})
-    assert verify(path).tokenizer_dir == other
-    (model / "tokenizer.json").unlink()  # nobody reads it
-    verify(path)
+    resolved = verify(path)
+    assert resolved.tokenizer_dir == other
+    assert {"model/tokenizer.json", "tokenizer/config.json", "tokenizer/model.safetensors"} <= set(
+        resolved.pins.files
+    )
     flip(other / "tokenizer.json", 100)
     assert mismatches(path)[0].startswith(str(other / "tokenizer.json"))
+    (other / "tokenizer.json").unlink()
+    (model / "tokenizer.json").unlink()
+    shown = mismatches(path)
+    assert shown[0].startswith(f"{other}/tokenizer.json: pins.tokenizer.tokenizer.json: expected sha256:")
+    assert shown[1].startswith(f"{model}/tokenizer.json: pins.files.model/tokenizer.json: expected sha256:")
 
 
 def test_a_chat_template_of_its_own(write: Write, tmp_path: Path) -> None:
@@ -405,28 +407,15 @@ def test_sharded_weights(write: Write, model: Path) -> None:
     last.unlink()
     assert mismatches(path)[0].endswith("found no such file")
     with pytest.raises(
-        SourceError, match=rf"index\.json: expected {last.name} beside it, found no such file"
+        SourceError, match=rf"index\.json: weight_map: expected {last.name} beside it, found no such file"
     ):
         pin(path)
     for broken in ('{"weight_map": []}', "{}", '{"weight_map": {"a": 1}}'):
         index.write_text(broken)
-        with pytest.raises(SourceError, match=r"index\.json: expected weight_map"):
+        with pytest.raises(
+            SourceError, match=r"index\.json: weight_map: expected tensor names and their files"
+        ):
             pin(path)
-
-
-def test_links_are_followed_and_a_broken_one_is_named(write: Write, model: Path, tmp_path: Path) -> None:
-    file = Path(shutil.move(model / "model.safetensors", tmp_path / "blob"))
-    (model / "model.safetensors").symlink_to(file)
-    path = write()
-    verify(path)
-    other = Path(shutil.copy(file, tmp_path / "other"))
-    flip(other)
-    (model / "model.safetensors").unlink()
-    (model / "model.safetensors").symlink_to(other)
-    assert mismatches(path)[0].startswith(f"{model}/model.safetensors: pins.weights")
-    other.unlink()
-    with pytest.raises(SourceError, match=r"found links to nothing: model\.safetensors"):
-        verify(path)
 
 
 def test_paths_that_cannot_be(write: Write, model: Path, tmp_path: Path) -> None:
@@ -484,9 +473,6 @@ def test_a_drafting_model_is_pinned_like_the_model(write: Write, model: Path, dr
     assert resolved.pins.draft["model.safetensors"] == resolved.pins.weights["model.safetensors"]
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(resolved.pins.draft)
     without = resolved.pins.model_copy(update={"draft": {}})
-    assert without.record_digest() == canonical.digest(
-        without.model_dump(mode="json", exclude={"draft", "parts", "environment"})
-    ), "what was stored before there were drafts and parts is found"
     other = resolved.pins.model_copy(
         update={"draft": resolved.pins.draft | {"config.json": "sha256:" + "1" * 64}}
     )
@@ -511,11 +497,11 @@ def test_a_drafting_model_that_cannot_draft_is_not_pinned(write: Write, draft: P
     with pytest.raises(SourceError, match="expected the model's own vocabulary"):
         pin(path)
     (draft / "tokenizer.json").unlink()
-    with pytest.raises(SourceError, match=r"expected tokenizer\.json of the drafting model"):
-        pin(path)
     (draft / "weights.bin").write_bytes(b"x")
-    with pytest.raises(SourceError, match="pickles are refused"):
+    with pytest.raises(SourceError) as caught:
         pin(path)
+    assert f"{draft}: expected safetensors only, found weights.bin: pickles are refused" in str(caught.value)
+    assert f"{draft}: expected tokenizer.json, found none" in str(caught.value)
     assert not lock_path(path).exists()
 
 

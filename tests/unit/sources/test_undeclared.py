@@ -92,7 +92,7 @@ def test_drift_names_the_file(make: Make) -> None:
             "tokenizer": other.pins.tokenizer | {"tokenizer.json": OTHER, "config.json": OTHER},
             "weights": {"new.safetensors": OTHER},
             "draft": {"config.json": OTHER},
-            "files": {"model/sub/extra.json": OTHER, "tokenizer/merges.txt": OTHER},
+            "files": other.pins.files | {"model/sub/extra.json": OTHER, "tokenizer/merges.txt": OTHER},
         }
     )
     assert [text.split(":")[0] for text in drift(one, other, pins)] == [
@@ -147,7 +147,9 @@ def test_the_same_path_in_two_folders_is_drift(
         path = Path(shutil.move(written, tmp_path / name / "m.yaml"))
         pin(path)
         arms.append(verify(path))
-    assert [text.split(":")[0] for text in drift(arms[0], arms[1])] == ["chat_template", "probes"]
+    assert [text.split(":")[0] for text in drift(arms[0], arms[1])] == [
+        "chat_template", "model_files chat_template.jinja", "probes",
+    ]  # fmt: skip
 
 
 def test_another_vocabulary(make: Make) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from checkweigh.errors import SourceError
+from checkweigh.errors import Problem, RefusedFiles, SourceError
 from checkweigh.sources.sealed_cache import SEAL
 
 # Texts for people, what version control and desktops leave, manifests and their locks, weights of other runtimes.
@@ -27,21 +27,25 @@ IGNORED_FOLDERS = (".git", ".cache")
 def list_files(folder: Path) -> dict[str, Path]:
     """Relative POSIX name -> path of every file in and below a folder that an engine may read, sorted by name.
 
-    SourceError names everything that is refused: a link that leaves the folder (a hub cache's link into its own blobs
-    aside), a link to a folder or to nothing, a name that cannot be printed, what is neither file nor folder.
+    RefusedFiles, a SourceError, lists a link that leaves the folder (a hub cache's link into its own blobs aside), a
+    link to a folder or to nothing, a name that cannot be printed, and what is neither file nor folder.
     """
     root = folder.resolve()
     blobs = _hub_blobs(root)
     files: dict[str, Path] = {}
-    refused: list[str] = []
+    refused: list[Problem] = []
     for name, path in _walk(root, ""):
         why = _refusal(path, name, root, blobs)
         if why is None:
             files[name] = folder / name
         else:
-            refused.append(f"{ascii(str(folder / name))[1:-1]}: expected a file in the folder, found {why}")
+            shown = str(folder / name)
+            shown = shown if shown.isprintable() else ascii(shown)
+            refused.append(
+                Problem(file=shown, line=None, path="", expected="a file of the folder", found=why)
+            )
     if refused:
-        raise SourceError("\n".join(sorted(refused)))
+        raise RefusedFiles(refused)
     return dict(sorted(files.items()))
 
 

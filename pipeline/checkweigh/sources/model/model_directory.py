@@ -1,85 +1,50 @@
-"""What a model or tokenizer directory holds, and what in it is refused.
-
-Only safetensors are weights. Pickles and remote code are refused unless the manifest says ``unsafe_*``, and
-then they are digested like weights.
-"""
+"""What a model or tokenizer directory holds: configurations, tokenizer files, chat templates; and how JSON is read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from checkweigh.errors import SourceError
-from checkweigh.records.manifest import Model
 
-PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".joblib"})
+Files = Mapping[str, Path]  # relative POSIX name -> path, as ``inventory.list_files`` finds them
 CONFIGURATIONS = ("config.json", "generation_config.json")
 TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
 )  # fmt: skip
+# Files of a chat template, in the order in which transformers prefers them to tokenizer_config.json.
+TEMPLATES = ("additional_chat_templates/default.jinja", "chat_template.jinja")
 
 
-def weight_files(folder: Path, model: Model) -> list[Path]:
-    """Every file that decides the weights: safetensors, their index, and what ``unsafe_*`` allows.
-
-    SourceError for pickles, code, adapters that would be loaded unasked, and a directory without weights.
-    """
-    files = _files(folder)
-    pickles = [path for path in files if path.suffix in PICKLES]
-    if pickles and not model.unsafe_pickle:
-        raise SourceError(
-            f"{folder}: expected safetensors only, found {_names(pickles)}: pickles are refused, because "
-            "loading one runs its code (model.unsafe_pickle: true allows it)"
-        )
-    code = refuse_code(folder, model)
-    adapters = [path for path in files if path.name == "adapter_config.json"]
-    if adapters:
-        raise SourceError(f"{folder}: found adapter_config.json, an adapter that would be loaded unasked")
-    weights = [path for path in files if path.suffix == ".safetensors"]
-    if not weights and not pickles:
-        raise SourceError(f"{folder}: expected *.safetensors, found none")
-    indexes = [path for path in files if path.name.endswith(".safetensors.index.json")]
-    return sorted(weights + indexes + pickles + code)
-
-
-def refuse_code(folder: Path, model: Model) -> list[Path]:
-    """The Python files of a directory; SourceError for them unless they are allowed."""
-    code = [path for path in _files(folder) if path.suffix == ".py"]
-    if code and not model.unsafe_remote_code:
-        raise _remote_code(folder, _names(code))
-    return code
-
-
-def refuse_auto_map(folder: Path, model: Model) -> None:
-    """SourceError for a configuration that names code of its own, unless that is allowed."""
-    naming = [
-        f"auto_map in {name}"
-        for name in ("config.json", "tokenizer_config.json")
-        if (folder / name).is_file() and "auto_map" in read_json_object(folder / name)
-    ]
-    if naming and not model.unsafe_remote_code:
-        raise _remote_code(folder, ", ".join(naming))
-
-
-def _remote_code(folder: Path, files: str) -> SourceError:
-    return SourceError(
-        f"{folder}: found remote code ({files}), which is refused (model.unsafe_remote_code: true allows it)"
-    )
-
-
-def small_files(tokenizer_dir: Path, model_dir: Path) -> dict[str, Path]:
+def tokenizer_files(tokenizer: Files, model: Files) -> dict[str, Path]:
     """Name -> file, of the tokenizer and of the model's configurations: they decide ids and defaults."""
-    files = {name: tokenizer_dir / name for name in TOKENIZERS}
-    files |= {name: model_dir / name for name in CONFIGURATIONS}
-    return {name: path for name, path in sorted(files.items()) if path.is_file()}
+    files = {name: tokenizer[name] for name in TOKENIZERS if name in tokenizer}
+    files |= {name: model[name] for name in CONFIGURATIONS if name in model}
+    return dict(sorted(files.items()))
 
 
 def template_file(folder: Path) -> Path:
-    """Where a tokenizer directory keeps its chat template: in its own file, or in the configuration."""
-    template = folder / "chat_template.jinja"
-    return template if template.is_file() else folder / "tokenizer_config.json"
+    """Where transformers takes a tokenizer directory's chat template from, of the files that exist."""
+    files = [folder / name for name in TEMPLATES]
+    return next((file for file in files if file.is_file()), folder / "tokenizer_config.json")
+
+
+def template_notes(folder: Path) -> tuple[str, ...]:
+    """One sentence for each chat template that is not taken and differs from the one that is."""
+    taken = template_file(folder)
+    others = [folder / name for name in (*TEMPLATES, "tokenizer_config.json", "chat_template.json")]
+    notes = []
+    for other in others:
+        with suppress(SourceError):
+            if other != taken and other.is_file() and template_text(other) != template_text(taken):
+                notes.append(
+                    f"{other} holds another chat template, which is not used: {taken} is, as in transformers"
+                )
+    return tuple(notes)
 
 
 def template_text(path: Path) -> str:
@@ -88,8 +53,8 @@ def template_text(path: Path) -> str:
         return read_text(path)
     template = read_json_object(path).get("chat_template")
     if isinstance(template, list):  # several by name; engines use the one named default
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     if not isinstance(template, str):
         raise SourceError(f"{path}: expected a chat template, found none; name one in prompts.chat_template")
     if any("\ud800" <= character <= "\udfff" for character in template):
@@ -109,8 +74,13 @@ def read_text(path: Path) -> str:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object. SourceError when the file holds anything else."""
+    text = read_text(path)
+    if text.startswith("\ufeff"):
+        raise SourceError(
+            f"{path}: expected JSON, found a byte order mark before it; save it as UTF-8 without one"
+        )
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: expected JSON ({error})") from error
     if not isinstance(value, dict):
@@ -118,28 +88,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_shards(weights: list[Path]) -> None:
-    """SourceError for an index that names weights which are not there, or names them in no known way."""
-    there = {path.name for path in weights}
-    for index in (path for path in weights if path.suffix == ".json"):
-        shards = read_json_object(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise SourceError(f"{index}: expected weight_map, tensor names and their files")
-        gone = sorted(set(shards.values()) - there)
-        if gone:
-            raise SourceError(f"{index}: expected {', '.join(gone)} beside it, found no such file")
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise SourceError(f"{folder}: cannot be read ({error.strerror})") from error
-    broken = [path for path in paths if path.is_symlink() and not path.exists()]
-    if broken:
-        raise SourceError(f"{folder}: expected files, found links to nothing: {_names(broken)}")
-    return [path for path in paths if path.is_file()]
-
-
-def _names(paths: list[Path]) -> str:
-    return ", ".join(path.name for path in paths)
+def walk(value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Dotted path, key and value of every entry of every object in a JSON value, however deep."""
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                place = f"{path}.{key}" if path else str(key)
+                yield place, str(key), inner
+                left.append((place, inner))
+        elif isinstance(value, list):
+            left += [(f"{path}[{number}]", inner) for number, inner in enumerate(value)]
