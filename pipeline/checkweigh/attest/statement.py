@@ -54,16 +54,15 @@ def waiver_statement(waiver: Waiver, pins: Pins) -> Statement:
 def attested_part(decision: Decision, weights_signature: str | None) -> Attested:
     """Our part of the predicate, as this version would sign it."""
     provenance = decision.provenance
-    tool = Tool(
-        version=provenance.tool, digest=tool_digest(), commit=provenance.commit, dirty=provenance.dirty
-    )
     return Attested(
         verdict=decision.verdict, decision=decision.record_digest(),
         baseline=_arm(decision.baseline), candidate=_arm(decision.candidate),
         anchor=None if decision.anchor is None else _arm(decision.anchor), no_effect=decision.no_effect,
         policy=decision.policy, policy_name=decision.policy_name, evalsets=decision.evalsets,
-        trace=decision.trace, tool=tool, hardware=provenance.hardware,
-        started=provenance.started, ended=provenance.ended, checks=tuple(_check(result) for result in decision.checks),
+        trace=decision.trace, tool=Tool(version=provenance.tool, digest=tool_digest()),
+        repository=provenance.repository, commit=provenance.commit, dirty=provenance.dirty,
+        hardware=provenance.hardware, started=provenance.started, ended=provenance.ended,
+        checks=tuple(_check(result) for result in decision.checks),
         notes=view.notes(decision), weights_signature=weights_signature,
     )  # fmt: skip
 

@@ -74,8 +74,6 @@ class Tool(Record):
 
     version: str = Field(min_length=1)
     digest: Digest = Field(description="of the package's own files, by name")
-    commit: str | None = None
-    dirty: bool | None = None
 
 
 class Attested(Record):
@@ -93,6 +91,11 @@ class Attested(Record):
     evalsets: dict[str, Digest] = Field(description="set -> digest of its items and scorer")
     trace: Digest | None = Field(description="of the recorded traffic that was replayed")
     tool: Tool
+    repository: str | None = Field(
+        description="of the manifests; its commit, and whether what was read is another"
+    )
+    commit: str | None
+    dirty: bool | None
     hardware: str
     started: str
     ended: str

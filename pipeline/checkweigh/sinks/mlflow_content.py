@@ -213,6 +213,7 @@ def _common_tags(decision: Decision, role: str) -> dict[str, str]:
     if provenance.commit is not None:
         tags |= {f"{PREFIX}git_commit": provenance.commit, "mlflow.source.git.commit": provenance.commit}
         tags |= {f"{PREFIX}git_dirty": json.dumps(provenance.dirty)}
+        tags |= {f"{PREFIX}git_repository": provenance.repository} if provenance.repository else {}
     return tags
 
 
