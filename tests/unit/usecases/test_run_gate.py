@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,32 @@ def test_the_verdict_is_shown_when_reports_are_written_and_before_anything_is_si
     assert events[0] == "shown"
     assert events[1].startswith("attestation: ")
     assert (outcome.signing, outcome.exit_code) == (ExitCode.PASS, ExitCode.PASS)
+
+
+def test_files_that_change_between_verdict_and_signature_are_not_signed(
+    gate_request: GateRequest, bench: GateBench, tiny_model_dir: Path
+) -> None:
+    """The verdict stands, for it is about what was measured; what lies there now is something else."""
+    model = bench.folder / "model"
+    shutil.copytree(tiny_model_dir, model)
+    said: list[str] = []
+    for changed, arm in ((model / "model.safetensors", "candidate"), (model / "tokenizer.json", "baseline")):
+        own = {"model": {"source": f"path:{model}"}}
+        request = replace(
+            gate_request, **{arm: bench.manifest(arm, {"noise_seed": 7}, **own)}, out=bench.folder / arm
+        )
+        before = changed.read_bytes()
+
+        def swap(decision: Decision, changed: Path = changed) -> None:
+            changed.write_bytes(changed.read_bytes()[:-1] + b"x")
+
+        outcome = run_gate(request, no_progress, said.append, swap)
+        changed.write_bytes(before)
+        assert outcome.exit_code is ExitCode.BAD_INPUT
+        assert outcome.decision.verdict == "pass"
+        assert any("NOT SIGNED" in line and changed.name in line for line in said)
+        assert not (request.out / "attestation.json").exists()
+        assert not (request.out / "weights.sig").exists()
 
 
 def test_a_verdict_that_cannot_be_shown_is_not_signed(gate_request: GateRequest) -> None:

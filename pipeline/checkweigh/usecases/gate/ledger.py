@@ -44,6 +44,7 @@ from checkweigh.records.policy import Policy
 from checkweigh.sources.cache import cache_root
 from checkweigh.sources.pin import Resolved
 from checkweigh.usecases.gate.arms.time_arms import TIMING_WAIT_S
+from checkweigh.usecases.gate.former_pins import former_digest
 from checkweigh.usecases.gate.inputs import Inputs
 
 WORDING = {"name", "because", "attempts", "max_minutes"}
@@ -129,7 +130,7 @@ class _GateIdentity:
     @cached_property
     def former_folder(self) -> Path:
         """Where the version before kept the attempts of this very gate."""
-        pins = {role: _former_pins(arm) for role, arm in self.arms.items()}
+        pins = {role: former_digest(arm.manifest, arm.pins) for role, arm in self.arms.items()}
         rules = self.inputs.policy.model_dump(mode="json", exclude={"no_effect"})
         return _folder(pins, canonical.digest(_without_wording(rules)))
 
@@ -194,13 +195,6 @@ def _without_wording(settings: Mapping[str, Any]) -> dict[str, object]:
 def _folder(pins: Mapping[str, str], policy: str) -> Path:
     gated = canonical.digest({**pins, "policy": policy})
     return cache_root() / "attempts" / _hex(pins["candidate"]) / _hex(gated)
-
-
-def _former_pins(arm: Resolved) -> str:
-    """The digest that the version before gave to the same pins: with places in the settings, without other files."""
-    absent = {name for name in ("draft", "parts", "environment") if not getattr(arm.pins, name)}
-    pins = arm.pins.model_dump(mode="json", exclude=absent | {"files"})
-    return canonical.digest(pins | {"manifest": canonical.digest(arm.manifest.declared())})
 
 
 @contextmanager

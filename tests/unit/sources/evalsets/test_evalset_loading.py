@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,38 @@ def test_sets_are_found_by_name(write: Write) -> None:
         find_evalset("large", [folder.parent])
     with pytest.raises(BadInput, match="no sets at all"):
         find_evalset("large", [])
+
+
+def test_two_places_for_one_set_are_refused_and_two_names_for_one_place_are_not(
+    write: Write, tmp_path: Path
+) -> None:
+    sets = write("text", [text(0)]).parent
+    (tmp_path / "link").symlink_to(sets)
+    assert find_evalset("small", [sets, tmp_path / "link"]).card.name == "small"
+    copy = tmp_path / "copy"
+    shutil.copytree(sets, copy)
+    with pytest.raises(BadInput, match="expected one place for it, found") as caught:
+        find_evalset("small", [copy, sets])
+    assert str(copy / "small") in str(caught.value)
+    assert str(sets / "small") in str(caught.value)
+
+
+def test_the_content_digest_is_of_items_and_scorer(write: Write) -> None:
+    """The digest of a card is of a file's bytes: it knows neither the scorer nor that the items are the same."""
+    rows = [text(0), text(1)]
+    first = load_evalset(write("text", rows))
+    folder = write("text", rows, description="said in other words", version="3.0.0")
+    assert load_evalset(folder).content_digest() == first.content_digest()
+    spaced = [json.dumps(row, separators=(", ", " : ")).encode() + b"\n" for row in rows]
+    folder = write("text", b"".join(spaced), items=2, clusters=1, strata={"s": 2})
+    assert load_evalset(folder).card.digest != first.card.digest
+    assert load_evalset(folder).content_digest() == first.content_digest()
+    for other in (
+        write("text", rows, scorer={"name": "log_likelihood", "version": 2}),
+        write("text", [text(1), text(0)]),
+        write("text", [text(0), text(2)]),
+    ):
+        assert load_evalset(other).content_digest() != first.content_digest()
 
 
 def test_the_same_item_under_another_id_is_refused(write: Write) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.builders import evalset
 from tests.signing import keys
 from tests.unit.usecases.gate_bench import PERPLEXITY, GateBench
 
@@ -51,6 +52,51 @@ def test_a_pass_is_signed_and_admitted(bench: GateBench, signed: tuple[Path, Pat
     assert pem not in stderr
 
 
+def test_another_baseline_than_what_serves_is_named_and_can_be_refused(
+    bench: GateBench, signed: tuple[Path, Path]
+) -> None:
+    """A candidate that is far below the champion passes against something that is as bad."""
+    private, public = signed
+    champion = bench.manifest("champion", {"noise_seed": 3})
+    assert bench.gate(WORSE, baseline=WORSE, more=["--attest", str(private)]) == 0, bench.stderr
+    pins = bench.decision.baseline.pins
+    assert admit(bench, public) == 0, bench.stderr
+    assert f"baseline: baseline, pins {pins[7:19]}" in bench.stderr
+    assert admit(bench, public, "--baseline", "baseline.yaml") == 0, bench.stderr
+    assert admit(bench, public, "--baseline", str(champion)) == 1
+    assert f"refused: baseline: compared with baseline, pins {pins[7:19]}; champion" in bench.stderr
+
+
+def test_sets_of_the_same_names_beside_another_copy_of_the_policy_are_refused(
+    bench: GateBench, signed: tuple[Path, Path]
+) -> None:
+    """The policy is the same to the byte; the items are ones that the candidate gets right."""
+    private, public = signed
+    elsewhere = bench.folder / "elsewhere"
+    shutil.copytree(bench.folder / "gates", elsewhere / "gates")
+    folder, bench.folder = bench.folder, elsewhere
+    bench.put(evalset("text", 330, name="prose"))
+    bench.folder = folder
+    more = ["--attest", str(private), "--policy", str(elsewhere / "gates/test.yaml")]
+    assert bench.gate(more=more) == 0, bench.stderr
+    assert admit(bench, public) == 1
+    assert "refused: evalsets: prose: measured on other items or by another scorer" in bench.stderr
+    promote = ["promote", str(bench.out), "--policy", "gates/test.yaml", "--model", "m", "--first"]
+    assert bench.run(*promote, "--mlflow", "http://127.0.0.1:1") == 1
+    assert "refused: evalsets: prose: measured on other items or by another scorer" in bench.stderr
+
+
+def test_sets_in_the_second_place_where_a_gate_looks_are_bad_input(bench: GateBench) -> None:
+    bench.policy(PERPLEXITY)
+    shutil.copytree(bench.folder / "evalsets/prose", bench.folder / "gates/evalsets/prose")
+    assert bench.gate() == 2
+    said = " ".join(bench.stderr.split())
+    assert (
+        f"expected one place for it, found {bench.folder}/gates/evalsets/prose and {bench.folder}/evalsets/prose"
+        in said
+    )
+
+
 def test_a_block_is_signed_and_refused_unless_waived(bench: GateBench, signed: tuple[Path, Path]) -> None:
     private, public = signed
     assert bench.gate(WORSE, more=["--attest", str(private)]) == 1
@@ -82,8 +128,8 @@ def test_what_cannot_be_signed_is_no_pass(
     private, _ = signed
     model = bench.folder / "model"
     shutil.copytree(tiny_model_dir, model)
-    (model / "extra").mkdir()
-    (model / "extra" / "notes.txt").symlink_to(
+    (model / ".cache").mkdir()
+    (model / ".cache" / "notes.txt").symlink_to(
         "nowhere"
     )  # the gate needs it not; the model signature cannot be made
     source = {"source": f"path:{model}"}
@@ -92,7 +138,7 @@ def test_what_cannot_be_signed_is_no_pass(
     assert "attestation: NOT SIGNED" in bench.stderr
     assert not (bench.out / "attestation.json").exists()
     assert not (bench.out / "weights.sig").exists()
-    (model / "extra" / "notes.txt").unlink()
+    (model / ".cache" / "notes.txt").unlink()
     assert bench.gate(model=source, more=["--attest", str(private)]) == 0, bench.stderr
 
 
