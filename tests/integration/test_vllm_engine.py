@@ -1,14 +1,17 @@
-"""The real vLLM server on the real small model: two servers for all questions of this file."""
+"""The real vLLM server on the real small model, and on a tiny one: three servers for all questions of this file."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import missing
+from tests.conftest import TEMPLATE, missing, write_tokenizer
 from tests.integration.conftest import ROOT
 
 from checkweigh.engines.attached import AttachedEngine
@@ -22,10 +25,12 @@ from checkweigh.engines.protocol import (
 )
 from checkweigh.engines.spec import EngineSpec
 from checkweigh.engines.vllm.engine import VllmEngine
-from checkweigh.errors import EngineError, SourceError
+from checkweigh.engines.vllm.server_launch import preflight
+from checkweigh.errors import BadDocument, EngineError, SourceError
 from checkweigh.measure.served_arm import ServedArm, check_identity
 from checkweigh.records.evalset import Message
-from checkweigh.records.manifest import Attached, EnvironmentSection
+from checkweigh.records.manifest import Attached, EnvironmentSection, Quantization
+from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.pin import verify
 from checkweigh.usecases.engine_install import install_engine
 from checkweigh.usecases.gate.arms.open_engine import engine_spec
@@ -75,6 +80,13 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
         yield engine
 
 
+def neutral(identity: EngineIdentity) -> dict[str, Any]:
+    """The fields that mean the same on every engine; of numbers, five digits."""
+    found = {name: identity.effective[name] for name in ("window", "tied_head", "eos")}
+    rotary = json.loads(identity.effective["rotary"], parse_float=lambda text: float(f"{float(text):.5g}"))
+    return found | {"rotary": rotary}
+
+
 def requests(top_k: int = 0) -> list[ScoreRequest]:
     texts = [
         ScoreRequest(id=str(i), messages=None, continuations=(text,), top_k=top_k)
@@ -88,6 +100,7 @@ def test_its_numbers_are_those_of_transformers(
     exact: VllmEngine, smollm2: EngineSpec, tmp_path: Path
 ) -> None:
     with open_engine(in_float32(smollm2), log=tmp_path / "log") as other:
+        assert neutral(exact.identity) == neutral(other.identity)
         theirs = other.score(requests())
         (reply,) = other.generate([GenerateRequest(id="france", messages=FRANCE)])
     ours = exact.score(requests())
@@ -195,11 +208,118 @@ def test_speculation_loses_nothing_and_is_counted(
         assert one.token_ids == two.token_ids
 
 
-def test_what_it_cannot_do_is_said_before_anything_starts(tmp_path: Path) -> None:
-    from checkweigh.engines.vllm.server_launch import preflight
-    from checkweigh.errors import BadDocument
-    from checkweigh.records.manifest import Quantization
+@pytest.fixture
+def yarn(tmp_path: Path) -> Path:
+    """A tiny Llama whose configuration scales its rotary embedding as of old."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
+    folder = tmp_path / "yarn"
+    folder.mkdir()
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=write_tokenizer(folder), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, eos_token_id=2, bos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    written.pop("rope_parameters")
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(written | {"rope_theta": 1e4, "rope_scaling": scaling}))
+    return folder
+
+
+def as_gptq(plain: Path, folder: Path) -> None:
+    """A folder with the same configuration and random GPTQ tensors, 4 bits in groups of 32."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(plain, folder)
+    packed = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj"):
+            packed[name] = value
+            continue
+        out, into = value.shape
+        packed[f"{module}.qweight"] = torch.randint(0, 2**31 - 1, (into // 8, out), dtype=torch.int32)
+        packed[f"{module}.qzeros"] = torch.full((into // 32, out // 8), 0x77777777, dtype=torch.int32)
+        packed[f"{module}.scales"] = (torch.rand(into // 32, out) * 0.01).half()
+        packed[f"{module}.g_idx"] = (torch.arange(into) // 32).int()
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    method = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
+
+
+def on(spec: EngineSpec, folder: Path, **changes: Any) -> EngineSpec:
+    """``spec`` with a tiny model."""
+    limits = spec.manifest.limits.model_copy(update={"max_sequence": 512})
+    manifest = spec.manifest.model_copy(update={"limits": limits} | changes)
+    return replace(
+        spec,
+        manifest=manifest,
+        model_dir=folder,
+        tokenizer_dir=folder,
+        chat_template=TEMPLATE,
+        draft_dir=None,
+    )
+
+
+def test_it_says_what_it_loaded_and_needs_its_folder_no_more(
+    yarn: Path, smollm2: EngineSpec, tmp_path: Path
+) -> None:
+    """One start on links to GPTQ tensors: both engines read the rotary embedding alike, and the files can go."""
+    as_gptq(yarn, tmp_path / "real")
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in (tmp_path / "real").iterdir():
+        (links / path.name).symlink_to(path)
+    spec = on(installed("smollm2-135m-vllm"), links, quantization=Quantization(method="gptq"))
+    asked = [ScoreRequest(id="a", messages=None, continuations=("the quick brown fox jumps",))]
+    with VllmEngine(spec, log=tmp_path / "vllm.log") as engine:
+        identity = engine.identity
+        (before,) = engine.score(asked)
+        weights = tmp_path / "real" / "model.safetensors"
+        with weights.open("r+b") as file:  # the same inode, as cp writes it
+            file.seek(weights.stat().st_size // 2)
+            file.write(b"\x11" * (weights.stat().st_size // 3))
+        (overwritten,) = engine.score(asked)
+        shutil.rmtree(tmp_path / "real")
+        shutil.rmtree(links)
+        (removed,) = engine.score(asked)
+        (reply,) = engine.generate([GenerateRequest(id="b", messages=FRANCE)])
+    assert identity.quantization == "gptq"
+    assert json.loads(identity.effective["modules"]) == {"AutoGPTQLinearMethod": 8}
+    assert str(tmp_path) not in identity.model_dump_json()
+    assert isinstance(before, ScoreResult)
+    for later in (overwritten, removed):
+        assert isinstance(later, ScoreResult)
+        assert (later.continuations[0].logprobs == before.continuations[0].logprobs).all()
+    assert isinstance(reply, GenerateResult)
+    with open_engine(on(smollm2, yarn), log=tmp_path / "log") as other:
+        assert neutral(other.identity) == neutral(identity)
+        assert json.loads(other.identity.effective["rotary"])["all"]["scaling"] == pytest.approx(
+            1.1386, rel=1e-3
+        )
+
+
+def test_a_tensor_that_a_fused_parameter_lacks_is_named_before_anything_starts(
+    yarn: Path,
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    spec = on(installed("smollm2-135m-vllm"), yarn)
+    assert preflight(spec).is_file()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors = load_file(yarn / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, yarn / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadDocument, match=rf"model: {name}: expected a tensor, found none"):
+        preflight(spec)
+
+
+def test_what_it_cannot_do_is_said_before_anything_starts(tmp_path: Path) -> None:
     spec = installed("smollm2-135m-vllm")
     int8 = Quantization(method="bitsandbytes", bits=8, type="int8")
     manifest = spec.manifest.model_copy(update={"quantization": int8})

@@ -21,9 +21,12 @@ class Rotary:
 
 
 def rotary_text(kinds: Mapping[str, Rotary]) -> str:
-    """Canonical JSON, layer kind (``all`` where there is one) -> six frequencies, dimensions and factor."""
+    """Canonical JSON, layer kind (``all`` where they are alike) -> six frequencies, dimensions and factor."""
     if not kinds:
         return NONE
+    first = next(iter(kinds.values()))
+    if all(one == first for one in kinds.values()):
+        kinds = {"all": first}
     return canonical.dumps(
         {
             kind: {

@@ -22,10 +22,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 GOES_ON = re.compile(
     r"has been used instead of tying"
     r"|so we will NOT tie them"
-    r"|is not loaded\b"
+    r"|but not found the expected name in the model"
     r"|were not loaded from checkpoint|not initialized from"
-    r"|newly initialized"
-    r"|Skipping (?:unknown|mismatched|loading|unexpected)\b.*"
+    r"|newly initialized|LOAD REPORT"
+    r"|Skipping (?:unknown|mismatched|unexpected)\b.*"
     r"|Materializing empty parameter"
     r"|checkpoint seem corrupted"
     r"|(?:RoPE|rope) type \S+ is not implemented"
@@ -135,7 +135,7 @@ def _model(parts: Sequence[tuple[Sequence[int], Mapping[str, Any]]], eos: Sequen
 
 
 def _kinds(layers: Sequence[tuple[int, int | None, Rotary | None]]) -> dict[str, Rotary]:
-    """Layer kind -> rotary embedding: ``all`` where there is one, else by whether the layer has a window."""
+    """Layer kind, by whether the layer has a window -> rotary embedding."""
     found: dict[str, Rotary] = {}
     for number, window, rotary in layers:
         if rotary is None:
@@ -143,8 +143,7 @@ def _kinds(layers: Sequence[tuple[int, int | None, Rotary | None]]) -> dict[str,
         kind = FULL if window is None else SLIDING
         if found.setdefault(kind, rotary) != rotary:
             found[f"layer {number}"] = rotary
-    first = next(iter(found.values()), None)
-    return {"all": first} if first is not None and all(one == first for one in found.values()) else found
+    return found
 
 
 def _first_of_stages(parts: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> list[Mapping[str, Any]]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.unit.engines.vllm.fake_vllm import ACCOUNT, KIND
 
 from checkweigh.engines.vllm.account import Unaccounted, goes_on, loaded, read_accounts
-from checkweigh.engines.vllm.in_server.checkweigh_account import runs, sample, sealed
+from checkweigh.engines.vllm.in_server.checkweigh_account import (
+    kinds,
+    of_rotary,
+    rotary_of,
+    runs,
+    sample,
+    sealed,
+)
 
 KEY = "key of this start"
 ROTARY = KIND["rotaries"][0]  # type: ignore[index]
@@ -121,3 +130,55 @@ def test_what_a_worker_writes() -> None:
     assert sample([float(i) for i in range(32)], 1.0) == {
         "inv_freq": [0.0, 6.0, 12.0, 19.0, 25.0, 31.0], "dim": 64, "scaling": 1.0,
     }  # fmt: skip
+
+
+class Table:
+    """A rotary embedding as vLLM has it: a table of cosines and sines, held in the model's dtype."""
+
+    def __init__(self, factor: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.factor = factor
+        self.frequencies = 1.0 / 10000 ** (torch.arange(0, 64, 2, dtype=torch.float) / 64)
+        self.cos_sin_cache = self._compute_cos_sin_cache().to(dtype)
+
+    def _compute_cos_sin_cache(self) -> Any:
+        angles = torch.outer(torch.arange(8, dtype=torch.float), self.frequencies)
+        return torch.cat((angles.cos(), angles.sin()), dim=-1) * self.factor
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_table_gives_its_frequencies_to_more_digits_than_it_holds(dtype: torch.dtype) -> None:
+    table = Table(1.1386, dtype)
+    found = of_rotary(table)
+    assert found is not None
+    assert found["inv_freq"] == pytest.approx(
+        [table.frequencies[i].item() for i in (0, 6, 12, 19, 25, 31)], rel=1e-5
+    )
+    assert (found["dim"], found["scaling"]) == (64, pytest.approx(1.1386, rel=1e-5))
+    assert of_rotary(None) is None
+
+
+def test_a_table_that_was_changed_is_not_believed() -> None:
+    table = Table()
+    table.frequencies = table.frequencies * 1.05
+    with pytest.raises(ValueError, match="another table"):
+        of_rotary(table)
+
+
+def test_the_rotary_embedding_is_that_of_the_layer() -> None:
+    layer, vision = SimpleNamespace(rotary_emb="text"), SimpleNamespace(rotary_emb="vision")
+    modules = {"": object(), "visual": vision, "model.layers.0.self_attn": layer, "model.layers.0": object()}
+    assert rotary_of("model.layers.0.self_attn.attn", modules) == "text"
+    assert rotary_of("model.layers.1.self_attn.attn", modules) is None
+
+
+def test_modules_are_named_by_what_computes_with_them() -> None:
+    def module(method: str, scheme: str = "") -> Any:
+        own = {"scheme": type(scheme, (), {})()} if scheme else {}
+        return SimpleNamespace(quant_method=type(method, (), {})(), **own)
+
+    found = kinds([
+        module("UnquantizedLinearMethod"), module("AutoGPTQLinearMethod"), SimpleNamespace(),
+        module("CompressedTensorsLinearMethod", "CompressedTensorsW8A8Int8"), module("UnquantizedEmbeddingMethod"),
+        module("CompressedTensorsKVCacheMethod"),
+    ])  # fmt: skip
+    assert list(found) == ["none", "AutoGPTQLinearMethod", "CompressedTensorsW8A8Int8"]
