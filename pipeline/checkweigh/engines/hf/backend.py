@@ -64,8 +64,11 @@ class TransformersBackend:
 
     @property
     def identity(self) -> EngineIdentity:
-        """What was found in the loaded model."""
-        return self.loaded.identity
+        """What was found in the loaded model, and in the one that drafts."""
+        found, drafts = self.loaded.identity, self.speculator
+        if drafts is None or drafts.model is None:
+            return found
+        return found.model_copy(update={"effective": found.effective | {"draft": drafts.effective}})
 
     def _warm_up(self) -> None:
         """Score and generate at several lengths, so that the first timed call pays for nothing but itself."""

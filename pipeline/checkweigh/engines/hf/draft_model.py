@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from checkweigh import canonical
+from checkweigh.engines.hf.found_configuration import effective_configuration
 from checkweigh.engines.hf.load_model import LoadedModel, load_weights
 from checkweigh.engines.hf.speculative import Speculator, drafting_config
 from checkweigh.engines.spec import EngineSpec
@@ -30,4 +32,9 @@ def load_draft(spec: EngineSpec, loaded: LoadedModel) -> Speculator | None:
             f"found {spec.manifest.limits.max_sequence}"
         )
     model.generation_config = drafting_config(setting)
-    return Speculator(setting=setting, model=model)
+    effective = effective_configuration(model, ())
+    del (
+        effective["eos"],
+        effective["generation_defaults"],
+    )  # a draft ends nowhere, and has ``drafting_config``
+    return Speculator(setting=setting, model=model, effective=canonical.dumps(effective))

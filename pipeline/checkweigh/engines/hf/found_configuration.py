@@ -82,13 +82,8 @@ def _foreign(module: Any) -> str:
     return ""
 
 
-def effective_configuration(
-    model: Any, eos: Iterable[int], scale: float, softcap: float | None
-) -> dict[str, str]:
-    """The effective configuration: the neutral fields, and what else decides numbers on this engine.
-
-    ``scale`` and ``softcap`` are those of the logits.
-    """
+def effective_configuration(model: Any, eos: Iterable[int]) -> dict[str, str]:
+    """The effective configuration: the neutral fields, and what else decides numbers on this engine."""
     layers, config = _attention(model), model.config
     fields = neutral(
         rotary=_rotary(model),
@@ -103,7 +98,6 @@ def effective_configuration(
         "cache_window": window_text(getattr(layer, "sliding_window", None) for layer in cache),
         "attention_scale": _distinct(getattr(layer, "scaling", None) for layer in layers),
         "attention_softcap": _distinct(getattr(layer, "attn_logit_softcapping", None) for layer in layers),
-        "logits": canonical.dumps({"scale": significant(scale), "softcap": softcap}),
         "norm": _distinct(
             getattr(module, "variance_epsilon", getattr(module, "eps", None)) for module in model.modules()
         ),
@@ -123,7 +117,7 @@ def effective_configuration(
     if rotary_updates:  # frequencies that follow the longest sequence of a batch
         fields["rotary_update"] = _distinct(rotary_updates)
     if details := {_bitsandbytes_settings(module) for module in model.modules() if is_bitsandbytes(module)}:
-        fields["quantization"] = _distinct(details)
+        fields["quantized_layers"] = _distinct(details)
     return fields
 
 

@@ -12,6 +12,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from checkweigh import canonical
+from checkweigh.engines.effective import significant
 from checkweigh.engines.hf.file_mappings import leave_files
 from checkweigh.engines.hf.found_configuration import effective_configuration, found_dtype, found_quantization
 from checkweigh.engines.hf.library_warnings import listen
@@ -73,7 +75,8 @@ def load(spec: EngineSpec) -> LoadedModel:
     device = next(model.parameters()).device
     base = model.base_model
     head, scale, softcap = _head(model, base, device)
-    effective = effective_configuration(model, eos, scale, softcap)
+    logits = {"scale": significant(scale), "softcap": softcap}
+    effective = effective_configuration(model, eos) | {"logits": canonical.dumps(logits)}
     return LoadedModel(
         model=model,
         base=base,

@@ -24,10 +24,14 @@ from checkweigh.records.measurement import Speculated
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculator:
-    """How tokens are drafted; ``model`` is None where the text itself drafts."""
+    """How tokens are drafted; ``model`` is None where the text itself drafts.
+
+    ``effective``: the effective configuration of that model, as canonical JSON.
+    """
 
     setting: Speculative
     model: Any = None
+    effective: str = ""
 
 
 class _Watch(BaseStreamer):  # type: ignore[misc]

@@ -102,6 +102,7 @@ def test_a_running_engine_needs_none_of_its_folders(tiny_dir: Path, tmp_path: Pa
     )
     spec = replace(spec, tokenizer_dir=parts["tokenizer"], draft_dir=parts["draft"])
     with WorkerEngine(spec, log=tmp_path / "log") as engine:
+        assert '"window":"[[\\"none\\",3]]"' in engine.identity.effective["draft"]
         assert not [text for text in engine.identity.effective.values() if str(tmp_path) in text]
         if Path("/proc").exists():
             assert not held(engine.pid, parts.values())

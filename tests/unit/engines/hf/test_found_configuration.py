@@ -31,7 +31,7 @@ def effective(folder: Path, **sections: Any) -> dict[str, str]:
 def of_model(kind: str, **settings: Any) -> dict[str, str]:
     config = transformers.AutoConfig.for_model(kind, **SMALL | settings)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    return found_configuration.effective_configuration(model, (2,), 1.0, None)
+    return found_configuration.effective_configuration(model, (2,))
 
 
 def test_a_plain_model(tiny_dir: Path) -> None:
