@@ -32,20 +32,13 @@ EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     "quantization": ("quantization", "configuration", "weights", "engine"),
     "attention": ("engine", "arguments", "configuration", "quantization"),
     "generation_defaults": ("engine", "generation", "configuration"),
+    "draft": ("engine", "arguments", "draft"),
     "packages": ("engine",),
     "packages.bitsandbytes": ("engine", "quantization"),
     "settings": ("engine", "arguments", "batching", "configuration", "quantization", "limits"),
 }
-ANYTHING = (
-    "engine",
-    "arguments",
-    "configuration",
-    "generation",
-    "weights",
-    "tokenizer",
-    "quantization",
-    "limits",
-)
+# Of any other field that engines report: what decides how a model is built.
+OTHERWISE = ("engine", "arguments", "configuration", "quantization", "limits")
 # Declared setting -> its group. What stands in no group (threads, sampling, prompts) decides nothing that is loaded.
 GROUPS: Mapping[str, str] = {
     "engine.kind": "engine", "engine.version": "engine", "engine.environment": "engine",
@@ -126,10 +119,13 @@ def effective_differences(first: LoadedArm, second: LoadedArm) -> tuple[Effectiv
     real = _real_differences(first, second)
     tolerance = TOLERANCE if real.keys() & {"engine", "arguments"} else 0.0
     facts = _facts(first.identity), _facts(second.identity)
-    if (
-        "engine" in real and first.identity.kind != second.identity.kind
-    ):  # each kind reports settings of its own
-        facts = tuple({k: v for k, v in arm.items() if not _is_of_kind(k)} for arm in facts)  # type: ignore[assignment]
+    if first.identity.kind != second.identity.kind:  # each kind reports fields of its own
+        shared = {
+            name
+            for name in facts[0].keys() & facts[1].keys()
+            if not name.startswith(("packages.", "settings."))
+        }
+        facts = tuple({name: arm[name] for name in shared} for arm in facts)  # type: ignore[assignment]
     found, unexplained = [], []
     for field in [*NEUTRAL, *sorted((facts[0].keys() | facts[1].keys()) - set(NEUTRAL))]:
         values = facts[0].get(field), facts[1].get(field)
@@ -208,14 +204,11 @@ def _facts(identity: EngineIdentity) -> dict[str, str]:
     """Field -> value, of what nothing else holds against the manifest."""
     return {
         **identity.effective,
-        "vocabulary_size": str(identity.vocabulary_size), "quantization": identity.quantization,
+        "vocabulary_size": str(identity.vocabulary_size),
+        "quantization.layers": identity.quantization,
         **{f"packages.{name}": version for name, version in identity.packages.items()},
         **{f"settings.{name}": value for name, value in identity.settings.items()},
     }  # fmt: skip
-
-
-def _is_of_kind(field: str) -> bool:
-    return field.startswith(("packages.", "settings."))
 
 
 def _real_differences(first: LoadedArm, second: LoadedArm) -> dict[str, tuple[str, ...]]:
@@ -227,6 +220,8 @@ def _real_differences(first: LoadedArm, second: LoadedArm) -> dict[str, tuple[st
             found[group].append(path)
     if first.pins.environment != second.pins.environment:
         found["engine"].append("engine.environment")
+    if first.pins.draft != second.pins.draft:
+        found["draft"].append("engine.speculative.model")
     files = [arm.pins.weights | arm.pins.tokenizer | arm.pins.files for arm in (first, second)]
     weights = first.pins.weights.keys() | second.pins.weights.keys()
     for name in sorted(files[0].keys() | files[1].keys()):
@@ -253,7 +248,7 @@ def _group_of_file(name: str, weights: bool) -> str:
 
 def _explanation(field: str, real: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The differences that can explain the field; none where two engines read the same files differently."""
-    groups = EXPLAINED_BY.get(field) or EXPLAINED_BY.get(field.partition(".")[0], ANYTHING)
+    groups = EXPLAINED_BY.get(field) or EXPLAINED_BY.get(field.partition(".")[0], OTHERWISE)
     if field in NEUTRAL and "engine" in real:
         groups = tuple(group for group in groups if group != "limits")
     return tuple(name for group in groups for name in real.get(group, ()))

@@ -19,7 +19,7 @@ from checkweigh.records.measurement import MeasurementSet, Observation, Scored
 from checkweigh.records.policy import Policy
 from checkweigh.sources.digests import tensor_content
 from checkweigh.sources.pin import Resolved
-from checkweigh.sources.undeclared import setting_differences
+from checkweigh.sources.undeclared import CONFIGURATION, GENERATION, setting_differences
 from checkweigh.usecases.gate.inputs import Inputs
 from checkweigh.usecases.gate.measured import Measured
 
@@ -171,10 +171,9 @@ def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> set[st
 
 def _asked_alike(one: Pins, other: Pins) -> bool:
     """Whether both arms are asked with the same token ids, which a raw output's digest covers."""
-    return all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("prompts", "chat_template", "probes", "vocabulary", "tokenizer")
-    )
+    files = _differing(one.tokenizer, other.tokenizer) - {CONFIGURATION, GENERATION}
+    names = ("prompts", "chat_template", "probes", "vocabulary")
+    return not files and all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _identical_items(measured: Measured, asked_alike: bool) -> int:
