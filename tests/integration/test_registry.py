@@ -202,8 +202,20 @@ def test_with_a_key_only_a_signed_pass_promotes(registry: Registry, bench: GateB
     assert "decision: signed was" in bench.stderr
     assert registry.aliases() == {"champion": "1"}
     assert bench.run(*bench.arguments(champion, candidate, "--attest", str(private))) == 0
+    admit = [
+        "admit",
+        str(candidate),
+        "--attestation",
+        str(bench.out / "attestation.json"),
+        "--key",
+        str(public),
+    ]
+    admit += ["--policy", "gates/test.yaml", "--baseline", str(champion)]
+    assert bench.run(*admit) == 0, bench.stderr
     assert registry.promote("--key", str(public)) == 0, bench.stderr
     assert registry.aliases() == {"champion": "2", "previous": "1"}
+    assert bench.run(*admit) == 1, "the champion is another one now"
+    assert "refused: baseline: compared with candidate" in bench.stderr
     assert named(registry.version("2")["tags"])["checkweigh.signed"] == "yes"
 
 

@@ -107,11 +107,12 @@ def pin(manifest: ManifestPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(manifest: ManifestPath, as_json: AsJson = False) -> None:
-    """Check that what is there is what is pinned. Exit 2 and every difference otherwise."""
+    """Read every file, and check that it is what is pinned. Exit 2 and every difference otherwise."""
+    from checkweigh.sources.digests import fresh_digests
     from checkweigh.sources.pin import verify as run
 
     with bars() as bar:
-        resolved = run(manifest, bar.update)
+        resolved = run(manifest, bar.update, fresh_digests)
     if as_json:
         print(resolved.pins.model_dump_json(indent=2))
     say(f"verified {resolved.manifest.name}: everything is what the lock says")

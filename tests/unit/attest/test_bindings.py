@@ -281,6 +281,7 @@ def test_a_deceived_memory_of_digests_admits_and_signs_nothing(door: Door) -> No
     resolved, decision = verify(door.manifest), door.decision()
     deceive_memory(door)
     assert verify(door.manifest).pins == resolved.pins, "deceived"
+    assert main(["verify", str(door.manifest)]) == 2
     assert door.codes() == {"files"}
     door.attestation.unlink()
     with pytest.raises(PinMismatch, match=r"pins\.weights\.model\.safetensors"):

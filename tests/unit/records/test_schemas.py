@@ -38,7 +38,9 @@ def test_every_description_is_in_the_schema(kind: str) -> None:
     assert described or kind == "evalset"
     for description in described:
         assert json.dumps(description, ensure_ascii=False) in written
-    assert schema["properties"]["schema"]["const"].startswith("checkweigh/")
+    versions = schema["properties"]["schema"]
+    for version in versions.get("enum") or [versions["const"]]:
+        assert version.startswith("checkweigh/")
 
 
 @pytest.mark.parametrize("kind", sorted(DOCUMENTS))

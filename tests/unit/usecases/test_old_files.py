@@ -13,11 +13,14 @@ import yaml
 from tests.signing import keys
 
 from checkweigh.cli import main
+from checkweigh.errors import BadInput
 from checkweigh.files import read_sealed, write_sealed
 from checkweigh.records.decision import Decision
+from checkweigh.sinks.mlflow_target import Target
 from checkweigh.sources.pin import pin, read_pinned
 from checkweigh.usecases.calibration_store import for_pins
 from checkweigh.usecases.read_decision import read_decision
+from checkweigh.usecases.release import registry
 
 FILES = Path(__file__).resolve().parents[2] / "old_files"
 POLICY = ["--policy", "gates/test.yaml"]
@@ -110,6 +113,23 @@ def test_a_decision_is_neither_promoted_nor_waived(pinned: Path, capsys: pytest.
     ]
     assert main(waive) == 2
     assert "decided by an older version" in capsys.readouterr().err
+
+
+def test_a_registered_version_is_no_baseline_and_says_what_to_do(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"manifest.yaml": "base.yaml", "manifest.lock.json": "base.lock.json"}
+    answer = {
+        "version": "3",
+        "pins": "sha256:x",
+        "files": {k: (old / v).read_text() for k, v in files.items()},
+    }
+    monkeypatch.setattr(registry, "_ask", lambda *a, **k: answer)
+    for source in (Path("models:/m@champion"), Path("models:/m/3")):
+        with pytest.raises(
+            BadInput, match=r"version 3 was registered by an older Checkweigh.*docs/upgrading\.md"
+        ):
+            registry.registered_baseline(source, Target("http://127.0.0.1:1"))
 
 
 def test_the_ledger_keeps_its_attempts(pinned: Path, capsys: pytest.CaptureFixture[str]) -> None:
