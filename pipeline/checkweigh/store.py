@@ -27,11 +27,12 @@ from pydantic import TypeAdapter
 
 from checkweigh import canonical
 from checkweigh.decision.slices import FIRST_PART_PLAN, merge_measurements
-from checkweigh.errors import StoreError
+from checkweigh.errors import HostBusy, StoreError
 from checkweigh.files import lock, read_sealed, write_atomic, write_sealed
 from checkweigh.records.evalset import AnyScorer
 from checkweigh.records.measurement import MeasurementKey, MeasurementSet, Observation
 
+PUBLISH_S = 600.0  # one record at a time, of whatever process
 UNVERIFIED = "checkweigh/measurement@1"
 UNVERIFIED_WORDS = "of an older version, which did not read the model's files again: it counts as unverified"
 _OBSERVATIONS: TypeAdapter[list[Observation]] = TypeAdapter(list[Observation])
@@ -113,17 +114,21 @@ class Store:
         return kept
 
     def write(self, record: MeasurementSet) -> None:
-        """Publish a record; its batches are removed afterwards. Writing a key twice keeps the first."""
+        """Publish a record; its batches go, unless somebody is measuring with them. The first of a key stays."""
+        with lock(self.root / "publish.lock", timeout_s=PUBLISH_S, what="stores a measurement"):
+            if not self.exists(record.key):
+                self._publish(record)
+        with suppress(HostBusy), self.measuring(record.key, wait_s=0):
+            shutil.rmtree(self._folder(record.key) / "batches", ignore_errors=True)
+
+    def _publish(self, record: MeasurementSet) -> None:
         folder = self._folder(record.key)
-        if self.exists(record.key):
-            return
         parquet = _to_parquet(record.observations)
         data = record.model_dump(mode="json", exclude={"observations"})
         data["parquet"] = canonical.digest_bytes(parquet)
         data["digest"] = canonical.digest(data)
         write_atomic(folder / "observations.parquet", parquet)
         write_atomic(folder / "record.json", canonical.dumps(data).encode())
-        shutil.rmtree(folder / "batches", ignore_errors=True)
 
     def read_batch(
         self, key: MeasurementKey, index: int, digest: str, witness: str

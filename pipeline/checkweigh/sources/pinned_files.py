@@ -21,6 +21,7 @@ from checkweigh.records.measurement import Verification
 from checkweigh.sources.digests import Kind, fresh_digests, kind_of
 from checkweigh.sources.model.inventory import list_files
 from checkweigh.sources.model.model_directory import CONFIGURATIONS
+from checkweigh.sources.model.weight_set import PICKLES
 from checkweigh.sources.pin import Resolved
 
 GONE = "no such file"
@@ -57,7 +58,7 @@ class PinnedFiles:
 
     @classmethod
     def of(cls, resolved: Resolved) -> PinnedFiles:
-        """The files of a manifest as they are now. PinMismatch: one is not there; SourceError: one is refused."""
+        """The files of a manifest as they are now. PinMismatch: one is new or lost; SourceError: refused."""
         named = {
             "model": resolved.model_dir,
             "tokenizer": resolved.tokenizer_dir,
@@ -72,8 +73,10 @@ class PinnedFiles:
         paths = {folder / name for folder, names in listed.items() for name in names}
         paths |= {file.path for file in files}
         stats = {path: _stats(path) for path in sorted(paths)}
-        if lost := [_problem(f, f.digest, GONE) for f in files if not stats[f.path]]:
-            raise PinMismatch(lost)
+        problems = [_problem(f, f.digest, GONE) for f in files if not stats[f.path]]
+        problems += [_new_file(path) for path in sorted(paths - {file.path for file in files})]
+        if problems:
+            raise PinMismatch(problems)
         within, above = _folders(tuple(folders.values()), stats)
         return cls(
             folders=folders, files=files, listed=listed, stats=stats,
@@ -161,7 +164,7 @@ class PinnedFiles:
                 )
                 continue
             for name in sorted(now.keys() - names):
-                yield Problem(file=str(folder / name), line=None, path="", expected=GONE, found="a new file")
+                yield _new_file(folder / name)
         for folder, before in (*self.within.items(), *self.above.items()):
             now_there = _times(folder) if folder in self.within else _place(folder)
             if now_there != before:
@@ -174,35 +177,31 @@ class PinnedFiles:
 
 def _pinned(resolved: Resolved) -> Iterator[PinnedFile]:
     """Every file that the pins name, and how it was digested for them."""
-    pins, manifest = resolved.pins, resolved.manifest
+    pins, manifest, model = resolved.pins, resolved.manifest, resolved.model_dir
+    derived = pins.tensors, manifest.draft is not None and manifest.draft.derive is not None
     for name, digest in pins.weights.items():
-        kind: Kind = "tensors" if pins.tensors and not name.endswith(".json") else kind_of(Path(name))
-        yield PinnedFile(
-            folder=resolved.model_dir, path=resolved.model_dir / name, kind=kind, digest=digest,
-            place=f"weights.{name}", weights=not name.endswith(".json"),
-        )  # fmt: skip
+        yield _file(model, name, f"weights.{name}", digest, weights=True, derived=derived[0])
     for name, digest in pins.tokenizer.items():
-        folder = resolved.model_dir if name in CONFIGURATIONS else resolved.tokenizer_dir
-        yield PinnedFile(
-            folder=folder, path=folder / name, kind=kind_of(Path(name)), digest=digest, place=f"tokenizer.{name}",
-            weights=False,
-        )  # fmt: skip
+        folder = model if name in CONFIGURATIONS else resolved.tokenizer_dir
+        yield _file(folder, name, f"tokenizer.{name}", digest)
     for name, digest in pins.files.items():
         where, _, rest = name.partition("/")
-        folder = resolved.tokenizer_dir if where == "tokenizer" else resolved.model_dir
-        yield PinnedFile(
-            folder=folder, path=folder / rest, kind=kind_of(Path(rest)), digest=digest, place=f"files.{name}",
-            weights=False,
-        )  # fmt: skip
-    derived = manifest.draft is not None and manifest.draft.derive is not None
+        folder = resolved.tokenizer_dir if where == "tokenizer" else model
+        yield _file(folder, rest, f"files.{name}", digest)
     for name, digest in pins.draft.items():
         assert resolved.draft_dir is not None
-        tensors = name.endswith(".safetensors")
-        yield PinnedFile(
-            folder=resolved.draft_dir, path=resolved.draft_dir / name,
-            kind="tensors" if derived and tensors else kind_of(Path(name)), digest=digest, place=f"draft.{name}",
-            weights=tensors,
-        )  # fmt: skip
+        yield _file(resolved.draft_dir, name, f"draft.{name}", digest, weights=True, derived=derived[1])
+
+
+def _file(
+    folder: Path, name: str, place: str, digest: str, *, weights: bool = False, derived: bool = False
+) -> PinnedFile:
+    path = folder / name
+    tensors = path.suffix == ".safetensors"
+    return PinnedFile(
+        folder=folder, path=path, kind="tensors" if derived and tensors else kind_of(path), digest=digest, place=place,
+        weights=weights and (tensors or path.suffix in PICKLES),
+    )  # fmt: skip
 
 
 def _folders(roots: tuple[Path, ...], files: Mapping[Path, Stats]) -> tuple[set[Path], set[Path]]:
@@ -250,6 +249,10 @@ def _times(folder: Path) -> Stats:
 def _words(stats: Stats) -> str:
     _, inode, size, written, changed, *_ = stats
     return f"{size} bytes, inode {inode}, written {written / 1e9:.6f}, changed {changed / 1e9:.6f}"
+
+
+def _new_file(path: Path) -> Problem:
+    return Problem(file=str(path), line=None, path="", expected=GONE, found="a file that is not pinned")
 
 
 def _problem(file: PinnedFile, expected: str, found: str) -> Problem:

@@ -107,14 +107,17 @@ class ArmMeasurement:
         self.stages.append(record.stage.model_copy(update={"stored": True, "arm": arm, "name": name}))
         return record
 
-    def write(self, record: MeasurementSet, *others: EngineSession) -> None:
-        """Store a record that was measured now, once the files of this arm and of ``others`` were read again."""
+    def write(self, record: MeasurementSet, *others: EngineSession, stored: bool = False) -> None:
+        """Store a record that was measured now, once the files of this arm and of ``others`` were read again.
+
+        ``stored``: all of its batches were in the store.
+        """
 
         def keep() -> None:
             self.store.write(record.model_copy(update={"verified": self.session.verification}))
 
         hold(Provisional(keep=keep), self.session, *others)
-        self.stages.append(record.stage)
+        self.stages.append(record.stage.model_copy(update={"stored": stored}))
 
     def read_batch(self, key: MeasurementKey, batch: Batch, *others: EngineSession) -> MeasuredBatch | None:
         """A batch that an interrupted gate measured with the very files of this arm and of ``others``; else None."""
@@ -155,7 +158,7 @@ class ArmMeasurement:
         score = item_scorer(evalset)
         label = f"{self.role}: {part.label}"
         observations: list[Observation] = []
-        tokens, seconds = 0, 0.0
+        tokens, seconds, stored = 0, 0.0, True
         for batch in batches:
             session.progress(label, len(observations), len(evalset.items))
             measured = self.read_batch(key, batch)
@@ -164,6 +167,7 @@ class ArmMeasurement:
                     return None
                 measured = session.survive(lambda arm, batch=batch: self._run(arm, batch, score))  # type: ignore[misc]
                 self.write_batch(key, batch, measured)
+                stored = False
             observations += measured[0]
             tokens += measured[1]
             seconds += measured[2]
@@ -174,7 +178,7 @@ class ArmMeasurement:
             stage=stage, provenance=host_facts.provenance(started),
             verified=session.verification, observations=tuple(observations),
         )  # fmt: skip
-        self.write(record)
+        self.write(record, stored=stored)
         return record
 
     def _run(self, arm: ServedArm, batch: Batch, score: ScoreItem) -> MeasuredBatch:

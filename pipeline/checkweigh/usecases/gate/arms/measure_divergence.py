@@ -124,7 +124,7 @@ def _measure(part: Part, key: MeasurementKey, arms: Mapping[str, ArmMeasurement]
         stage=stage, provenance=host_facts.provenance(started),
         verified=candidate.session.verification, observations=observations,
     )  # fmt: skip
-    candidate.write(record, baseline.session)
+    candidate.write(record, baseline.session, stored=not missing)
     return record
 
 
