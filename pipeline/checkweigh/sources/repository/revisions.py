@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,10 +121,12 @@ class ComparedTrees:
             elif stays and document_kind(self.now / change.path) == kind:
                 yield FileChange(path=change.path, status="added", was=None)
 
-    def link_untracked(self, manifest: Manifest, path: str) -> None:
-        """Link files that an old manifest names and git does not track (mostly weights) into the old tree.
+    def bring_untracked(self, manifest: Manifest, path: str) -> None:
+        """Have files that an old manifest names and git does not track (mostly weights) in the old tree as well.
 
-        The links lead to the files of today, whose digests the old lock then has to match.
+        They are those of today, whose digests the old lock then has to match. A folder in which nothing that git
+        tracks has changed becomes a link to that of today; into another one they are copied, because no file of a
+        model may be a link that leaves its folder.
         """
         for named in named_paths(manifest, PurePosixPath(path).parent):
             if named.split("/")[0] == "..":
@@ -131,13 +134,28 @@ class ComparedTrees:
                 if self.mirror in here.parents:
                     _link(here, there)
                 continue
-            for file in self.repository.untracked(named):
-                _link(self.before / file, self.now / file)
+            untracked = self.repository.untracked(named)
+            tracked = {c.was for c in self.changes} | {
+                c.path for c in self.changes if c.path not in untracked
+            }
+            if untracked and not any(path is not None and is_below(path, named) for path in tracked):
+                if not (self.before / named).is_symlink():
+                    shutil.rmtree(self.before / named, ignore_errors=True)
+                _link(self.before / named, self.now / named)
+                continue
+            for file in untracked:
+                _copy(self.now / file, self.before / file)
 
     def with_repo_paths(self, text: str) -> str:
         """``text`` with paths of the old tree shown under its commit, and those of the working tree from its root."""
         text = text.replace(str(self.before), self.commit[:12]).replace(str(self.mirror), "")
         return text.replace(f"{self.now}/", "")
+
+
+def _copy(file: Path, copy: Path) -> None:
+    if not os.path.lexists(copy) and file.is_file():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _link(link: Path, target: Path) -> None:

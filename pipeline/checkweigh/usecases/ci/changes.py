@@ -156,7 +156,7 @@ def _manifest(
     before, pinned = old
     moved = f"renamed from {was}, " if was != path else ""
     if pinned.pins.record_digest() != lock.pins.record_digest():
-        trees.link_untracked(before, was)
+        trees.bring_untracked(before, was)
         why = moved + "its pins differ" + (f", and {via} changed" if via else "")
         return _gate_against(path, status, why, was, pinned, lock)
     if via:
@@ -187,7 +187,7 @@ def _new_manifest(
         return ChangedDocument(
             path=path, status=status, need="verify", because=f"its pins are those of {declared}"
         )
-    trees.link_untracked(manifest, declared)
+    trees.bring_untracked(manifest, declared)
     return _gate_against(path, status, what, declared, pinned, lock)
 
 

@@ -269,8 +269,29 @@ def test_weights_that_git_does_not_hold_are_found_again(scratch: Scratch) -> Non
     pin(scratch.root / SERVED)
     scratch.commit("edit")
     with changes_since("main", None, scratch.root) as plan:
-        assert (plan.trees.before / "models/tiny/model.safetensors").is_symlink()
-        assert not (plan.trees.before / "models/tiny/tokenizer.json").is_symlink()
+        assert (plan.trees.before / "models/tiny").is_symlink(), "nothing in it has changed"
+        assert verify(plan.trees.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
+
+
+def test_weights_beside_a_changed_file_are_found_again_with_the_file_as_it_was(scratch: Scratch) -> None:
+    model = Path(read_manifest(scratch.root / SERVED).model.source.removeprefix("path:"))
+    scratch.git("checkout", "-q", "main")
+    shutil.copytree(model, scratch.root / "models/tiny")
+    (scratch.root / ".gitignore").write_text("/home/\n/out/\n*.safetensors\n")
+    scratch.edit(SERVED, model={"source": "path:../models/tiny"})
+    pin(scratch.root / SERVED)
+    scratch.commit("weights beside the repository's files")
+    scratch.git("checkout", "-q", "-B", "change", "main")
+    template = scratch.root / "models/tiny/chat_template.jinja"
+    before = template.read_text()
+    template.write_text("{{ messages[0].content }}")
+    pin(scratch.root / SERVED)
+    scratch.commit("another template")
+    with changes_since("main", None, scratch.root) as plan:
+        old = plan.trees.before / "models/tiny"
+        assert not old.is_symlink()
+        assert not (old / "model.safetensors").is_symlink()
+        assert (old / "chat_template.jinja").read_text() == before
         assert verify(plan.trees.before / SERVED).pins.record_digest() == plan.manifests[0].baseline_pins
 
 
