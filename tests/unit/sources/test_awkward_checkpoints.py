@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.conftest import WriteManifest
 from checkweigh.cli import main
 from checkweigh.errors import BadInput, PinMismatch, RefusedFiles
 from checkweigh.records.manifest import Model, Quantization
+from checkweigh.sources.digests import fresh_digests
 from checkweigh.sources.model.inventory import list_files
 from checkweigh.sources.model.refusals import model_problems, tokenizer_problems
 from checkweigh.sources.pin import lock_path, pin, resolve_manifest, verify, verify_files
@@ -420,3 +423,20 @@ def test_a_lock_of_an_older_version_names_the_one_command_that_renews_it(
     assert str(caught.value) == f"{where}, found checkweigh/lock@1, of an older version that pinned less"
     assert main(["pin", str(path)]) == 0
     verify(path)
+
+
+def test_a_write_through_a_memory_map_is_seen_where_files_are_read_again(
+    tiny_model_dir: Path, tmp_path: Path, manifest_of: Pinned
+) -> None:
+    folder = make("good", tiny_model_dir, tmp_path)
+    path = manifest_of(folder)
+    pin(path)
+    file = folder / "model.safetensors"
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        mapped[-1] = mapped[-1]  # the page is dirty from here on: the next write changes no time
+        verify(path)
+        mapped[-1] ^= 1
+    for check in (verify_files, partial(verify, read=fresh_digests)):
+        with pytest.raises(PinMismatch, match=r"pins\.weights\.model\.safetensors"):
+            check(path)
+    assert main(["verify", str(path)]) == 2

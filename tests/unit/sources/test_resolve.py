@@ -20,6 +20,7 @@ from checkweigh.errors import PinMismatch, SourceError
 from checkweigh.progress import no_progress
 from checkweigh.sources import resolve as module
 from checkweigh.sources.digests import file_digest
+from checkweigh.sources.model.inventory import list_files
 from checkweigh.sources.resolve import resolve
 from checkweigh.sources.sealed_cache import SEAL, build_sealed, is_intact
 
@@ -224,7 +225,8 @@ def hub() -> Iterator[str]:
     Hub.files = {
         "config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}",
         "tokenizer_config.json": b"{}", "chat_template.jinja": b"x", "pytorch_model.bin": b"pickle",
-        "modeling_x.py": b"code", "README.md": b"words",
+        "modeling_x.py": b"code", "README.md": b"words", "tekken.json": b"{}", "consolidated.safetensors": b"weights",
+        "model.onnx": b"weights", "vocab.tiktoken": b"words",
     }  # fmt: skip
     Hub.asked = []
     Hub.broken = ""
@@ -260,7 +262,11 @@ def test_a_hub_snapshot_without_pickles_and_code(hub: str, tmp_path: Path) -> No
     assert said == ""
     assert names == [
         "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "vocab.tiktoken",
     ]  # fmt: skip
+    (snapshot,) = (tmp_path / "safe" / "hub").glob("models--*/snapshots/*")
+    assert list(list_files(snapshot)) == names
+    assert all(path.is_symlink() for path in list_files(snapshot).values())
     asked = len(Hub.asked)
     again, said = fetch("http://127.0.0.1:9", tmp_path / "safe", source)  # nobody listens there
     assert (again, said) == (names, "")

@@ -107,7 +107,7 @@ def test_another_policy_keeps_its_place(model: Path, tmp_path: Path) -> None:
     [
         (lambda m: (m / "model.bin").write_bytes(b""), "pickles are refused"),
         (lambda m: (m / "model.safetensors").unlink(), r"expected \*.safetensors, found none"),
-        (lambda m: (m / "config.json").unlink(), "config.json: expected a file, found none"),
+        (lambda m: (m / "config.json").unlink(), "expected config.json, found none"),
         (lambda m: (m / "modeling.py").write_text(""), "remote code"),
     ],
 )
