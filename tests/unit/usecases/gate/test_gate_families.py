@@ -75,7 +75,16 @@ def test_critical_checks_without_an_estimate_are_refused_before_an_engine_starts
     assert "use bits_per_byte" in perplexity
     assert "checks[3].metric" in longer
     assert "different tokens" in longer
-    bench.run("plan", "--policy", "gates/test.yaml", "baseline.yaml", "candidate.yaml")
+    plan = (
+        "plan",
+        "--policy",
+        "gates/test.yaml",
+        "--baseline",
+        "baseline.yaml",
+        "--candidate",
+        "candidate.yaml",
+    )
+    assert bench.run(*plan) == 2
     assert "checks[1].metric: expected for perplexity a metric" in bench.stderr
 
 
