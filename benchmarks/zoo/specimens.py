@@ -254,6 +254,7 @@ TOKENIZER = (
             what="the first merges in reverse order",
             recipe=partial(recipes.reorder_merges, count=count),
             causes=QUALITY,
+            words="the tokenizers split",
         )
         for count, must in ((20, "open"), (2000, "block"))
     ),
