@@ -135,6 +135,7 @@ class Here:
         self.stores += 1
         self.recorder.results.clear()
         seconds = self.stored(evalset)
+        self.session.read_files()  # stores it, with the engine still warm
         return seconds, [_of(self.recorder.results[item.id]) for item in evalset.items]
 
     def stored(self, evalset: EvalSet) -> float:

@@ -121,6 +121,7 @@ def execute(resolved: Resolved, sets: Sequence[EvalSet], batches: int, threads: 
     records: Records = {}
     try:
         arm.measure_all(sets, records)
+        session.settle()
     finally:
         session.close()
     return records

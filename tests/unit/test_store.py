@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.builders import evalset, measured
+from tests.builders import age, evalset, measured
 
 from checkweigh import canonical
 from checkweigh.errors import HostBusy, StoreError
@@ -117,14 +117,15 @@ def test_an_incomplete_record_is_refused_even_when_signed_by_its_digest(store: S
 
 
 DONE = (RECORD.observations[:16], 123, 4.5)
+WITNESS = canonical.digest("the files of an arm")
 
 
 def test_batches_are_kept_until_the_record_is_whole(store: Store) -> None:
     batch = canonical.digest(["a batch"])
-    assert store.read_batch(RECORD.key, 0, batch) is None
-    store.write_batch(RECORD.key, 0, batch, DONE)
-    assert store.read_batch(RECORD.key, 0, batch) == (list(DONE[0]), 123, 4.5)
-    assert store.read_batch(RECORD.key, 1, batch) is None
+    assert store.read_batch(RECORD.key, 0, batch, WITNESS) is None
+    store.write_batch(RECORD.key, 0, batch, WITNESS, DONE)
+    assert store.read_batch(RECORD.key, 0, batch, WITNESS) == (list(DONE[0]), 123, 4.5)
+    assert store.read_batch(RECORD.key, 1, batch, WITNESS) is None
     assert not store.exists(RECORD.key)
     store.write(RECORD)
     assert not (folder(store, RECORD) / "batches").exists()
@@ -132,27 +133,61 @@ def test_batches_are_kept_until_the_record_is_whole(store: Store) -> None:
 
 def test_a_batch_of_other_items_or_of_another_arm_is_not_used(store: Store) -> None:
     batch = canonical.digest(["a batch"])
-    store.write_batch(RECORD.key, 0, batch, DONE)
-    assert store.read_batch(RECORD.key, 0, canonical.digest(["others"])) is None
+    store.write_batch(RECORD.key, 0, batch, WITNESS, DONE)
+    assert store.read_batch(RECORD.key, 0, canonical.digest(["others"]), WITNESS) is None
     shutil.copytree(folder(store, RECORD) / "batches", folder(store, OTHER) / "batches")
-    assert store.read_batch(OTHER.key, 0, batch) is None
+    assert store.read_batch(OTHER.key, 0, batch, WITNESS) is None
+
+
+def test_a_batch_of_other_files_is_not_used_nor_removed(store: Store) -> None:
+    batch, other = canonical.digest(["a batch"]), canonical.digest("other files")
+    store.write_batch(RECORD.key, 0, batch, WITNESS, DONE)
+    assert store.read_batch(RECORD.key, 0, batch, other) is None
+    store.drop_batch(RECORD.key, 0, other)
+    assert store.read_batch(RECORD.key, 0, batch, WITNESS) is not None
+    store.drop_batch(RECORD.key, 0, WITNESS)
+    assert store.read_batch(RECORD.key, 0, batch, WITNESS) is None
+    store.drop_batch(RECORD.key, 7, WITNESS)
+
+
+def test_batches_in_the_hands_of_another_stay_when_a_record_is_published(store: Store) -> None:
+    batch = canonical.digest(["a batch"])
+    store.write_batch(RECORD.key, 0, batch, WITNESS, DONE)
+    with store.measuring(RECORD.key):
+        store.write(RECORD)
+        assert store.read_batch(RECORD.key, 0, batch, WITNESS) is not None
+    store.write(RECORD)
+    assert not (folder(store, RECORD) / "batches").exists()
+
+
+def test_a_record_of_an_older_version_is_no_evidence_and_makes_way(store: Store) -> None:
+    store.write(RECORD)
+    age(folder(store, RECORD))
+    assert not store.exists(RECORD.key)
+    assert store.is_unverified_digest(RECORD.key.record_digest())
+    key = RECORD.key
+    assert store.find_executions(pins=key.pins, evalset=key.evalset, scorer=key.scorer) == []
+    with pytest.raises(StoreError, match=r"of an older version.*: it counts as unverified"):
+        store.read(RECORD.key)
+    store.write(RECORD)
+    assert store.read(RECORD.key) == RECORD
 
 
 def test_a_damaged_batch_is_measured_anew(store: Store) -> None:
     batch = canonical.digest(["a batch"])
-    store.write_batch(RECORD.key, 0, batch, DONE)
+    store.write_batch(RECORD.key, 0, batch, WITNESS, DONE)
     path = folder(store, RECORD) / "batches" / "0000.json"
     whole = path.read_bytes()
     for at in range(0, len(whole), max(1, len(whole) // 40)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        assert store.read_batch(RECORD.key, 0, batch) is None, at
+        assert store.read_batch(RECORD.key, 0, batch, WITNESS) is None, at
     for text in (whole[:-5], b"", b"[]", b"null", b'{"body": 3, "digest": 3}'):
         path.write_bytes(text)
-        assert store.read_batch(RECORD.key, 0, batch) is None
+        assert store.read_batch(RECORD.key, 0, batch, WITNESS) is None
     data = json.loads(whole)
     data["body"]["seconds"] = 0.0
     path.write_text(json.dumps(data))
-    assert store.read_batch(RECORD.key, 0, batch) is None
+    assert store.read_batch(RECORD.key, 0, batch, WITNESS) is None
 
 
 def test_a_key_is_measured_by_one_at_a_time(store: Store) -> None:
@@ -170,5 +205,5 @@ def test_a_key_is_measured_by_one_at_a_time(store: Store) -> None:
 
 def test_a_directory_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(StoreError, match="cannot be (written|locked)"):
         Store(tmp_path / "file").write(RECORD)

@@ -43,6 +43,9 @@ def store_verify(as_json: AsJson = False) -> None:
         print(json.dumps([entry.as_json() for entry in damaged], indent=2))
     for entry in damaged:
         say(f"damaged: {entry.path}: {entry.problem}")
+    old = [entry for entry in listed if entry.state == "unverified"]
+    if old:
+        say(f"{len(old)} {old[0].problem} (checkweigh store gc removes them)")
     say(f"{len(listed)} measurements, {len(damaged)} damaged")
     raise typer.Exit(ExitCode.BAD_INPUT if damaged else ExitCode.PASS)
 

@@ -59,8 +59,8 @@ def calibrate(
 ) -> tuple[Calibration, Policy]:
     """The noise floors of a manifest under a policy's checks, stored for gates to read; and that policy.
 
-    Engines write below ``logs``. Raises BadInput for anything wrong that is read, and when the policy's time does not
-    suffice.
+    Engines write below ``logs``. Raises BadInput for anything wrong that is read, when a file changes meanwhile, and
+    when the policy's time does not suffice.
     """
     resolved, policy, evalsets = read_calibration_inputs(manifest, policy_path, progress)
     store, deadline = Store(cache_root() / "store"), time.monotonic() + 60 * policy.max_minutes
@@ -75,7 +75,7 @@ def calibrate(
             threads = session.resolved.manifest.engine.threads
             executions.append(Execution(threads=threads, batches=seed, seconds=time.monotonic() - before))
         floors, unmeasured = _floors(policy, evalsets, executed)
-        executed[0].arm.session.close()
+        executed[0].arm.session.settle()
     key = next(iter(executed[0].records.values())).key
     calibration = Calibration(
         name=resolved.manifest.name, pins=key.pins, identity=key.identity, hardware=host_facts.hardware(),
@@ -109,6 +109,7 @@ def _execute(arm: ArmMeasurement, policy: Policy, evalsets: Sequence[EvalSet], s
             for number, batch in enumerate(batches):
                 session.progress(f"{arm.role}: states of {evalset.card.name}", number, len(batches))
                 session.survive(lambda running, batch=batch: write_states(running, batch, states))  # type: ignore[misc]
+        session.settle()
     finally:
         session.close()
     if arm.late:

@@ -10,7 +10,7 @@ from checkweigh.errors import BadInput
 from checkweigh.records.decision import Decision
 from checkweigh.records.measurement import MeasurementSet
 from checkweigh.records.yaml.document import parse_json
-from checkweigh.store import Store
+from checkweigh.store import UNVERIFIED_WORDS, Store
 
 
 def read_decision(run: Path) -> Decision:
@@ -33,7 +33,7 @@ def decision_folder(run: Path) -> Path:
 def read_measurements(
     store: Store, decision: Decision
 ) -> tuple[dict[str, dict[str, MeasurementSet]], tuple[str, ...]]:
-    """Role -> set -> the measurements that a decision names; and a name for each one that the store lost.
+    """Role -> set -> the measurements that a decision names; and a name for each that is lost or no evidence.
 
     Raises StoreError for a damaged measurement.
     """
@@ -46,6 +46,7 @@ def read_measurements(
             if store.exists_digest(digest):
                 parts[place.partition("@")[0]].append(store.read_digest(digest))
             else:
-                lost.append(f"{place} on the {role}")
+                why = f" ({UNVERIFIED_WORDS})" if store.is_unverified_digest(digest) else ""
+                lost.append(f"{place} on the {role}{why}")
         by_role[role] = {name: merge_measurements(records) for name, records in parts.items()}
     return by_role, tuple(lost)

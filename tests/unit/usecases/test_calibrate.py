@@ -14,6 +14,7 @@ from tests.unit.usecases.gate_bench import ENDINGS, LONGER, PERPLEXITY, SCORE, T
 
 from checkweigh import canonical
 from checkweigh.records.calibration import Calibration
+from checkweigh.usecases import calibrate
 
 GATING = {**KL, "tier": "critical"}
 JITTER = {"jitter": 0.05, "noise_nats": 0.0}
@@ -131,6 +132,25 @@ def test_what_was_executed_is_not_executed_again(bench: GateBench) -> None:
     )
     second = calibrated(bench, manifest)
     assert [f.contrasts for f in second.floors] == [f.contrasts for f in first.floors]
+
+
+def test_files_that_change_meanwhile_leave_no_calibration(
+    bench: GateBench, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bench.folder / "model"
+    shutil.copytree(tiny_model_dir, model)
+    manifest = bench.manifest("baseline", JITTER, model={"source": f"path:{model}"})
+    bench.policy(PERPLEXITY, ENDINGS, GATING)
+    real = calibrate._contrast_kl
+
+    def contrast(*arguments: Any) -> Any:
+        (model / "config.json").write_bytes((model / "config.json").read_bytes())
+        return real(*arguments)
+
+    monkeypatch.setattr(calibrate, "_contrast_kl", contrast)
+    assert bench.run("calibrate", str(manifest), "--policy", "gates/test.yaml") == 2
+    assert "config.json" in bench.stderr
+    assert not (bench.home / "calibrations").exists()
 
 
 def test_time_that_runs_out_leaves_no_calibration(bench: GateBench) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders import age
 from tests.unit.usecases.gate_bench import CONSOLE, ENDINGS, PERPLEXITY, GateBench
 from tests.waiting import until
 
@@ -77,6 +78,23 @@ def test_what_is_damaged_is_named_swept_and_measured_again(gated: GateBench, how
     shutil.rmtree(gated.home / "attempts")
     assert gated.gate() == 0, gated.stderr
     assert len(store(gated, "ls")) == 4
+
+
+def test_a_record_of_an_older_version_is_said_to_be_unverified(gated: GateBench) -> None:
+    """It is not damaged: no gate fails on it, gc sweeps it, and a stored decision that names it says why."""
+    folder = gated.records()[0]
+    age(folder)
+    assert store(gated, "verify") == []
+    assert "1 of an older version" in gated.stderr
+    assert [e["folder"] for e in store(gated, "ls") if e["state"] == "unverified"] == [str(folder)]
+    assert gated.gate() == 0, "the stored verdict stands"
+    assert "counts as unverified" in " ".join(gated.decision.notes)
+    (swept,) = store(gated, "gc", "--dry-run")
+    assert "of an older version" in swept["why"]
+    shutil.rmtree(gated.home / "attempts")
+    assert gated.gate() == 0, "it is measured again"
+    assert list(gated.stages().values()).count(False) == 1
+    assert store(gated, "gc") == []
 
 
 def test_a_record_at_another_address_is_damaged(gated: GateBench) -> None:

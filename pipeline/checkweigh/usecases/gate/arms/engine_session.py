@@ -147,7 +147,7 @@ class EngineSession:
         """
         self.close()
         if self.unsettled:
-            self._read_files()
+            self.read_files()
             self.unsettled = False
 
     def require_settled(self) -> None:
@@ -226,7 +226,7 @@ class EngineSession:
             check_identity(arm)
             _check_probes(arm, resolved)
             self._check_unchanged(engine.identity)
-            self._read_files()
+            self.read_files()
         except BaseException as error:
             self._name_own_files(error)
             self._end(engine)
@@ -242,7 +242,7 @@ class EngineSession:
             if engine is not None:
                 engine.__exit__(None, None, None)
 
-    def _read_files(self) -> None:
+    def read_files(self) -> None:
         """Read every file in full: what was measured since the last reading counts now, or is dropped (PinMismatch)."""
         told = self.progress if self.files.bytes > LONG else no_progress
         try:
