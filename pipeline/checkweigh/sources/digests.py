@@ -39,6 +39,11 @@ Hasher = Callable[[Path, Advance], str]
 PROVENANCE = frozenset(
     {"transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only"}
 )
+# Files of which libraries write the same content in other ways, and whose provenance keys every loader sets itself.
+BY_CONTENT = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json",
+)  # fmt: skip
 
 
 def file_digest(path: Path) -> str:
@@ -52,8 +57,8 @@ def json_digest(path: Path) -> str:
 
 
 def kind_of(path: Path) -> Kind:
-    """How a configuration or tokenizer file is digested: by content where it is JSON."""
-    return "json" if path.suffix == ".json" else "file"
+    """How a file is digested that holds no weights: the known configurations by content, all others by their bytes."""
+    return "json" if path.name in BY_CONTENT else "file"
 
 
 def remembered_digests(files: Files, progress: Progress, label: str) -> dict[str, str]:

@@ -257,6 +257,26 @@ def test_settings_that_name_nothing_are_no_redirection(tiny_model_dir: Path, tmp
     assert refused(folder) == []
 
 
+def test_json_that_no_engine_needs_may_be_anything(
+    tiny_model_dir: Path, tmp_path: Path, manifest_of: Pinned
+) -> None:
+    folder = make("good", tiny_model_dir, tmp_path)
+    for name, text in (("modules.json", "[]"), ("log.json", "{"), ("results.json", "\ufeff{}")):
+        (folder / name).write_text(text)
+    path = manifest_of(folder)
+    pin(path)
+    (folder / "modules.json").write_text("[ ]")
+    with pytest.raises(PinMismatch, match=r"pins\.files\.model/modules\.json"):
+        verify(path)
+
+
+def test_a_drafting_model_is_never_quantized(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = make("gptq_real", tiny_model_dir, tmp_path)
+    files, plain = list_files(folder), Model(source="path:x")
+    (problem,) = model_problems(folder, files, plain, Quantization(), "vllm", drafts=True)
+    assert (problem.expected, problem.found) == ("none: a drafting model is never quantized", "gptq")
+
+
 def test_code_of_another_repository_is_refused_even_where_code_is_allowed(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from checkweigh.errors import Problem, SourceError
 from checkweigh.records.manifest import Model
-from checkweigh.sources.model.model_directory import Files, read_json_object, walk
+from checkweigh.sources.model.model_directory import CONFIGURATIONS, Files, read_json_object, walk
 
 # Key, in any object of a configuration -> what a loader takes from where it says.
 REDIRECTIONS = {
@@ -38,7 +38,8 @@ DATA = ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json", "*.i
 def redirection_problems(files: Files, model: Model, *, drafts: bool = False) -> Iterator[Problem]:
     """Every setting in the folder's own JSON files that names another file, another source or code.
 
-    ``drafts``: a drafting model may name the model that it was trained for. A file that cannot be read is a problem.
+    ``drafts``: a drafting model may name the model that it was trained for. A
+    configuration that cannot be read is a problem.
     """
     for name, path in files.items():
         if "/" in name or not name.endswith(".json") or any(fnmatchcase(name, data) for data in DATA):
@@ -46,6 +47,8 @@ def redirection_problems(files: Files, model: Model, *, drafts: bool = False) ->
         try:
             settings = read_json_object(path)
         except SourceError as error:
+            if name not in (*CONFIGURATIONS, *TOKENIZER_SETTINGS):
+                continue  # no engine needs it; it is pinned by its bytes
             _, _, said = str(error).partition(": ")
             expected, _, found = said.removeprefix("expected ").partition(", found ")
             yield _problem(path, "", expected, found or "something else")

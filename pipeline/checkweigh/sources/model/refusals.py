@@ -28,7 +28,7 @@ def model_problems(
         *([] if "config.json" in files or not configured else [_problem(folder, "config.json", "none")]),
         *weight_problems(folder, files, model, engine, headers),
         *redirection_problems(files, model, drafts=drafts),
-        *quantization_problems(folder, files, quantization, headers),
+        *quantization_problems(folder, files, None if drafts else quantization, headers),
         *_second_formats(folder, files),
     ]
 

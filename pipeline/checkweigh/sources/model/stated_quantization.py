@@ -48,9 +48,12 @@ class Statement:
 
 
 def quantization_problems(
-    folder: Path, files: Files, declared: Quantization, headers: Headers
+    folder: Path, files: Files, declared: Quantization | None, headers: Headers
 ) -> Iterator[Problem]:
-    """Where the manifest, the configuration, its side files and the tensors do not agree."""
+    """Where the manifest, the configuration, its side files and the tensors do not agree.
+
+    ``declared``: None of a drafting model, which is never quantized.
+    """
     statements = list(_statements(files))
     schemes = _schemes(headers)
     for statement in statements:
@@ -65,7 +68,7 @@ def quantization_problems(
         yield _problem(
             folder, "", "tensors as they are without quantization, or a quantization_config", found
         )
-    if not statements and declared.method in ("awq", "gptq", "compressed-tensors"):
+    if not statements and declared is not None and declared.method in ("awq", "gptq", "compressed-tensors"):
         expected = f"quantization_config of {declared.method}, as quantization.method of the manifest says"
         yield _problem(folder / "config.json", "quantization_config", expected, "none")
 
@@ -109,8 +112,12 @@ def _side_method(settings: Mapping[str, Any]) -> str:
     return "gptq" if "bits" in settings else "no method"
 
 
-def _undeclared(statement: Statement, declared: Quantization) -> Iterator[Problem]:
+def _undeclared(statement: Statement, declared: Quantization | None) -> Iterator[Problem]:
     """The manifest must state what the file states, in full."""
+    if declared is None:
+        expected = "none: a drafting model is never quantized"
+        yield _problem(statement.file, statement.path, expected, statement.method)
+        return
     wanted = _as_declared(statement)
     if wanted is None:
         known = "none, bitsandbytes, awq, gptq, compressed-tensors or fp8, which a manifest can state"
