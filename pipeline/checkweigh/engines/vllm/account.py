@@ -127,7 +127,7 @@ def _model(parts: Sequence[tuple[Sequence[int], Mapping[str, Any]]], eos: Sequen
     fields["architecture"] = str(_alike("architecture", [stage["architecture"] for stage in stages]))
     for name, field in (
         ("backend", "attention"), ("scale", "attention_scale"), ("softcap", "attention_softcap"),
-        ("logits", "logits"), ("norm", "norm"), ("activation", "activation"),
+        ("cache", "cache_dtype"), ("logits", "logits"), ("norm", "norm"), ("activation", "activation"),
     ):  # fmt: skip
         values = sorted({canonical.dumps(value) for stage in stages for value in stage[name]})
         fields[field] = ", ".join(values) or NONE

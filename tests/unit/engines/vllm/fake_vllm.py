@@ -48,8 +48,8 @@ is_accelerate_available = lambda: True
 KIND = {
     "architecture": "LlamaForCausalLM", "layers": [[0, 3, None, 0]], "tied": False, "modules": {"none": 12},
     "rotaries": [{"inv_freq": [1.0, 0.3, 0.1, 0.03, 0.01, 0.001], "dim": 16, "scaling": 1.0}],
-    "backend": ["CPUAttentionBackendImpl"], "scale": [0.25], "softcap": [], "logits": ["[1.0, null]"], "norm": [1e-06],
-    "activation": ["SiluAndMul"],
+    "backend": ["CPUAttentionBackendImpl"], "scale": [0.25], "softcap": [], "cache": ["auto"],
+    "logits": ["[1.0, null]"], "norm": [1e-06], "activation": ["SiluAndMul"],
 }  # fmt: skip
 ACCOUNT = {
     "rank": 0, "stage": [0, 1], "workers": 1, "eos": [2, 5], "defaults": {}, "mapped": [], "model": KIND, "draft": None,

@@ -12,6 +12,7 @@ from tests.unit.engines.vllm.fake_vllm import ACCOUNT, KIND
 
 from checkweigh.engines.vllm.account import Unaccounted, goes_on, loaded, read_accounts
 from checkweigh.engines.vllm.in_server.checkweigh_account import (
+    buffered,
     kinds,
     of_rotary,
     rotary_of,
@@ -155,6 +156,16 @@ def test_a_table_gives_its_frequencies_to_more_digits_than_it_holds(dtype: torch
     )
     assert (found["dim"], found["scaling"]) == (64, pytest.approx(1.1386, rel=1e-5))
     assert of_rotary(None) is None
+    with pytest.raises(AttributeError):
+        of_rotary(SimpleNamespace())  # of a kind that is not known
+
+
+def test_a_rotary_embedding_of_transformers_keeps_its_frequencies() -> None:
+    own = torch.nn.Module()
+    own.register_buffer("inv_freq", torch.linspace(1, 0.1, 16))
+    assert of_rotary(own) is None
+    (found,) = buffered({"model.rotary_emb": own})
+    assert (found["kind"], found["dim"], found["scaling"]) == ("all", 32, 1.0)
 
 
 def test_a_table_that_was_changed_is_not_believed() -> None:

@@ -88,15 +88,16 @@ def of_model(model: Any, stages: int) -> dict[str, Any]:
     modules = dict(model.named_modules())
     rotaries: list[dict[str, Any]] = []
     layers: dict[int, list[Any]] = {}
-    impls = []
+    attention = []
     for name, layer in attention_layers(model, modules):
-        impls.append(layer.impl)
+        attention.append(layer)
         rotary = of_rotary(rotary_of(name, modules))
         if rotary is not None and rotary not in rotaries:
             rotaries.append(rotary)
         number = next((int(part) for part in name.split(".") if part.isdigit()), len(layers))
         place = None if rotary is None else rotaries.index(rotary)
         layers.setdefault(number, [getattr(layer, "sliding_window", None) or None, place])
+    impls = [layer.impl for layer in attention]
     logits = [m for m in modules.values() if isinstance(m, LogitsProcessor)]
     return {
         "architecture": type(model).__name__,
@@ -105,6 +106,7 @@ def of_model(model: Any, stages: int) -> dict[str, Any]:
         "tied": tied(modules.values(), stages),
         "modules": dict(Counter(kinds(modules.values()))),
         "backend": distinct(type(impl).__name__ for impl in impls),
+        "cache": distinct(getattr(layer, "kv_cache_dtype", None) for layer in attention),
         "scale": distinct(getattr(impl, "scale", None) for impl in impls),
         "softcap": distinct(getattr(impl, "logits_soft_cap", None) or None for impl in impls),
         "logits": distinct(json.dumps([float(m.scale), getattr(m, "soft_cap", None)]) for m in logits),
@@ -142,10 +144,12 @@ def rotary_of(name: str, modules: dict[str, Any]) -> Any:
 def of_rotary(rotary: Any) -> dict[str, Any] | None:
     """Angles of position 1 (the inverse frequencies as they are used) and their length (the factor on both).
 
-    The table that is held is rounded to the model's dtype, so it is computed again as vLLM computes it, and the two are
-    compared. ValueError: they differ.
+    None for one of transformers' own, which ``buffered`` reads. The table that is held is rounded to the model's
+    dtype, so it is computed again as vLLM computes it, and the two are compared. ValueError: they differ.
     """
-    if rotary is None:
+    if rotary is None or any(
+        name.endswith("inv_freq") for name, _ in getattr(rotary, "named_buffers", tuple)()
+    ):
         return None
     if hasattr(rotary, "long_short_cos_sin_cache"):
         long = rotary.use_long_rope
