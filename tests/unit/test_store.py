@@ -205,5 +205,5 @@ def test_a_key_is_measured_by_one_at_a_time(store: Store) -> None:
 
 def test_a_directory_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be (written|locked)"):
+    with pytest.raises(StoreError, match=r"cannot be (written|locked)"):
         Store(tmp_path / "file").write(RECORD)

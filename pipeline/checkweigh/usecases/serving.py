@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkweigh.engines.http.client import Endpoint
 from checkweigh.engines.mock.mock_knobs import MockKnobs
 from checkweigh.engines.mock.serve import listen
+from checkweigh.engines.vllm.server_launch import LaunchPlan
 from checkweigh.errors import BadDocument, BadInput, ExitCode, Problem
 from checkweigh.guard.banner import banner
 from checkweigh.guard.guard import ArmSource, Guard, GuardSetup
@@ -26,6 +29,8 @@ from checkweigh.records.yaml.document import parse
 from checkweigh.sources.documents import read_bytes
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
+from checkweigh.sources.pinned_files import PinnedFiles
+from checkweigh.sources.private_copy import private_copy
 from checkweigh.usecases.gate.arms.open_engine import engine_spec
 from checkweigh.usecases.read_decision import read_decision
 
@@ -83,20 +88,21 @@ def serve(request: ServeRequest, progress: Progress, say: Say, tell: Say) -> Exi
             raise BadInput(
                 f"{manifest.path}: expected the pins that were admitted, found others: it changed meanwhile"
             )
-    setup = _setup(request, policy, resolved, share)
-    keyless = not policy.surface.keys
-    if request.host not in LOOPBACK and keyless:
-        raise BadInput(
-            f"--host {request.host}: expected surface.keys in the guard policy, found none: it would be open"
-        )
-    for line in banner(
-        setup, [(r.manifest.name, r.manifest.engine.kind, r.manifest.unsafe) for r in resolved]
-    ):
-        say(line)
-    for line in _warnings(setup, resolved[0], keyless=keyless):
-        say(f"warning: {line}")
-    guard = Guard(setup, say)
-    asyncio.run(_run(guard, request, tell))
+    with ExitStack() as held:
+        setup = _setup(request, policy, resolved, share, held)
+        keyless = not policy.surface.keys
+        if request.host not in LOOPBACK and keyless:
+            raise BadInput(
+                f"--host {request.host}: expected surface.keys in the guard policy, found none: it would be open"
+            )
+        for line in banner(
+            setup, [(r.manifest.name, r.manifest.engine.kind, r.manifest.unsafe) for r in resolved]
+        ):
+            say(line)
+        for line in _warnings(setup, resolved[0], keyless=keyless):
+            say(f"warning: {line}")
+        guard = Guard(setup, say)
+        asyncio.run(_run(guard, request, tell))
     gave_up = [
         name for name, arm in guard.arms.items()
         if arm.supervisor is not None and arm.supervisor.gave_up
@@ -151,7 +157,9 @@ def _share(request: ServeRequest) -> float:
     )
 
 
-def _setup(request: ServeRequest, policy: GuardPolicy, resolved: list[Resolved], share: float) -> GuardSetup:
+def _setup(
+    request: ServeRequest, policy: GuardPolicy, resolved: list[Resolved], share: float, held: ExitStack
+) -> GuardSetup:
     first = resolved[0].manifest
     limit = min(r.manifest.limits.max_sequence for r in resolved)
     longest = min(policy.admission.max_sequence or limit, limit)
@@ -160,7 +168,7 @@ def _setup(request: ServeRequest, policy: GuardPolicy, resolved: list[Resolved],
             update={"lengths": tuple(sorted({max(1, min(n, longest // 4)) for n in policy.warmup.lengths}))}
         )}
     )  # fmt: skip
-    sources = [_source(r, request.logs / f"{r.manifest.name}.log") for r in resolved]
+    sources = [_source(r, request.logs / f"{r.manifest.name}.log", held) for r in resolved]
     return GuardSetup(
         policy=policy,
         bounds=Bounds(
@@ -176,11 +184,15 @@ def _setup(request: ServeRequest, policy: GuardPolicy, resolved: list[Resolved],
     )  # fmt: skip
 
 
-def _source(resolved: Resolved, log: Path) -> ArmSource:
-    """How the manifest's engine is started. Raises BadInput where it cannot be."""
+def _source(resolved: Resolved, log: Path, held: ExitStack) -> ArmSource:
+    """How the manifest's engine is started, on a private copy while ``held`` is. Raises BadInput where it cannot be."""
     manifest = resolved.manifest
     if manifest.engine.kind == "vllm":
-        plan = vllm_plan(engine_spec(resolved), log)
+        files = PinnedFiles.of(resolved)
+        files.check_digests()
+        plan = _unchanged(
+            files, vllm_plan(engine_spec(resolved, held.enter_context(private_copy(files))), log)
+        )
         plan()  # says now, not in a restart loop, what is missing
         return plan
     if manifest.engine.kind == "fake":
@@ -194,6 +206,22 @@ def _source(resolved: Resolved, log: Path) -> ArmSource:
     raise BadInput(
         f"{resolved.path}: engine.kind: expected vllm (or fake: the mock), found {manifest.engine.kind}"
     )
+
+
+def _unchanged(files: PinnedFiles, plan: Callable[[], LaunchPlan]) -> Callable[[], LaunchPlan]:
+    """The same plans; PinMismatch before a start, and once its engine has loaded, when a file has changed meanwhile."""
+
+    def make() -> LaunchPlan:
+        files.check_stats()
+        launch = plan()
+
+        async def check(endpoint: Endpoint, log: str) -> None:
+            files.check_stats()
+            await launch.check(endpoint, log)
+
+        return replace(launch, check=check)
+
+    return make
 
 
 def _slots(resolved: Resolved) -> int:
