@@ -51,11 +51,6 @@ def file_digest(path: Path) -> str:
     return _cached_digest(path, "file", _hash_file, _no_advance)
 
 
-def json_digest(path: Path) -> str:
-    """Digest of a JSON document's content without its provenance keys; of its bytes when it is not JSON."""
-    return _cached_digest(path, "json", _hash_json, _no_advance)
-
-
 def kind_of(path: Path) -> Kind:
     """How a file is digested that holds no weights: the known configurations by content, all others by their bytes."""
     return "json" if path.name in BY_CONTENT else "file"

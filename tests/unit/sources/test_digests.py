@@ -21,7 +21,6 @@ from checkweigh.sources.digests import (
     Files,
     file_digest,
     fresh_digests,
-    json_digest,
     remembered_digests,
     tensor_content,
 )
@@ -44,6 +43,11 @@ def _count(path: Path, advance: digests.Advance, counted: list[int]) -> str:
 def named(files: Iterable[Path]) -> Files:
     """The files by name, to be digested by their bytes."""
     return {file.name: (file, "file") for file in files}
+
+
+def json_digest(path: Path) -> str:
+    """Of a JSON file's content."""
+    return remembered_digests({"x": (path, "json")}, no_progress, "")["x"]
 
 
 def safetensors(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
