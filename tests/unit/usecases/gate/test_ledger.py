@@ -83,7 +83,7 @@ def test_only_wording_is_left_out() -> None:
     """A field that decides must never be taken for wording."""
     assert set(Policy.model_fields) - {"name", "because", "attempts", "max_minutes"} == set(
         without_wording(Policy.model_validate_json(json.dumps(
-            {"schema": "checkweigh/policy@1", "name": "x", "checks": [PERPLEXITY]}
+            {"schema": "checkweigh/policy@1", "name": "x", "no_effect": "warn", "checks": [PERPLEXITY]}
         )))
     ) - {"schema"} | {"schema_"}  # fmt: skip
 
