@@ -19,9 +19,9 @@ from pathlib import Path
 from checkweigh.engines.http.client import Client, Endpoint
 from checkweigh.engines.processes import container
 from checkweigh.engines.spec import EngineSpec
+from checkweigh.engines.tensor_check import require_tensors
 from checkweigh.engines.vllm.command import command, unable, variables
 from checkweigh.engines.vllm.server_identity import identify
-from checkweigh.engines.vllm.tensor_check import require_tensors
 from checkweigh.engines.worker.process import PASSED
 from checkweigh.envs.capabilities import probe_capabilities
 from checkweigh.envs.locations import installed_interpreter

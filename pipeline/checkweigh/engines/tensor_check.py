@@ -1,8 +1,8 @@
 """Whether a folder has the tensors that its architecture expects, asked of the engine's transformers before a start.
 
 vLLM refuses a parameter that got no tensor at all, but it fuses tensors: one of three that make a parameter may be
-missing unseen. ``engines/expected_tensors.py`` looks for every tensor by name. Here it runs, and its answer is
-remembered.
+missing unseen. The embedded engine accounts for every tensor once it has loaded; here that is known before the
+baseline's minutes are spent. ``engines/expected_tensors.py`` looks for every tensor by name; its answer is remembered.
 
 1. The key: what is read of the folder, the environment, the script. It is computed anew each time.
 2. Only a sound answer is remembered, sealed, with its key. What cannot be read, or has another key, is asked again.
@@ -16,6 +16,7 @@ import secrets
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def _environment(spec: EngineSpec) -> object:
     """What says which transformers answers."""
     if spec.lock is not None:
         return read_engine_lock(spec.lock).digest
+    if spec.manifest.engine.kind == "transformers":
+        return {name: metadata.version(name) for name in ("transformers", "torch", "safetensors")}
     return [spec.image, str(spec.python), dict(spec.packages)]
 
 

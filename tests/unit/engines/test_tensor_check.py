@@ -13,7 +13,7 @@ import pytest
 from tests.unit.engines.vllm.test_vllm import make
 
 from checkweigh.engines import expected_tensors
-from checkweigh.engines.vllm.tensor_check import require_tensors
+from checkweigh.engines.tensor_check import require_tensors
 from checkweigh.errors import BadDocument, BadInput, EngineError, SourceError
 from checkweigh.files import write_sealed
 
