@@ -281,7 +281,7 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
                 explained=("quantization.method", text or "quantization.type"),
             ),
         ),
-        no_effect=f"NO EFFECT: {text} differs" if hostile else "",
+        no_effect=f"NO EFFECT of {text}: every output is identical" if hostile else "",
         intends=("shorter",),
         policy=digest("policy"),
         policy_name="default",

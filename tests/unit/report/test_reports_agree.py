@@ -167,7 +167,7 @@ def first_lines(draw: st.DrawFn) -> Decision:
     """A decision with or without an effect, some of whose arms nobody could verify."""
     names = st.lists(st.sampled_from(("weights", "configuration", "dtype")), unique=True, max_size=3)
     decision = sample.decision(draw(st.sampled_from(Verdict)))
-    effect = draw(st.sampled_from(("", "NO EFFECT: sampling.stop differs, and every output is identical")))
+    effect = draw(st.sampled_from(("", "NO EFFECT of sampling.stop: every output is identical")))
     arms = {
         role: getattr(decision, role).model_copy(update={"unverified": tuple(draw(names))})
         for role in ("baseline", "candidate")

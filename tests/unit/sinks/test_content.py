@@ -68,7 +68,7 @@ def test_what_nobody_verified_and_what_had_no_effect_are_tags(bundle: Bundle) ->
     assert candidate.tags["checkweigh.unverified"] == "weights, configuration, dtype"
     assert "checkweigh.unverified.baseline" not in gate.tags
     assert "checkweigh.unverified" not in baseline.tags
-    assert gate.tags["checkweigh.no_effect"].startswith("NO EFFECT: ")
+    assert gate.tags["checkweigh.no_effect"].startswith("NO EFFECT of ")
     assert gate.params["loaded.quantization"].startswith("none -> ")
     note = gate.tags["mlflow.note.content"]
     assert "though what changed altered no output" in note.splitlines()[0]

@@ -70,10 +70,9 @@ class NoEffect:
         outputs = (
             "log-probabilities too" if self.scored else "replies only: no log-probabilities are measured"
         )
-        one = len(self.changes) == 1
         return (
-            f"NO EFFECT: {_listed(self.changes)} {'differs' if one else 'differ'}, and every output of both arms is "
-            f"identical ({self.items:,} items; {outputs})"
+            f"NO EFFECT of {_listed(self.changes)}: every output of both arms is identical "
+            f"({self.items:,} items; {outputs})"
         )
 
 
@@ -119,7 +118,7 @@ def _changes(baseline: Resolved, candidate: Resolved) -> Iterator[tuple[str, Eff
         if effect != "none" and not _is_cache_dtype_by_name(path, baseline.manifest, candidate.manifest):
             yield path, effect
     for intent in candidate.manifest.intends:
-        yield f"intends: {intent}", EFFECTS["intends"]
+        yield f"intends ({intent})", EFFECTS["intends"]
     first, second = baseline.pins, candidate.pins
     for name, effect in PINNED.items():
         one, other = getattr(first, name), getattr(second, name)

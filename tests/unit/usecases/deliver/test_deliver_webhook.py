@@ -212,3 +212,10 @@ def test_only_the_host_is_shown() -> None:
     assert_no_secret(message)
     assert "p4ss" not in message
     assert "v4lue" not in message
+
+
+def test_what_nobody_verified_comes_first() -> None:
+    attached = sample.arm("canary", unverified=sample.UNVERIFIED)
+    notice = build_notice(BLOCK.model_copy(update={"candidate": attached}))
+    assert notice.reasons[0].startswith("unverified: weights, configuration, dtype of the candidate, canary")
+    assert notice.reasons[1:] == build_notice(BLOCK).reasons

@@ -67,11 +67,11 @@ def test_what_is_declared_and_alters_nothing_is_named(arm: Arm) -> None:
     one, other = arm("one"), arm("other", sampling={"stop": ["###"], "seed": 3}, intends=["shorter"])
     nothing = found(one, other)
     assert nothing is not None
-    assert nothing.changes == ("sampling.seed", "sampling.stop", "intends: shorter")
+    assert nothing.changes == ("sampling.seed", "sampling.stop", "intends (shorter)")
     assert nothing.refused == ()
     assert nothing.sentence == (
-        "NO EFFECT: sampling.seed, sampling.stop and intends: shorter differ, and every output of both arms is "
-        "identical (8 items; log-probabilities too)"
+        "NO EFFECT of sampling.seed, sampling.stop and intends (shorter): every output of both arms is identical "
+        "(8 items; log-probabilities too)"
     )
     replies = found(one, other, measured(ANSWERS))
     assert replies is not None
@@ -248,25 +248,25 @@ def test_a_gate_refuses_a_quantization_without_effect_and_spends_no_attempt(benc
     bench.policy(PERPLEXITY, SCORE, ENDINGS)
     same, quantized = {"noise_seed": 1}, {"quantization": QUANTIZED}
     assert bench.gate(same, **quantized) == 2, bench.stderr
-    assert "NO EFFECT: quantization.bits, quantization.method and quantization.type differ" in bench.stderr
+    assert "NO EFFECT of quantization.bits, quantization.method and quantization.type: every" in bench.stderr
     assert not (bench.out / "decision.json").exists()
     assert not [
         path for path in (bench.home / "attempts").rglob("*.json") if b'"looks":[{' in path.read_bytes()
     ]
     bench.policy(PERPLEXITY, SCORE, ENDINGS, no_effect="warn")
     assert bench.gate(same, **quantized) == 0, bench.stderr
-    assert bench.decision.no_effect.startswith("NO EFFECT: quantization.bits")
+    assert bench.decision.no_effect.startswith("NO EFFECT of quantization.bits")
 
 
 def test_a_stop_string_that_is_never_reached_passes_with_that_in_the_first_line(bench: GateBench) -> None:
     bench.policy(PERPLEXITY, SCORE, ENDINGS, looks=[0.5, 1.0])
     assert bench.gate({"noise_seed": 1}, sampling={"max_tokens": 64, "stop": ["###"]}) == 0, bench.stderr
     decision = bench.decision
-    assert decision.no_effect.startswith("NO EFFECT: sampling.stop differs, and every output")
+    assert decision.no_effect.startswith("NO EFFECT of sampling.stop: every output")
     said = [line.strip() for line in bench.stderr.splitlines()]
     headline = "PASS: the candidate may ship, though what changed altered no output"
     assert headline in said
     assert headline in (bench.out / "summary.md").read_text()
-    assert "NO EFFECT: sampling.stop differs" in (bench.out / "report.html").read_text()
+    assert "NO EFFECT of sampling.stop: every output" in (bench.out / "report.html").read_text()
     verdict = next(ET.parse(bench.out / "junit.xml").getroot().iter("testcase"))
     assert (verdict.findtext("system-out") or "").splitlines()[:2] == [headline, decision.no_effect]
