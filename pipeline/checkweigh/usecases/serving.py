@@ -190,7 +190,7 @@ def _source(resolved: Resolved, log: Path, held: ExitStack) -> ArmSource:
     if manifest.engine.kind == "vllm":
         files = PinnedFiles.of(resolved)
         files.check_digests()
-        plan = _unchanged(
+        plan = unchanged(
             files, vllm_plan(engine_spec(resolved, held.enter_context(private_copy(files))), log)
         )
         plan()  # says now, not in a restart loop, what is missing
@@ -208,7 +208,7 @@ def _source(resolved: Resolved, log: Path, held: ExitStack) -> ArmSource:
     )
 
 
-def _unchanged(files: PinnedFiles, plan: Callable[[], LaunchPlan]) -> Callable[[], LaunchPlan]:
+def unchanged(files: PinnedFiles, plan: Callable[[], LaunchPlan]) -> Callable[[], LaunchPlan]:
     """The same plans; PinMismatch before a start, and once its engine has loaded, when a file has changed meanwhile."""
 
     def make() -> LaunchPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from checkweigh.engines.protocol import (
     ScoreResult,
 )
 from checkweigh.engines.spec import EngineSpec
-from checkweigh.errors import EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, PinMismatch
+from checkweigh.errors import Broken, EngineDied, EngineError, EngineOutOfMemory, EngineTimeout, PinMismatch
 from checkweigh.measure.served_arm import ServedArm
 from checkweigh.progress import no_progress
 from checkweigh.records.measurement import EngineIdentity
 from checkweigh.sources.model.render import Renderer
 from checkweigh.sources.pin import Resolved, verify
-from checkweigh.usecases.gate.arms.engine_session import EngineSession
+from checkweigh.usecases.gate.arms.engine_session import EngineSession, Provisional, hold, settle_all
 
 
 class Scripted:
@@ -82,14 +83,23 @@ MakeSession = Callable[..., EngineSession]
 
 
 @pytest.fixture
-def make_session(tmp_path: Path, write_manifest: WriteManifest) -> MakeSession:
-    resolved: Resolved = verify(write_manifest("arm"))
+def resolved(tmp_path: Path, tiny_model_dir: Path, write_manifest: WriteManifest) -> Resolved:
+    """An arm with a model of its own."""
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    return verify(write_manifest("arm", model={"source": f"path:{tmp_path / 'model'}"}))
+
+
+@pytest.fixture
+def make_session(tmp_path: Path, resolved: Resolved) -> MakeSession:
     Scripted.lives = Scripted.ended = 0
 
-    def make(*script: Exception | None, spoil: slice = WHOLE) -> EngineSession:
+    def make(
+        *script: Exception | None, spoil: slice = WHOLE, loading: Callable[[EngineSpec], None] = id
+    ) -> EngineSession:
         left = list(script)
 
         def launch(spec: EngineSpec, **_: Any) -> Engine:
+            loading(spec)
             return Scripted(spec, left, spoil)
 
         return EngineSession(
@@ -184,3 +194,78 @@ def test_a_failure_of_what_is_no_service_is_not_counted(make_session: MakeSessio
     with pytest.raises(EngineDied):
         session.survive_unblamed(failing(5, EngineDied("gone")))
     assert (session.failures, Scripted.lives, Scripted.ended) == (0, 2, 2)
+
+
+def rewrite(path: Path) -> None:
+    """The same bytes once more: the file was written, if to no effect."""
+    path.write_bytes(path.read_bytes())
+
+
+def test_what_changes_while_an_engine_loads_is_refused(make_session: MakeSession, resolved: Resolved) -> None:
+    session = make_session(loading=lambda spec: rewrite(resolved.model_dir / "model.safetensors"))
+    with pytest.raises(PinMismatch, match=r"pins\.weights\.model\.safetensors"):
+        session.survive(lambda arm: "done")
+    assert (Scripted.lives, Scripted.ended, session.failures) == (1, 1, 0)
+    session.require_settled()
+
+
+def test_an_engine_loads_from_private_copies_and_its_errors_name_the_users_files(
+    make_session: MakeSession, resolved: Resolved, checkweigh_home: Path
+) -> None:
+    seen: list[EngineSpec] = []
+
+    def load(spec: EngineSpec) -> None:
+        seen.append(spec)
+        why = f"{spec.model_dir / 'config.json'}: no such layer"
+        raise EngineDied("at birth", cause=why, log_tail=f"Traceback\n{why}")
+
+    session = make_session(loading=load)
+    with pytest.raises(EngineDied) as caught:
+        session.survive(lambda arm: "done")
+    assert checkweigh_home in seen[0].model_dir.parents
+    assert seen[0].model_dir == seen[0].tokenizer_dir == seen[1].model_dir
+    for text in (str(caught.value), caught.value.cause, caught.value.log_tail):
+        assert "served" not in text
+    assert f"{resolved.model_dir}/config.json: no such layer" in caught.value.log_tail
+
+
+def test_what_was_measured_counts_when_every_arm_was_read_again(
+    make_session: MakeSession, resolved: Resolved
+) -> None:
+    counted, dropped = [], []
+    sessions = make_session(), make_session()
+    sessions[1].role = "baseline"
+    for session in sessions:
+        session.running()
+        with pytest.raises(Broken, match="not read again"):
+            session.require_settled()
+    for name, own in (("own", sessions[:1]), ("both", sessions)):
+        measured = Provisional(
+            keep=lambda name=name: counted.append(name),
+            drop=lambda name=name: dropped.append(name),  # type: ignore[misc]
+        )
+        hold(measured, *own)
+    sessions[0].settle()
+    sessions[0].settle()
+    assert counted == ["own"], "the divergence waits for the other arm"
+    rewrite(resolved.model_dir / "config.json")
+    with pytest.raises(PinMismatch) as caught:
+        settle_all(sessions)
+    assert [problem.path for problem in caught.value.problems] == ["pins.tokenizer.config.json"]
+    assert (counted, dropped) == (["own"], ["both"])
+    sessions[0].require_settled()
+    with pytest.raises(Broken):
+        sessions[1].require_settled()
+
+
+def test_the_next_start_reads_for_what_was_measured_before(make_session: MakeSession) -> None:
+    counted: list[str] = []
+    session = make_session()
+    session.running()
+    hold(Provisional(keep=lambda: counted.append("first")), session)
+    session.close()
+    assert counted == []
+    session.running()
+    assert counted == ["first"]
+    assert session.verification.seconds > 0
+    session.settle()
