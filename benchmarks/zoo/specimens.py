@@ -642,7 +642,7 @@ BYTES = (
         "quantization-unapplied",
         "refuse",
         "int8 is pinned and reported, bfloat16 is served",
-        "no output differs",
+        "NO EFFECT",
         changes={"quantization": {"method": "bitsandbytes", "bits": 8, "type": "int8"}},
         defect="unquantized 8",
     ),
@@ -650,7 +650,7 @@ BYTES = (
         "stop-without-effect",
         "pass",
         "a stop string that no reply reaches",
-        "no output differs",
+        "NO EFFECT",
         changes={"sampling": {"stop": ["<|never written|>"]}},
     ),
 )
