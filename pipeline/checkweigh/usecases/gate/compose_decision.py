@@ -124,5 +124,5 @@ def _arm(arm: ArmMeasurement, measured: Measured) -> ArmRecord:
         measurements=dict(measured.keys[arm.role]), replicate=arm.replicate, unsafe=resolved.manifest.unsafe,
         identity=None if identity is None else identity.record_digest(),
         unverified=unverified(resolved.manifest, identity),
-        effective={} if identity is None else identity.effective,
+        effective={} if identity is None else dict(sorted(identity.effective.items())),
     )  # fmt: skip
