@@ -245,10 +245,11 @@ def test_batches_are_used_again_with_the_very_files_only(swaps: Swaps, touched: 
         for role in ROLES
     ]
     process = bench.spawn(*bench.arguments(*paths))
-    until(lambda: len(_batches(bench)) >= 3)
+    until(lambda: len(_batches(bench)) >= 3 or process.poll() is not None)
     process.kill()
-    process.communicate()
+    said = process.communicate()[1].decode()
     kept = measured_files(_batches(bench))
+    assert len(kept) >= 3, said
     weights = swaps.model("baseline") / WEIGHTS
     if touched:
         weights.write_bytes(weights.read_bytes())
