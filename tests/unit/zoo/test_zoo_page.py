@@ -49,7 +49,9 @@ def test_a_third_is_held_out() -> None:
     measured = [s for s in QUALITY_SPECIMENS if s.family != "bytes"]
     for part in (measured, TIMING):
         assert sum(s.held_out for s in part) == len(part) // 3
-    assert not any(s.held_out for s in QUALITY_SPECIMENS if s.family == "bytes"), "no margin has to do with bytes"
+    assert not any(s.held_out for s in QUALITY_SPECIMENS if s.family == "bytes"), (
+        "no margin has to do with bytes"
+    )
 
 
 def test_what_is_timed_runs_only_when_it_is_asked_for() -> None:
