@@ -1,7 +1,7 @@
 """Awkward folders through the whole command line, each gated against the sound one on the real engine.
 
-What ``pin`` refuses stands in ``tests/unit/sources/test_awkward_checkpoints.py``, folder by folder. Here are the others:
-those that lack a tensor, and those that are served.
+What ``pin`` refuses stands in ``tests/unit/sources/test_awkward_checkpoints.py``, folder by folder. Here are the
+others: those that lack a tensor, and those that are served.
 """
 
 from __future__ import annotations

@@ -2,10 +2,13 @@
 
 Each candidate that is shown here is 20 points worse than its baseline, or was not measured at all. Not one of
 them may pass. The rows that need a running engine, a file or the command line stand in
-tests/unit/test_gate_fails_closed.py.
+tests/unit/test_gate_fails_closed.py; those on bytes, beside what they show, and ``BYTES`` names them.
 """
 
 from __future__ import annotations
+
+import ast
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +326,53 @@ def test_policies_that_check_nothing_are_refused(text: str, message: str) -> Non
 
     with pytest.raises(BadDocument, match=message):
         parse(Policy, f"schema: checkweigh/policy@1\nname: x\n{text}\n".encode(), "p.yaml")
+
+
+SOURCES, GATE, HF = "unit/sources/test_awkward_checkpoints.py", "unit/usecases/gate", "unit/engines/hf"
+# How bytes were served that nobody had pinned, or pinned that nobody served -> the test that shows it refused.
+BYTES = {
+    "a configuration names other weights": (
+        SOURCES, "test_weights_below_the_folder_are_never_loaded_from_a_configuration"),
+    "a configuration names another source": (SOURCES, "test_a_setting_that_names_another_source_is_refused"),
+    "a tensor is missing, unexpected or renamed": (
+        f"{HF}/test_tensor_account.py", "test_a_checkpoint_that_is_not_its_architectures_is_refused_by_name"),
+    "a drafting model lacks one": (f"{HF}/test_tensor_account.py", "test_a_drafting_model_is_held_to_the_same"),
+    "a fused tensor lacks a part, on vLLM": (
+        "integration/test_vllm_engine.py",
+        "test_a_tensor_that_a_fused_parameter_lacks_is_named_before_anything_starts"),
+    "experts are numbered otherwise": (
+        "unit/engines/test_expected_tensors.py", "test_experts_that_are_put_together_are_all_needed"),
+    "a server gives no account": ("unit/engines/vllm/test_account.py", "test_no_account_is_no_account"),
+    "two sets of weights": (SOURCES, "test_a_second_set_of_weights_is_refused"),
+    "a stale index": (SOURCES, "test_an_index_is_held_against_its_shards_in_every_way"),
+    "a quantization that nobody stated": (SOURCES, "test_manifest_configuration_and_tensors_must_agree"),
+    "every awkward folder, at pin": (SOURCES, "test_what_is_right_for_each_folder"),
+    "every awkward folder, at the gate": (
+        "integration/test_awkward_gates.py", "test_every_folder_gets_its_right_answer"),
+    "a file added after the pin": (SOURCES, "test_a_file_that_is_added_after_pinning_is_noticed_by_name"),
+    "weights swapped during a gate": (f"{GATE}/test_gate_swaps.py", "test_weights_that_are_overwritten_are_bad_input"),
+    "weights swapped and put back": (f"{GATE}/test_gate_swaps.py", "test_what_is_put_back_was_there_all_the_same"),
+    "the same on a real engine": (
+        "integration/test_exchanged_files.py", "test_a_gate_whose_weights_are_put_back_leaves_nothing"),
+    "weights overwritten under a running engine": (
+        f"{HF}/test_file_mappings.py", "test_weights_that_are_overwritten_after_loading_change_nothing"),
+    "a write through a memory map": (SOURCES, "test_a_write_through_a_memory_map_is_seen_where_files_are_read_again"),
+    "another baseline at admit": (
+        "unit/attest/test_bindings.py", "test_the_demanded_baseline_must_be_the_attested_one"),
+    "other sets at admit": (
+        "unit/attest/test_bindings.py", "test_sets_of_another_content_than_those_beside_the_policy_are_refused"),
+    "an arm that nobody verified": (
+        "unit/attest/test_bindings.py", "test_an_arm_that_nobody_could_verify_is_refused_unless_accepted"),
+    "one folder read in two ways": (
+        f"{GATE}/test_loaded_configuration.py",
+        "test_what_nothing_declared_explains_is_refused_before_the_candidate_is_measured"),
+    "a quantization that was not applied": (
+        f"{GATE}/test_no_effect.py", "test_a_gate_refuses_a_quantization_without_effect_and_spends_no_attempt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BYTES)
+def test_what_was_served_unpinned_has_a_test(how: str) -> None:
+    file, name = BYTES[how]
+    tree = ast.parse((Path(__file__).parents[1] / file).read_text())
+    assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, file

@@ -45,11 +45,12 @@ SKEW = timedelta(minutes=5)  # clocks of two machines may differ by so much
 class Requirements:
     """What an attestation must be about, and what it must rest on.
 
-    ``file_differences``: where the files differ from the pins, in words. ``baseline`` and ``tool`` (a digest) are
-    compared where they are demanded.
+    ``intends``: of the manifest. ``file_differences``: where the files differ from the pins, in words. ``baseline`` and
+    ``tool`` (a digest) are compared where they are demanded.
     """
 
     pins: Pins
+    intends: tuple[str, ...]
     content: PolicyContent
     now: datetime
     max_age: timedelta
@@ -197,6 +198,10 @@ def _about(attested: Attested, expected: Requirements) -> Iterator[Refusal]:
     if attested.candidate.manifest != pins.manifest:
         text = f"the verdict is on settings {short(attested.candidate.manifest)}, these are {short(pins.manifest)}"
         yield Refusal(code="manifest", text=text)
+    if attested.intends != expected.intends:
+        judged, here = (", ".join(names) or "nothing" for names in (attested.intends, expected.intends))
+        text = f"judged was a candidate that intends {judged}, this manifest intends {here}"
+        yield Refusal(code="intends", text=text)
     lost = sorted({check.id for check in expected.content.policy.checks} | {FAILURES})
     lost = [name for name in lost if name not in {check.id for check in attested.checks}]
     if lost:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import cache
-from pathlib import Path
-
-import checkweigh
-from checkweigh import canonical
 from checkweigh.errors import SigningError
 from checkweigh.records.attestation import (
     STATEMENT,
@@ -52,17 +46,19 @@ def waiver_statement(waiver: Waiver, pins: Pins) -> Statement:
 
 
 def attested_part(decision: Decision, weights_signature: str | None) -> Attested:
-    """Our part of the predicate, as this version would sign it."""
+    """Our part of the predicate, as this version would sign it. SigningError: nobody knows which build decided."""
     provenance = decision.provenance
+    if provenance.build is None:
+        raise SigningError("the decision does not say which build of the tool reached it")
     return Attested(
         verdict=decision.verdict, decision=decision.record_digest(),
         baseline=_arm(decision.baseline), candidate=_arm(decision.candidate),
         anchor=None if decision.anchor is None else _arm(decision.anchor), no_effect=decision.no_effect,
         policy=decision.policy, policy_name=decision.policy_name, evalsets=decision.evalsets,
-        trace=decision.trace, tool=Tool(version=provenance.tool, digest=tool_digest()),
+        trace=decision.trace, tool=Tool(version=provenance.tool, digest=provenance.build),
         repository=provenance.repository, commit=provenance.commit, dirty=provenance.dirty,
         hardware=provenance.hardware, started=provenance.started, ended=provenance.ended,
-        checks=tuple(_check(result) for result in decision.checks),
+        intends=decision.intends, checks=tuple(_check(result) for result in decision.checks),
         notes=view.notes(decision), weights_signature=weights_signature,
     )  # fmt: skip
 
@@ -86,13 +82,3 @@ def _check(result: CheckResult) -> AttestedCheck:
         id=result.check.id, gating=result.gating, outcome=result.outcome, margin=result.margin,
         effect=effect, low=low, high=high, pairs=None if isinstance(c, Inestimable) else c.pairs,
     )  # fmt: skip
-
-
-@cache
-def tool_digest() -> str:
-    """Digest of this package's own files by name: what decided, whatever version it calls itself."""
-    root = Path(checkweigh.__file__).parent
-    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.suffix != ".pyc")
-    return canonical.digest(
-        {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-    )

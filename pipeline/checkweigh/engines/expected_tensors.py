@@ -85,10 +85,11 @@ def header(path: Path) -> bytes:
 
 
 def content(folder: Path) -> str:
-    """Digest of everything that is read here: configuration, index and headers. OSError; ValueError for a cut file."""
+    """Digest of all that is read here: configuration, index, headers and code. OSError; ValueError for a cut file."""
     total = hashlib.sha256()
     read = {path.name: header(path) for path in weight_files(folder)}
-    for name in ("config.json", INDEX):
+    code = sorted(path.name for path in folder.glob("*.py"))
+    for name in ("config.json", INDEX, *code):
         if (folder / name).is_file():
             read[name] = (folder / name).read_bytes()
     for name, data in sorted(read.items()):
@@ -207,7 +208,10 @@ def _shape(parts: Mapping[str, Entry], method: str, quantization: Mapping[str, A
 
 
 def _compare(folder: Path, tensors: Mapping[str, Entry], report: Report, trusted: bool) -> None:
-    """What transformers' own loading code finds missing, unexpected or of another shape."""
+    """What transformers' own loading code finds missing, unexpected or of another shape, and gaps among experts."""
+    _name_gaps(
+        tensors, report
+    )  # transformers puts experts together as they are sorted, whatever their numbers
     torch, transformers = _libraries()
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     parts: list[Any] = [config, getattr(config, "text_config", None)]
@@ -229,7 +233,6 @@ def _compare(folder: Path, tensors: Mapping[str, Entry], report: Report, trusted
         )  # fmt: skip
     except RuntimeError as error:  # such as experts that cannot be put together, because one is missing
         report.add(folder.name, f"tensors that {model_class.__name__} can take", str(error)[:300])
-        _name_gaps(tensors, report)
         return
     for name in sorted(found["missing_keys"]):
         report.add(name, "a tensor", "none")
@@ -247,17 +250,25 @@ def _compare(folder: Path, tensors: Mapping[str, Entry], report: Report, trusted
 
 
 def _name_gaps(tensors: Mapping[str, Entry], report: Report) -> None:
-    """Experts are numbered: name what one has and another lacks."""
+    """Experts are numbered from 0 without a gap, each with the same parts: name what one has and another lacks."""
     found: dict[tuple[str, str], set[int]] = defaultdict(set)
     for name in tensors:
         if match := EXPERT.fullmatch(name):
             found[match[1], match[3]].add(int(match[2]))
-    counts = {module: 0 for module, _ in found}
+            if match[2] != str(int(match[2])):
+                report.add(name, f"expert {int(match[2])} written without zeros before it", match[2])
+    counts: dict[str, int] = defaultdict(int)
     for (module, _), numbers in found.items():
-        counts[module] = max(counts[module], *(number + 1 for number in numbers))
+        counts[module] = max(counts[module], len(numbers))
     for (module, rest), numbers in sorted(found.items()):
-        for number in sorted(set(range(counts[module])) - numbers):
+        # As many as there are: a number beyond them is one that stands in another's place.
+        count = counts[module]
+        for number in sorted(set(range(count)) - numbers):
             report.add(f"{module}.{number}.{rest}", "a tensor, as other experts have it", "none")
+        for number in sorted(number for number in numbers if number >= count):
+            report.add(
+                f"{module}.{number}.{rest}", f"no expert beyond the {count} that there are", "it is there"
+            )
 
 
 def _libraries() -> tuple[Any, Any]:

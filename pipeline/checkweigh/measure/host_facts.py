@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 
 import checkweigh
+from checkweigh import canonical
 from checkweigh.engines import gpu
 from checkweigh.errors import BadInput
 from checkweigh.records.measurement import Provenance
@@ -54,6 +56,16 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return installed
 
 
+@cache
+def tool_digest() -> str:
+    """Digest of this package's own files by name: what measures and decides, whatever version it calls itself."""
+    root = Path(checkweigh.__file__).parent
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.suffix != ".pyc")
+    return canonical.digest(
+        {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    )
+
+
 def now() -> str:
     """The time, UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -62,7 +74,7 @@ def now() -> str:
 def provenance(started: str) -> Provenance:
     """Where and when, as of now, of no repository."""
     return Provenance(
-        tool=checkweigh.__version__, commit=None, dirty=None, packages=versions(PACKAGES),
+        tool=checkweigh.__version__, build=tool_digest(), commit=None, dirty=None, packages=versions(PACKAGES),
         hardware=hardware(), started=started, ended=now(),
     )  # fmt: skip
 

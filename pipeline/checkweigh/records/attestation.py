@@ -99,6 +99,9 @@ class Attested(Record):
     hardware: str
     started: str
     ended: str
+    intends: tuple[str, ...] = Field(
+        description="what the candidate's manifest declares to change: checks on that did not gate"
+    )
     checks: tuple[AttestedCheck, ...]
     notes: tuple[str, ...]
     weights_signature: Digest | None = Field(

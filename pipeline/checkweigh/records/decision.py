@@ -343,5 +343,9 @@ class LedgerEntry(Record):
         """For people."""
         older = " (of an older version)" if self.schema_ == "checkweigh/attempt@1" else ""
         if self.decision is None:
-            return f"attempt {self.number}{older}, {self.begun}: not finished after look {self.looks[-1].number}"
-        return f"attempt {self.number}{older}, {self.decision.provenance.ended}: {self.decision.verdict.value}"
+            return (
+                f"attempt {self.number}{older}, {self.begun}: not finished after look {self.looks[-1].number}"
+            )
+        return (
+            f"attempt {self.number}{older}, {self.decision.provenance.ended}: {self.decision.verdict.value}"
+        )

@@ -107,9 +107,10 @@ class EngineIdentity(Record):
 class Provenance(GrownRecord):
     """Where and when; recorded, never part of a key. A measurement names no repository: its pins say what it is."""
 
-    YOUNGER: ClassVar[frozenset[str]] = frozenset({"repository", "documents", "uncommitted"})
+    YOUNGER: ClassVar[frozenset[str]] = frozenset({"build", "repository", "documents", "uncommitted"})
 
     tool: str
+    build: Digest | None = Field(default=None, description="of the tool's own files, by name")
     commit: str | None = Field(description="of the repository that the candidate's manifest lies in")
     dirty: bool | None = Field(
         description="whether a document of it was read that the commit does not hold so"

@@ -144,7 +144,7 @@ def door(tmp_path: Path, tiny_model_dir: Path, checkweigh_home: Path) -> Door:
         "engine": {"kind": "fake", "version": "1", "dtype": "float32", "threads": 1},
         "limits": {"max_sequence": 512},
     }  # fmt: skip
-    manifest.write_text(yaml.safe_dump(document))
+    manifest.write_text(yaml.safe_dump(document | {"intends": list(sample.decision().intends)}))
     pin(manifest)
     policy = tmp_path / "gates" / "release.yaml"
     policy.parent.mkdir()

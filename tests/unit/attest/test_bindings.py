@@ -237,7 +237,7 @@ def test_the_tool_can_be_demanded(door: Door, capsys: pytest.CaptureFixture[str]
 
 def test_a_change_without_effect_is_said_and_refused_where_the_policy_refuses_it(door: Door) -> None:
     door.decide(no_effect="engine.options changed and no output did")
-    assert "no effect: engine.options changed and no output did" in door.admit().lines(door.manifest)
+    assert "engine.options changed and no output did" in door.admit().lines(door.manifest)
     policy = yaml.safe_load(door.policy.read_text())
     door.policy.write_text(yaml.safe_dump(policy | {"no_effect": "refuse"}))
     door.decide(no_effect="engine.options changed and no output did")
@@ -332,3 +332,12 @@ def test_a_decision_of_an_older_version_is_neither_signed_nor_waived_nor_promote
     waive = ["waive", str(door.out), str(door.manifest), "--reason", "the other one burns", "--owner", "Ann"]
     assert main([*waive, "--key", str(door.private)]) == 2
     assert "decided by an older version" in capsys.readouterr().err
+
+
+def test_a_verdict_on_other_intentions_is_refused(door: Door) -> None:
+    """What the manifest declares to change decides which checks gate, and no pin holds it."""
+    assert door.admit().admitted
+    document = yaml.safe_load(door.manifest.read_text())
+    door.manifest.write_text(yaml.safe_dump(document | {"intends": []}))
+    said = "intends: judged was a candidate that intends shorter, this manifest intends nothing"
+    assert said in texts(door)

@@ -313,6 +313,7 @@ def decision(verdict: Verdict = Verdict.BLOCK, hostile: bool = False) -> Decisio
         divergence=(divergence(text),),
         stages=stages(),
         provenance=Provenance(
+            build=canonical.digest("build"),
             tool="checkweigh 0.1.0",
             commit="4f2c9d1",
             dirty=False,

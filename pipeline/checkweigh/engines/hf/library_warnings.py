@@ -33,6 +33,8 @@ HARMLESS = (
     r"both are present in the checkpoints with different values, so we will NOT tie",
     # A faster kernel that would be fetched from a hub; bitsandbytes computes the same without it.
     r"Failed to load CPU \w+ from kernels-community",
+    # A recurrent layer without its fused kernel.
+    r"falling back to its reference PyTorch implementation.* This is correct",
     # The loss is computed in training only.
     r"`loss_type=.*` was set in the config but it is unrecognized",
 )

@@ -30,6 +30,7 @@ REDIRECTIONS = {
 CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 # A tokenizer's own arguments that name files; transformers leaves this one unread.
 UNREAD = "special_tokens_map_file"
+REGEX = "fix_mistral_regex"  # decided by config.json's transformers_version, which no pin holds
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 # JSON that holds data, not settings: its keys are tokens or tensors.
 DATA = ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json", "*.index.json")
@@ -69,6 +70,9 @@ def _settings_problems(
             )
         elif key in CODE and "/" in str(value):
             yield _problem(path, place, "an implementation of the engine's own", f"code of {_shown(value)}")
+        elif path.name in TOKENIZER_SETTINGS and key == REGEX and _names_something(value):
+            found = f"{_shown(value)}: transformers then splits text by a version that config.json states"
+            yield _problem(path, place, f"no {key} (a tokenizer saved with it holds it)", found)
         elif (
             path.name in TOKENIZER_SETTINGS
             and key.endswith("_file")

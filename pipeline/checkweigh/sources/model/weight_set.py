@@ -55,7 +55,7 @@ def weight_problems(
 ) -> Iterator[Problem]:
     """Pickles and code that are not allowed, more or less than one set of weights, an index that is stale."""
     paths = {path.name: path for path in weight_files(files)}
-    pickles = [name for name in paths if name.endswith(tuple(PICKLES))]
+    pickles = [name for name in paths if name.endswith(tuple(PICKLES)) and name not in NO_WEIGHTS]
     code = [name for name in paths if name.endswith(".py")]
     if pickles and not model.unsafe_pickle:
         why = "pickles are refused, because loading one runs its code (model.unsafe_pickle: true allows it)"
@@ -64,7 +64,7 @@ def weight_problems(
         yield _problem(folder, "no code", f"remote code ({', '.join(code)}), which is refused "
                                           "(model.unsafe_remote_code: true allows it)")  # fmt: skip
     tensors = [name for name in paths if name.endswith(".safetensors")]
-    loaded = [name for name in pickles if name not in NO_WEIGHTS] if model.unsafe_pickle else []
+    loaded = pickles if model.unsafe_pickle else []
     if not tensors and not loaded:
         yield _problem(folder, "*.safetensors", "none")
     elif engine == "transformers" and not {SINGLE, INDEX, *PICKLED} & files.keys():

@@ -152,7 +152,12 @@ class _GateIdentity:
     @cached_property
     def judged(self) -> str:
         return canonical.digest(
-            [self.data, JUDGING, sorted(c.record_digest() for c in self.inputs.calibrations)]
+            [
+                self.data,
+                JUDGING,
+                host_facts.tool_digest(),
+                sorted(c.record_digest() for c in self.inputs.calibrations),
+            ]
         )
 
     def plan(self, number: int) -> str:

@@ -68,6 +68,7 @@ def gate(
     has nothing to repeat, and for what only a running engine shows; StoreError when ``out`` is on a full disk.
     """
     started = host_facts.now()
+    _require_outside(out, inputs)
     _clear(out)
     arms = _arms(inputs, out, progress, timeouts)
     with ExitStack() as stack:
@@ -89,6 +90,17 @@ def gate(
         pairs = item_pairs(inputs.evalsets, records["baseline"], records["candidate"])
         report.write_all(result.decision, pairs, out)
         return replace(result, pairs=pairs)
+
+
+def _require_outside(out: Path, inputs: Inputs) -> None:
+    """BadInput for reports in a folder whose every file is pinned: the gate would change what it measures."""
+    arms = [arm for arm in (inputs.baseline, inputs.candidate, inputs.anchor) if arm is not None]
+    for arm in arms:
+        for folder in (arm.model_dir, arm.tokenizer_dir, arm.draft_dir):
+            if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+                raise BadInput(
+                    f"--out {out}: expected a place outside {folder}, whose every file {arm.path} pins"
+                )
 
 
 def _clear(out: Path) -> None:

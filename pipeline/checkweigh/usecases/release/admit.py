@@ -98,11 +98,13 @@ class AdmissionDecision:
         """What is attested, and what was read to verify it."""
         if (attested := self.attested) is not None:
             if attested.no_effect:
-                yield f"no effect: {attested.no_effect}"
+                yield attested.no_effect
             yield f"verdict: {attested.verdict.value}, decided {attested.ended}"
             for role, arm in attested.arms.items():
                 unverified = f", UNVERIFIED: {', '.join(arm.unverified)}" if arm.unverified else ""
                 yield f"{role}: {arm.name}, pins {short(arm.pins)}, settings {short(arm.manifest)}{unverified}"
+            if attested.intends:
+                yield f"intends: {', '.join(attested.intends)}; checks on that did not gate"
             yield f"sets: {', '.join(f'{name} {short(digest)}' for name, digest in attested.evalsets.items())}"
             yield f"policy: {attested.policy_name} {short(attested.policy)}"
             yield f"tool: {attested.tool.version} {short(attested.tool.digest)}"
@@ -137,7 +139,7 @@ def admit(
     """
     now = now or datetime.now(UTC)
     key = public_key(proof.key)
-    _, lock = read_pinned(manifest)
+    document, lock = read_pinned(manifest)
     baseline = _demanded_baseline(proof)
     content = read_policy_content(proof.policy, proof.evalsets, progress)
     folder, verified, file_differences = _verify_files(manifest, progress)
@@ -145,8 +147,9 @@ def admit(
     claimed = read_attested(envelope).attested
     waiver, waiver_wrong = _waiver(proof, key, claimed, lock.pins, content.policy, now)
     requirements = Requirements(
-        pins=lock.pins, content=content, now=now, max_age=proof.max_age, file_differences=file_differences,
-        baseline=baseline, tool=proof.tool, accept_unverified=proof.accept_unverified,
+        pins=lock.pins, intends=document.intends, content=content, now=now, max_age=proof.max_age,
+        file_differences=file_differences, baseline=baseline, tool=proof.tool,
+        accept_unverified=proof.accept_unverified,
     )  # fmt: skip
     attested, refusals = admission_refusals(envelope, requirements, waiver)
     signature = () if attested is None else _signature_refusals(attested, folder, proof)

@@ -13,6 +13,7 @@ from tests.unit.usecases.gate_bench import PERPLEXITY, SCORE, TPOT, GateBench
 from checkweigh.engines.spec import Timeouts
 from checkweigh.progress import no_progress
 from checkweigh.records.decision import Decision, Verdict
+from checkweigh.sources.pin import verify
 from checkweigh.usecases.gate.inputs import read_inputs
 from checkweigh.usecases.gate.run import gate
 
@@ -229,4 +230,12 @@ def test_a_name_of_nothing_is_said_before_any_file_is_digested(bench: GateBench)
     assert bench.run(*bench.arguments(baseline, bench.folder / "nobody.yaml")) == 2
     assert "nobody.yaml: expected a manifest, found no such file" in bench.stderr
     assert "digests of" not in bench.stderr
-    assert bench.stderr.count("expected") == 2, "the stale lock is said in the same breath"
+    assert bench.stderr.count("expected") == 1, "where files lie is no pin: the lock is not stale"
+
+
+def test_reports_inside_a_pinned_folder_are_refused_before_one_is_written(bench: GateBench) -> None:
+    candidate = bench.manifest("candidate")
+    bench.out = verify(candidate).model_dir / "runs"
+    assert bench.run(*bench.arguments(bench.manifest("baseline"), candidate)) == 2
+    assert "expected a place outside" in bench.stderr
+    assert not bench.out.exists()

@@ -13,6 +13,8 @@ from tests.builders import evalset
 from tests.unit.usecases.gate_bench import PERPLEXITY, SCORE, TPOT, GateBench, measured_files
 from tests.waiting import until
 
+from checkweigh import canonical
+from checkweigh.measure import host_facts
 from checkweigh.progress import no_progress
 from checkweigh.records.decision import Decision, Verdict
 from checkweigh.records.policy import Policy
@@ -21,6 +23,7 @@ from checkweigh.usecases.gate import ledger
 from checkweigh.usecases.gate.inputs import read_inputs
 from checkweigh.usecases.gate.ledger import hold_attempt, without_wording
 
+OTHER_BUILD = canonical.digest("another build")
 NAMES = ("decision.json", "report.html", "junit.xml", "summary.md")
 
 
@@ -137,6 +140,22 @@ def test_a_change_of_the_rules_judges_the_same_measurements_again(
     assert bench.gate() == 0, bench.stderr
     monkeypatch.setattr(ledger, "JUDGING", ledger.JUDGING + 1)
     assert bench.gate() == 0, bench.stderr
+    assert bench.decision.attempt is not None
+    assert (bench.decision.attempt.number, bench.decision.attempt.stored) == (1, False)
+    assert all(bench.stages().values()), "nothing is measured again"
+
+
+def test_another_build_of_the_tool_judges_again_and_says_that_it_did(
+    bench: GateBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stored verdict of a build that judged otherwise is not repeated, nor signed, in another build's name."""
+    bench.policy(PERPLEXITY)
+    with monkeypatch.context() as other:
+        other.setattr(host_facts, "tool_digest", lambda: OTHER_BUILD)
+        assert bench.gate() == 0, bench.stderr
+        assert bench.decision.provenance.build == OTHER_BUILD
+    assert bench.gate() == 0, bench.stderr
+    assert bench.decision.provenance.build == host_facts.tool_digest()
     assert bench.decision.attempt is not None
     assert (bench.decision.attempt.number, bench.decision.attempt.stored) == (1, False)
     assert all(bench.stages().values()), "nothing is measured again"
