@@ -273,7 +273,6 @@ def _name_gaps(tensors: Mapping[str, Entry], report: Report) -> None:
 
 def _libraries() -> tuple[Any, Any]:
     """torch and transformers. On the meta device nothing is dispatched, so that accelerate is not needed."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     import torch
     import transformers
     import transformers.integrations.accelerate as accelerate
@@ -287,6 +286,7 @@ def _libraries() -> tuple[Any, Any]:
 
 def main(arguments: list[str]) -> None:
     """Print the answer as the last line; the module says how it is called."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # before transformers is imported
     folder, kind = Path(arguments[0]), arguments[1]
     read = content(folder)
     problems = check(folder, head=kind == "head", trusted="trusted" in arguments[2:])

@@ -41,7 +41,7 @@ def test_it_is_refused_by_name_and_no_attempt_is_spent(bench: GateBench, spoilt:
     arm = role.partition(" ")[0]
     arms[arm] = bench.write(arm, {}, limits={"max_sequence": 512}, **changes)
     assert bench.run(*bench.arguments(*arms.values())) == 2
-    assert f"{UNKNOWN} (expected no such tensor" in bench.stderr
+    assert f"{UNKNOWN}: expected no such tensor" in bench.stderr
     assert ("engine.speculative.model" in bench.stderr) == ("drafts" in role)
     assert not (bench.out / "decision.json").exists()
     assert not list((bench.home / "attempts").rglob("*.json")), "the ledger knows of no attempt"
