@@ -22,7 +22,7 @@ from checkweigh import canonical
 from checkweigh.decision import formatting
 from checkweigh.records.comparison import Estimate, Inestimable
 from checkweigh.records.decision import ArmRecord, CheckResult, Decision
-from checkweigh.records.evalset import Card, EvalSet
+from checkweigh.records.evalset import EvalSet
 from checkweigh.records.manifest import Manifest, Pins
 from checkweigh.records.measurement import MeasurementSet, Scored
 from checkweigh.report.markdown import summary
@@ -70,7 +70,7 @@ def build_bundle(finished: FinishedGate, target: Target, experiment: str, files:
         destination=target.shown, secret=target.secret,
         started=_ms(decision.provenance.started), ended=_ms(decision.provenance.ended),
         runs=(_gate_run(decision), *(_arm_run(role, arm, finished) for role, arm in roles)),
-        datasets=tuple(_dataset_input(evalset.card) for evalset in finished.evalsets), files=tuple(files),
+        datasets=tuple(_dataset_input(evalset) for evalset in finished.evalsets), files=tuple(files),
         traces=worst_traces(decision, finished.pairs),
     )  # fmt: skip
 
@@ -336,7 +336,9 @@ def _set_metrics(record: MeasurementSet) -> dict[str, float]:
     return metrics
 
 
-def _dataset_input(card: Card) -> DatasetInput:
+def _dataset_input(evalset: EvalSet) -> DatasetInput:
+    """A set under the digest by which decisions and attestations know it."""
+    card, digest = evalset.card, evalset.content_digest()
     fields = {
         "text": ("text",),
         "choice": ("messages", "choices", "answer"),
@@ -344,12 +346,12 @@ def _dataset_input(card: Card) -> DatasetInput:
     }
     columns = ("id", "cluster", "stratum", *fields[card.kind])
     profile = {
-        "sha256": card.digest, "version": card.version, "kind": card.kind, "licence": card.licence,
+        "sha256": digest, "version": card.version, "kind": card.kind, "licence": card.licence,
         "items": card.items, "clusters": card.clusters, "strata": card.strata,
     }  # fmt: skip
     return DatasetInput(
         name=card.name,
-        digest=card.digest.removeprefix("sha256:")[:_DIGEST],
+        digest=digest.removeprefix("sha256:")[:_DIGEST],
         source=json.dumps({"uri": f"evalsets/{card.name}/{card.source}"}),
         schema_text=json.dumps({"columns": columns}),
         profile=json.dumps(profile),
