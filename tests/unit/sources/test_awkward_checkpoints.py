@@ -251,7 +251,7 @@ def test_settings_that_name_nothing_are_no_redirection(tiny_model_dir: Path, tmp
     edit_json(
         folder,
         "tokenizer_config.json",
-        special_tokens_map_file="/root/x.json",
+        special_tokens_map_file="/elsewhere/x.json",
         vocab_file="",
         tokenizer_file="",
     )
