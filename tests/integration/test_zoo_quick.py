@@ -36,7 +36,9 @@ def test_the_gate_stops_the_defects_and_lets_the_harmless_pass(resolved: Resolve
     musts = {s.name: s.must for s in SPECIMENS if s.name in QUICK}
     assert sorted(musts.values()) == ["block", "block", "pass", "refuse"]
     for name, result in found.items():
-        assert (result["verdict"], result["met"], result["traceback"]) == (musts[name], True, False)
+        stopped = {"block": ("block", "refuse")}.get(musts[name], (musts[name],))  # met: for the right cause
+        assert result["verdict"] in stopped, result
+        assert (result["met"], result["traceback"]) == (True, False), result
     assert "perplexity" in found["bnb-nf4"]["caught"]
     assert found["bnb-nf4"]["looks"] == 1  # a clear regression costs half
 
