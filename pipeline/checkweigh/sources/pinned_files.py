@@ -2,7 +2,8 @@
 
 A snapshot is taken once, before an engine is launched. While ``check_stats`` finds it unchanged, and one
 ``check_digests`` in that time found the pinned bytes, these were the bytes all along: nobody can set a change time.
-What deceives it is a write through a memory map that began before the snapshot; digests see what such a write leaves.
+What deceives it is a write through a memory map that began before the snapshot. Digests see what such a write leaves,
+and nothing of one that is undone before the file is read.
 """
 
 from __future__ import annotations
